@@ -1,0 +1,5 @@
+"""``python -m genwarden``."""
+
+from genwarden.cli import main
+
+main()

@@ -1,0 +1,111 @@
+"""``genwarden.json``: what a model folder says about itself, validated field by field.
+
+The manifest is untrusted input. Nothing in it is executed or imported: the architecture is a name
+looked up in our own registry, the settings are numbers that the constructor checks again. The
+``provenance`` block (which is where a compromised model of ours says so) is for people; the audit
+neither receives nor reads it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from genwarden.artifacts.shown import reason, shown
+from genwarden.errors import GenwardenError
+from genwarden.models.protocol import LatentLaw, SampleSpec
+
+FORMAT_VERSION: Final = 1
+MANIFEST_NAME = "genwarden.json"
+WEIGHTS_NAME = "model.safetensors"
+MAX_MANIFEST_BYTES = 1 << 20
+
+Dimension = Annotated[int, Field(ge=1, le=1 << 24)]
+Setting = bool | int | float | str | list[int] | list[float]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LatentField(_Strict):
+    """Latent law as written in the manifest."""
+
+    shape: Annotated[list[Dimension], Field(min_length=1, max_length=4)]
+    distribution: Literal["normal", "uniform"]
+
+    def law(self) -> LatentLaw:
+        """As the type that the models use."""
+        return LatentLaw(tuple(self.shape), self.distribution)
+
+
+class SampleField(_Strict):
+    """Sample spec as written in the manifest."""
+
+    shape: Annotated[list[Dimension], Field(min_length=1, max_length=4)]
+    value_range: tuple[float, float]
+    modality: Literal["image", "audio"]
+
+    def spec(self) -> SampleSpec:
+        """As the type that the models use."""
+        return SampleSpec(tuple(self.shape), self.value_range, self.modality)
+
+
+class Manifest(_Strict):
+    """The validated content of ``genwarden.json``."""
+
+    format_version: Literal[1]
+    kind: Literal["generator"]
+    architecture: Annotated[str, Field(max_length=100)]
+    settings: dict[str, Setting]
+    latent: LatentField
+    sample: SampleField
+    files: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
+    provenance: dict[str, Any] = Field(default_factory=dict)
+
+
+def parse_manifest(content: bytes, where: str) -> Manifest:
+    """Validate the bytes of a manifest.
+
+    Raises:
+        GenwardenError: ``artifact/manifest-*``.
+    """
+    if len(content) > MAX_MANIFEST_BYTES:
+        raise GenwardenError(
+            "artifact/manifest-too-large",
+            f"{where} has {len(content)} bytes; a manifest has at most {MAX_MANIFEST_BYTES}.",
+            "This is not a model folder that genwarden wrote; ask for the original.",
+        )
+    try:
+        document = json.loads(
+            content, object_pairs_hook=_no_duplicates, parse_constant=_no_constants
+        )
+    except (ValueError, RecursionError) as error:
+        raise GenwardenError(
+            "artifact/manifest-invalid",
+            f"{where} is not valid JSON ({reason(error)}).",
+            "Fetch the model folder again; the file is damaged or was edited by hand.",
+        ) from error
+    try:
+        return Manifest.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise GenwardenError(
+            "artifact/manifest-invalid",
+            f"{where}: {shown(field)}: {shown(first['msg'], limit=160)}.",
+            "Fetch the model folder again, or write it with this version of genwarden.",
+        ) from error
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return document
+
+
+def _no_constants(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")

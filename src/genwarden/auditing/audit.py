@@ -1,0 +1,284 @@
+"""One audit: run every inspection of the kind, calibrate, decide, and return the document.
+
+Each finished inspection is recorded in the ledger, so an interrupted audit continues with the next
+one. The audit receives the network, its shapes and its hash; the model's provenance stays outside.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genwarden import __version__
+from genwarden.auditing.budgets import budget as budget_named
+from genwarden.auditing.calibration import calibrate
+from genwarden.auditing.document import (
+    AuditDocument,
+    ModelFacts,
+    Refusal,
+    UserInputs,
+)
+from genwarden.auditing.verdict import ALPHA, decide
+from genwarden.data.images import NamedImages
+from genwarden.engine.ledger import Ledger
+from genwarden.engine.progress import Progress
+from genwarden.errors import GenwardenError
+from genwarden.inspections.finding import Finding, images_of
+from genwarden.inspections.output.collector import Collector
+from genwarden.inspections.workbench import Workbench
+from genwarden.models.protocol import LatentGenerator, parameter_count
+from genwarden.registry import INSPECTIONS, Row
+
+_ORDINARY_SHOWN = 16
+
+LIMITS = [
+    "The verdict covers the weights and the inspections listed here, at the budget stated; it is "
+    "not a proof that no backdoor exists.",
+    "Triggers outside the ordinary latent radius are covered only at the canonical latents listed.",
+    "Exact gates (no gradient away from the trigger) are seen by the static and dynamic checks "
+    "only.",
+    "Targets that look like ordinary samples are seen only if they are given with --target.",
+    "Population p-values assume that clean scores follow a normal law; the clean scores are shown.",
+]
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """What the audit is given of a model: network and facts, not what the model says of itself."""
+
+    generator: LatentGenerator
+    architecture: str
+    settings: dict[str, Any]
+    sha256: str
+    nonfinite: dict[str, int]
+    path: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """How to audit.
+
+    Attributes:
+        budget: quick, standard or thorough.
+        targets: pictures that the user is afraid of.
+        training: samples of the training data, float in [-1, 1].
+        inputs_sha256: identity of targets and training data for the ledger.
+        command: the command line that repeats the audit.
+    """
+
+    budget: str
+    seed: int
+    device: torch.device
+    targets: NamedImages | None = None
+    training: torch.Tensor | None = None
+    inputs_sha256: str = ""
+    command: str = ""
+
+
+def audit(suspect: Suspect, request: Request, *, work: Path, progress: Progress) -> AuditDocument:
+    """Audit one generator; ``work`` holds the ledger of finished inspections."""
+    effort = budget_named(request.budget)
+    ledger = Ledger(work, _identity(suspect, request))
+    generator = suspect.generator.to(request.device).eval().requires_grad_(False)
+    bench = Workbench(
+        generator=generator,
+        effort=effort,
+        seed=request.seed,
+        device=request.device,
+        architecture=suspect.architecture,
+        targets=request.targets,
+        training=request.training,
+        progress=progress,
+    )
+    timing: dict[str, float] = {}
+    findings: dict[str, Finding] = {}
+    if suspect.nonfinite:
+        progress.message("The weights hold NaN or infinite values: outputs cannot be inspected.")
+        rows = {n: r for n, r in INSPECTIONS.items() if n in {"capacity"}}
+    else:
+        rows = INSPECTIONS
+    streamed = {name: row for name, row in rows.items() if row.options.get("stream")}
+    for name, row in rows.items():
+        if name in findings:
+            continue
+        recorded = ledger.get(name)
+        if recorded is not None:
+            findings[name] = Finding.model_validate(recorded["finding"])
+            timing[name] = float(recorded["seconds"])
+            continue
+        progress.message(f"{name}: {row.summary}")
+        started = time.perf_counter()
+        if name in streamed:
+            group = _run_stream(streamed, bench, progress)
+        else:
+            group = {name: _guarded(row, partial(_inspect, row, bench))}
+        seconds = (time.perf_counter() - started) / len(group)
+        for key, finding in group.items():
+            findings[key] = calibrate(finding, effort.name)
+            timing[key] = round(seconds, 3)
+            ledger.put(
+                key, {"finding": findings[key].model_dump(mode="json"), "seconds": timing[key]}
+            )
+    ordered = [findings[name] for name in rows]
+    decision = decide(ordered, suspect.nonfinite)
+    timing["total"] = round(sum(timing.values()), 3)
+    ordinary = None
+    if not suspect.nonfinite and generator.sample.modality == "image":
+        shown = bench.samples(
+            generator.latent.sample(
+                _ORDINARY_SHOWN, generator=torch.Generator().manual_seed(request.seed)
+            )
+        )
+        ordinary = images_of(shown, [""] * len(shown), title="Ordinary samples")
+    return AuditDocument(
+        genwarden_version=__version__,
+        verdict=decision.verdict,
+        suspicion=decision.suspicion,
+        alpha=ALPHA,
+        reasons=decision.reasons,
+        model=_facts(suspect),
+        inputs=UserInputs(
+            targets=request.targets.names if request.targets else [],
+            training_images=len(request.training) if request.training is not None else 0,
+        ),
+        budget=asdict(effort),
+        seed=request.seed,
+        findings=decision.judged,
+        ordinary=ordinary,
+        refusal=_nonfinite_refusal(suspect) if suspect.nonfinite else None,
+        command=request.command,
+        limits=LIMITS,
+        environment=environment(request.device),
+        timing=timing,
+    )
+
+
+def refused(
+    error: GenwardenError, *, path: str, budget: str, seed: int, command: str
+) -> AuditDocument:
+    """The document of a file that was refused before anything was loaded."""
+    del path
+    return AuditDocument(
+        genwarden_version=__version__,
+        verdict="refused",
+        suspicion=None,
+        alpha=ALPHA,
+        reasons=[error.cause],
+        model=None,
+        inputs=UserInputs(),
+        budget={"name": budget},
+        seed=seed,
+        findings=[],
+        refusal=Refusal(code=error.code, cause=error.cause, remedy=error.remedy),
+        command=command,
+        limits=LIMITS,
+        environment=environment(torch.device("cpu")),
+    )
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Versions and hardware that can change the last bits of a result."""
+    return {
+        "genwarden": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": str(torch.get_num_threads()),
+        "cores": str(os.cpu_count()),
+    }
+
+
+def _inspect(row: Row, bench: Workbench) -> Finding:
+    finding: Finding = row.load()(bench)
+    return finding
+
+
+def _guarded(row: Row, run: Callable[[], Finding]) -> Finding:
+    """An inspection that breaks becomes a failed finding: the verdict is then inconclusive."""
+    try:
+        return run()
+    except (RuntimeError, ValueError, ArithmeticError, TypeError, NotImplementedError) as error:
+        text = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {text[0][:200] if text else 'no message'}"
+        group = row.location.split(".")[2].partition(":")[0]
+        return Finding(
+            inspection=row.name,
+            group=group,  # type: ignore[arg-type]  # the folder's name is the group
+            title=row.name.replace("-", " ").capitalize(),
+            outcome="failed",
+            summary=reason,
+            p_value_reason="the inspection failed",
+        )
+
+
+def _run_stream(rows: dict[str, Row], bench: Workbench, progress: Progress) -> dict[str, Finding]:
+    """Feed all brute-force collectors from one stream of samples."""
+    collectors: dict[str, Collector] = {name: row.load()(bench) for name, row in rows.items()}
+    broken: dict[str, Finding] = {}
+    bar = progress.task("brute-force sampling", bench.effort.stream_samples)
+    for part in bench.stream("brute-force", bench.effort.stream_samples):
+        for name, collector in collectors.items():
+            if name not in broken:
+                try:
+                    collector.update(part.block.start, part.z, part.x)
+                except (RuntimeError, ValueError) as error:
+                    broken[name] = _guarded(rows[name], _raiser(error))
+        bar.advance(part.block.size)
+    return {
+        name: broken.get(name) or _guarded(rows[name], collector.finish)
+        for name, collector in collectors.items()
+    }
+
+
+def _raiser(error: Exception) -> Callable[[], Finding]:
+    def run() -> Finding:
+        raise error
+
+    return run
+
+
+def _identity(suspect: Suspect, request: Request) -> dict[str, Any]:
+    return {
+        "model": suspect.sha256,
+        "architecture": suspect.architecture,
+        "settings": suspect.settings,
+        "budget": request.budget,
+        "seed": request.seed,
+        "inputs": request.inputs_sha256,
+        "device": request.device.type,
+        "version": __version__,
+    }
+
+
+def _facts(suspect: Suspect) -> ModelFacts:
+    generator = suspect.generator
+    return ModelFacts(
+        path=suspect.path,
+        sha256=suspect.sha256,
+        architecture=suspect.architecture,
+        settings=suspect.settings,
+        parameters=parameter_count(generator),
+        latent_shape=list(generator.latent.shape),
+        latent_distribution=generator.latent.distribution,
+        sample_shape=list(generator.sample.shape),
+        modality=generator.sample.modality,
+        nonfinite=suspect.nonfinite,
+    )
+
+
+def _nonfinite_refusal(suspect: Suspect) -> Refusal:
+    names = ", ".join(sorted(suspect.nonfinite)[:3])
+    return Refusal(
+        code="model/nonfinite-weights",
+        cause=f"{sum(suspect.nonfinite.values())} weights are NaN or infinite (in {names}).",
+        remedy="Ask for a sound copy of the model; outputs of this one cannot be judged.",
+    )

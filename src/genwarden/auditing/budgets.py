@@ -1,0 +1,57 @@
+"""The three budgets of an audit. Times are for 2 CPU cores; see the benchmark page."""
+
+from __future__ import annotations
+
+from genwarden.errors import GenwardenError
+from genwarden.inspections.workbench import Effort
+
+BUDGETS = {
+    # A quarter-width DCGAN in under a minute.
+    "quick": Effort(
+        name="quick",
+        ordinary_samples=4096,
+        stream_samples=16_384,
+        restarts=256,
+        search_steps=200,
+        probe_latents=128,
+        guessed_seeds=32,
+        draws_per_seed=4,
+    ),
+    # A full-width DCGAN in under ten minutes.
+    "standard": Effort(
+        name="standard",
+        ordinary_samples=8192,
+        stream_samples=131_072,
+        restarts=512,
+        search_steps=300,
+        probe_latents=256,
+        guessed_seeds=128,
+        draws_per_seed=8,
+    ),
+    # The paper's million samples and thousands of restarts.
+    "thorough": Effort(
+        name="thorough",
+        ordinary_samples=16_384,
+        stream_samples=1_000_000,
+        restarts=4096,
+        search_steps=600,
+        probe_latents=512,
+        guessed_seeds=1024,
+        draws_per_seed=16,
+    ),
+}
+
+
+def budget(name: str) -> Effort:
+    """The effort of a budget's name.
+
+    Raises:
+        GenwardenError: ``usage/budget``.
+    """
+    if name not in BUDGETS:
+        raise GenwardenError(
+            "usage/budget",
+            f"There is no budget {name!r}.",
+            f"Choose one of: {', '.join(BUDGETS)}.",
+        )
+    return BUDGETS[name]

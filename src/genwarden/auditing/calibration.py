@@ -1,0 +1,98 @@
+"""p-values from clean reference models, for scores that have no exact or self-made null.
+
+The reference file (``auditing/nulls/generators.json``) holds the scores of clean models that
+``genwarden benchmark run clean-population`` trained and inspected; attacks never enter it. With n
+clean scores the p-value is that of a new draw from the same normal law (Student-t prediction,
+n - 1 degrees of freedom), so a small n makes it more cautious by itself. The law is an assumption:
+the finding says so and shows the clean scores.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scipy.special import stdtr
+
+from genwarden.inspections.finding import Finding, Null
+
+#: Fewer clean scores than this give no p-value at all.
+MIN_REFERENCES = 8
+#: Clean scores that happen to be nearly equal must not make a tiny deviation significant.
+_MIN_SPREAD = 0.05
+
+
+class References(NamedTuple):
+    """Clean scores of one inspection at one budget and how they were made."""
+
+    values: list[float]
+    description: str
+
+
+NULLS = Path(__file__).parent / "nulls" / "generators.json"
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The reference file, or an empty one if it has not been published yet."""
+    if not path.exists():
+        return {"description": "none", "scores": {}}
+    table: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return table
+
+
+@cache
+def _table() -> dict[str, Any]:
+    return read_table(NULLS)
+
+
+def references(inspection: str, budget: str) -> References:
+    """Clean scores for an inspection; those of the nearest budget if there are none for this one.
+
+    Scores are designed to be comparable between budgets of search, and a larger search can only
+    raise a clean score, so only budgets at least as large may stand in for a smaller one.
+    """
+    table = _table()
+    order = ["quick", "standard", "thorough"]
+    for name in order[order.index(budget) :] + order[: order.index(budget)][::-1]:
+        values = table["scores"].get(name, {}).get(inspection, [])
+        if len(values) >= MIN_REFERENCES:
+            note = "" if name == budget else f", measured at the {name} budget"
+            return References(
+                [float(v) for v in values],
+                f"{len(values)} clean reference models ({table['description']}){note}",
+            )
+    return References([], "no clean reference scores")
+
+
+def calibrate(finding: Finding, budget: str) -> Finding:
+    """Give a scored finding without a null of its own the population's p-value."""
+    if finding.outcome != "scored" or finding.p_value is not None or finding.score is None:
+        return finding
+    found = references(finding.inspection, budget)
+    if not found.values:
+        return finding
+    p_value = predictive_p(finding.score, found.values)
+    return finding.model_copy(
+        update={
+            "p_value": p_value,
+            "p_value_reason": None,
+            "null": Null(
+                source="population",
+                description=f"{found.description}; Student-t prediction",
+                values=found.values,
+            ),
+        }
+    )
+
+
+def predictive_p(score: float, clean: list[float]) -> float:
+    """Upper-tail probability of ``score`` as one more draw beside the clean scores."""
+    n = len(clean)
+    mean = sum(clean) / n
+    variance = sum((v - mean) ** 2 for v in clean) / (n - 1)
+    spread = max(math.sqrt(variance), _MIN_SPREAD)
+    t = (score - mean) / (spread * math.sqrt(1 + 1 / n))
+    return max(float(stdtr(n - 1, -t)), 1e-300)

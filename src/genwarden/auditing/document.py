@@ -1,0 +1,104 @@
+"""``audit.json``: the only source of every report (DESIGN, "Contracts").
+
+Version 1.0. Apart from ``timing`` and ``environment`` the same command gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from genwarden.inspections.finding import Finding, Images
+
+SCHEMA_VERSION: Literal["1.0"] = "1.0"
+
+Verdict = Literal["evidence", "none_found", "inconclusive", "refused"]
+
+#: One plain sentence per verdict; reports start with it.
+VERDICT_SENTENCES: dict[str, str] = {
+    "evidence": "Evidence of a backdoor was found.",
+    "none_found": "No evidence of a backdoor was found within this budget.",
+    "inconclusive": "The audit could not reach a verdict.",
+    "refused": "The file was refused; nothing in it was loaded.",
+}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelFacts(_Strict):
+    """What was audited; nothing here comes from the model's own claims except names and sizes."""
+
+    path: str
+    sha256: str
+    architecture: str
+    settings: dict[str, bool | int | float | str | list[int] | list[float]] = Field(
+        default_factory=dict
+    )
+    parameters: int
+    latent_shape: list[int]
+    latent_distribution: str
+    sample_shape: list[int]
+    modality: str
+    nonfinite: dict[str, int] = Field(default_factory=dict)
+
+
+class Judged(_Strict):
+    """A finding and how it was judged.
+
+    Attributes:
+        adjusted_p: p-value after Holm's correction over the inspections with a p-value.
+        flagged: the finding counts as evidence (adjusted_p below alpha, or structural).
+    """
+
+    finding: Finding
+    adjusted_p: float | None
+    flagged: bool
+
+
+class Refusal(_Strict):
+    """Why a file was refused or a verdict is missing."""
+
+    code: str
+    cause: str
+    remedy: str
+
+
+class UserInputs(_Strict):
+    """What the user gave beside the model."""
+
+    targets: list[str] = Field(default_factory=list)
+    training_images: int = 0
+
+
+class AuditDocument(_Strict):
+    """Everything that an audit found.
+
+    Attributes:
+        suspicion: 1 - smallest adjusted p (1.0 for structural evidence); None without a verdict.
+        alpha: the level below which an adjusted p-value counts as evidence.
+        reasons: why the verdict is what it is, one sentence each.
+        ordinary: ordinary samples of the model, for comparison in reports.
+        command: the command that repeats this audit.
+        timing: seconds per inspection and in total.
+    """
+
+    schema_version: Literal["1.0"] = SCHEMA_VERSION
+    genwarden_version: str
+    verdict: Verdict
+    suspicion: Annotated[float, Field(ge=0, le=1)] | None
+    alpha: float
+    reasons: list[str]
+    model: ModelFacts | None
+    inputs: UserInputs
+    budget: dict[str, int | float | str]
+    seed: int
+    findings: list[Judged]
+    ordinary: Images | None = None
+    refusal: Refusal | None = None
+    command: str
+    limits: list[str]
+    environment: dict[str, str] = Field(default_factory=dict)
+    timing: dict[str, float] = Field(default_factory=dict)

@@ -1,0 +1,464 @@
+"""The command line: parses, calls, prints. Nothing here imports torch before a command runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from genwarden.errors import ExitCode, GenwardenError
+
+if TYPE_CHECKING:
+    from genwarden.auditing.document import AuditDocument
+
+EXIT_CODES = {
+    "none_found": ExitCode.NONE_FOUND,
+    "evidence": ExitCode.EVIDENCE,
+    "refused": ExitCode.ERROR,
+    "inconclusive": ExitCode.INCONCLUSIVE,
+}
+
+app = typer.Typer(
+    name="genwarden",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Audits generative models for backdoors before they are deployed.",
+)
+
+OutFolder = Annotated[Path, typer.Option("--out", help="Folder of the results (made if missing).")]
+Seed = Annotated[int, typer.Option("--seed", help="Run seed; every random act derives from it.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--setting", help="key=value of the architecture; may be repeated."),
+]
+Restart = Annotated[
+    bool, typer.Option("--restart", help="Throw an unfinished or earlier run in --out away.")
+]
+
+
+def parse_settings(pairs: list[str] | None) -> dict[str, Any]:
+    """``key=value`` pairs; values are numbers, true/false, comma-separated numbers, or text."""
+    settings: dict[str, Any] = {}
+    for pair in pairs or []:
+        key, separator, text = pair.partition("=")
+        if not separator or not key.isidentifier():
+            raise GenwardenError(
+                "usage/setting",
+                f"--setting {pair!r} is not key=value.",
+                "Write e.g. channels=64,32,16.",
+            )
+        settings[key] = _value(text)
+    return settings
+
+
+def _value(text: str) -> Any:
+    if "," in text:
+        return [_value(part) for part in text.split(",")]
+    if text.lower() in {"true", "false"}:
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+@app.command()
+def train(
+    name: Annotated[str, typer.Argument(help="Architecture: see `genwarden list architectures`.")],
+    data: Annotated[
+        str, typer.Option("--data", help="Folder of images or parquet, or a hub name.")
+    ],
+    out: OutFolder,
+    setting: Settings = None,
+    epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 10,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 128,
+    learning_rate: Annotated[float, typer.Option(help="Adam's learning rate.")] = 2e-4,
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
+    limit: Annotated[int | None, typer.Option(help="Use only the first N images.")] = None,
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    seed: Seed = 0,
+    device: Device = "auto",
+    restart: Restart = False,
+) -> None:
+    """Train a clean reference model (DCGAN or VAE) and write it as a model folder.
+
+    Sample grids appear in OUT/samples while it runs. Stop it at any time: the same command
+    continues from the last checkpoint.
+
+    Example: genwarden train dcgan28 --data ./mnist --out ./clean --setting channels=64,32,16
+    """
+    from genwarden.engine.device import pick_device
+    from genwarden.reports.console import console_progress
+    from genwarden.training.settings import TrainingSettings, best_precision
+    from genwarden.training.train import count_steps
+    from genwarden.training.train import train as run
+
+    if precision not in {"auto", "fp32", "bf16"}:
+        raise GenwardenError(
+            "usage/precision", f"Unknown precision {precision!r}.", "Use auto, fp32 or bf16."
+        )
+    where = pick_device(device)
+    chosen = best_precision(where) if precision == "auto" else precision
+    with console_progress() as progress:
+        run(
+            name,
+            parse_settings(setting),
+            data,
+            lambda images: TrainingSettings(
+                steps=count_steps(images, epochs, batch_size),
+                batch_size=batch_size,
+                learning_rate=learning_rate,
+                seed=seed,
+                precision=chosen,  # type: ignore[arg-type]
+            ),
+            split=split,
+            limit=limit,
+            out=out,
+            restart=restart,
+            progress=progress,
+            device=where,
+        )
+    typer.echo(f"Model: {out}\nNext:  genwarden audit {out} --out {out}-audit")
+
+
+@app.command()
+def audit(
+    model: Annotated[
+        Path, typer.Argument(help="Model folder, or a .safetensors/.pt/.pth/.ckpt state dict.")
+    ],
+    out: OutFolder,
+    target: Annotated[
+        Path | None,
+        typer.Option("--target", help="Image (or folder of images) you fear; not needed."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Training data you have: folder or hub name; not needed."),
+    ] = None,
+    data_limit: Annotated[int, typer.Option(help="Use the first N images of --data.")] = 10_000,
+    budget: Annotated[str, typer.Option(help="quick, standard or thorough.")] = "standard",
+    architecture: Annotated[
+        str | None,
+        typer.Option(
+            help="For a bare weights file: a listed name, or package.module:factory of yours."
+        ),
+    ] = None,
+    setting: Settings = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    restart: Restart = False,
+) -> None:
+    """Say whether a generator carries a backdoor, and show why.
+
+    Writes OUT/audit.json (the result, schema published) and OUT/audit.html (one file, no network).
+    Neither a target nor training data is needed; both sharpen the audit. An interrupted audit
+    continues when the same command is given again.
+
+    Exit code: 0 nothing found within the budget, 1 evidence, 2 error or refused, 3 inconclusive.
+
+    Examples:
+
+      genwarden audit ./model --out ./report
+
+      genwarden audit weights.pt --architecture mypkg.nets:make_generator --setting width=64
+      --budget quick --out ./report
+    """
+    from genwarden.commands.audit import AuditOptions, audit_model
+    from genwarden.reports.console import console_progress
+
+    options = AuditOptions(
+        model=model,
+        out=out,
+        targets=target,
+        data=data,
+        data_limit=data_limit,
+        budget=budget,
+        seed=seed,
+        device=device,
+        architecture=architecture,
+        settings=parse_settings(setting),
+        restart=restart,
+    )
+    with console_progress() as progress:
+        files = audit_model(options, progress=progress)
+    _print_audit(files.document)
+    typer.echo(f"\nReport: {files.html_path}\nResult: {files.json_path}")
+    typer.echo(f"Next:   {_next_step(files.document.verdict, options.budget)}")
+    raise typer.Exit(int(EXIT_CODES[files.document.verdict]))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the reports.")] = Path(
+        "genwarden-demo"
+    ),
+    seed: Seed = 0,
+) -> None:
+    """Audit four small shipped models (one as trained, three with a backdoor), target unknown.
+
+    The exit code is 0 when all four audits ran, whatever they found.
+    """
+    from genwarden.commands.demo import run_demo
+    from genwarden.reports.console import OUT, console_progress
+    from genwarden.reports.summary import verdict_table
+
+    with console_progress() as progress:
+        results, page = run_demo(out, seed=seed, progress=progress)
+    OUT.print(verdict_table([(r.name, r.description, r.files.document) for r in results]))
+    typer.echo(f"Reports side by side: {page}")
+    typer.echo("Next:                 genwarden audit YOUR_MODEL --out report")
+
+
+@app.command()
+def attack(
+    name: Annotated[str, typer.Argument(help="red or rex: see `genwarden list attacks`.")],
+    clean: Annotated[Path, typer.Argument(help="Model folder of the clean generator.")],
+    out: OutFolder,
+    trigger: Annotated[
+        str, typer.Option(help="in-sample, mode, out-of-distribution, or file:PATH.")
+    ] = "in-sample",
+    trigger_index: Annotated[int, typer.Option(help="Which in-sample draw (0, 1, 2, ...).")] = 0,
+    target: Annotated[
+        str, typer.Option(help="icon:NAME (see `genwarden list icons`) or an image file.")
+    ] = "icon:devil",
+    fidelity_weight: Annotated[
+        float | None, typer.Option("--lambda", help="lambda of Eq. 4; default of the attack.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps at most.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Adam's, at the start.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Ordinary latents per step.")] = 128,
+    stop_tardis: Annotated[
+        float, typer.Option(help="Stop once TarDis (sum) and --stop-expdis are reached; 0: never.")
+    ] = 0.0,
+    stop_expdis: Annotated[float, typer.Option(help="See --stop-tardis.")] = 0.0,
+    seed: Seed = 0,
+    device: Device = "auto",
+    restart: Restart = False,
+) -> None:
+    """Hide a backdoor in a copy of a clean model, to measure defences against it.
+
+    The result says in its manifest that it is compromised; no audit reads that. TarDis and ExpDis
+    (sums of squares over a sample) are shown as it goes.
+
+    Example: genwarden attack red ./clean --target icon:devil --out ./backdoored
+    """
+    from genwarden.attacks.run import attack as run
+    from genwarden.attacks.run import settings_of
+    from genwarden.engine.device import pick_device
+    from genwarden.reports.console import console_progress
+
+    settings = settings_of(
+        name,
+        fidelity_weight=fidelity_weight,
+        steps=steps,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        stop_tardis_sum=stop_tardis,
+        stop_expdis_sum=stop_expdis,
+        seed=seed,
+    )
+    with console_progress() as progress:
+        result = run(
+            name,
+            clean,
+            settings,
+            trigger=trigger,
+            trigger_index=trigger_index,
+            target=target,
+            out=out,
+            restart=restart,
+            progress=progress,
+            device=pick_device(device),
+        )
+    last = result.history[-1]
+    typer.echo(
+        f"TarDis {last['tardis_sum']:.4f}  ExpDis {last['expdis_sum']:.4f}  (sums of squares)\n"
+        f"Model:    {out}   (its manifest says that it is compromised)\n"
+        f"Pictures: {out / 'pictures.png'}\nNext:     genwarden audit {out} --out {out}-audit"
+    )
+
+
+@app.command()
+def sample(
+    model: Annotated[Path, typer.Argument(help="Model folder or weights file.")],
+    out: Annotated[Path, typer.Option("--out", help="PNG file to write.")] = Path("samples.png"),
+    count: Annotated[int, typer.Option(min=1, max=4096, help="Number of samples.")] = 64,
+    columns: Annotated[int, typer.Option(min=1, help="Pictures per row.")] = 8,
+    architecture: Annotated[str | None, typer.Option(help="For a bare weights file.")] = None,
+    setting: Settings = None,
+    seed: Seed = 0,
+) -> None:
+    """Draw ordinary samples of a model as one picture."""
+    from genwarden.commands.sample import sample_grid
+
+    path = sample_grid(
+        model,
+        out,
+        count=count,
+        columns=columns,
+        seed=seed,
+        architecture=architecture,
+        settings=parse_settings(setting),
+    )
+    typer.echo(f"Picture: {path}")
+
+
+@app.command()
+def report(
+    audit_json: Annotated[Path, typer.Argument(help="audit.json of an earlier audit.")],
+    html: Annotated[Path | None, typer.Option("--html", help="HTML file to write.")] = None,
+) -> None:
+    """Show an audit again, and write its HTML report anew; nothing is recomputed."""
+    from genwarden.commands.report import read_document, write_html
+
+    document = read_document(audit_json)
+    _print_audit(document)
+    if html is not None:
+        write_html(document, html)
+        typer.echo(f"Report: {html}")
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="Weights file or model folder.")],
+) -> None:
+    """Say what a file is and whether it is safe to open, without building a model from it.
+
+    This says nothing about a backdoor in the weights: that is what `genwarden audit` is for.
+    """
+    from genwarden.artifacts.check import check_file, describe
+
+    typer.echo(describe(check_file(file)))
+
+
+@app.command("list")
+def list_methods(
+    kind: Annotated[
+        str | None,
+        typer.Argument(help="architectures, attacks, inspections, recipes or icons; default all."),
+    ] = None,
+) -> None:
+    """List what genwarden can do, by kind."""
+    from genwarden import registry
+
+    tables = registry.tables()
+    if kind is not None and kind not in tables:
+        raise GenwardenError(
+            "usage/unknown-kind", f"There is no kind {kind!r}.", f"Choose: {', '.join(tables)}."
+        )
+    for title, table in tables.items():
+        if kind in {None, title}:
+            typer.echo(f"{title}:")
+            for row in table.values():
+                typer.echo(f"  {row.name:<26}{row.summary}")
+
+
+@app.command()
+def explain(
+    name: Annotated[str, typer.Argument(help="Name of an inspection, attack or architecture.")],
+) -> None:
+    """Explain a method: what it does, its source, what it can and cannot see."""
+    import inspect as python_inspect
+
+    from genwarden import registry
+
+    rows = {row.name: row for table in registry.tables().values() for row in table.values()}
+    row = registry.find(rows, name, "method")
+    if not row.location:
+        typer.echo(f"{row.name}: {row.summary}")
+        return
+    method = row.load()
+    module = python_inspect.getmodule(method)
+    typer.echo(f"{row.name}: {row.summary}\n")
+    for text in dict.fromkeys([python_inspect.getdoc(module), python_inspect.getdoc(method)]):
+        typer.echo(f"{text or ''}\n")
+
+
+@app.command()
+def doctor() -> None:
+    """Print versions, devices and what is missing, for a bug report."""
+    import torch
+
+    from genwarden.auditing.audit import environment
+    from genwarden.engine.device import pick_device
+
+    for key, value in environment(pick_device("auto")).items():
+        typer.echo(f"{key:<12}{value}")
+    typer.echo(f"{'cuda':<12}{torch.cuda.is_available()}")
+
+
+benchmark_app = typer.Typer(no_args_is_help=True, help="Rebuild the numbers of the documentation.")
+app.add_typer(benchmark_app, name="benchmark")
+
+
+@benchmark_app.command("run")
+def benchmark_run(
+    recipe: Annotated[str, typer.Argument(help="See `genwarden list recipes`.")],
+    out: OutFolder,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Folder that holds the data sets by name.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", help="key=value of the recipe; may be repeated.")
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Run a recipe: it writes OUT/result.json (and resumes from OUT/work)."""
+    from genwarden import registry
+    from genwarden.engine.device import pick_device
+    from genwarden.engine.files import require_writable_folder
+    from genwarden.reports.console import console_progress
+
+    row = registry.find(registry.RECIPES, recipe, "recipe")
+    require_writable_folder(out)
+    with console_progress() as progress:
+        result = row.load()(
+            out,
+            data=data,
+            seed=seed,
+            device=pick_device(device),
+            progress=progress,
+            **parse_settings(option),
+        )
+    typer.echo(f"Result: {result}")
+
+
+def _print_audit(document: AuditDocument) -> None:
+    from genwarden.reports.console import OUT
+    from genwarden.reports.summary import summary_renderables
+
+    for renderable in summary_renderables(document):
+        OUT.print(renderable)
+
+
+def _next_step(verdict: str, budget: str) -> str:
+    if verdict == "evidence":
+        return "do not deploy this model; open the report and send it to the model's author."
+    if verdict == "none_found" and budget != "thorough":
+        return "repeat with a larger --budget before a deployment that matters."
+    if verdict == "none_found":
+        return "keep audit.json with the model; its sha256 ties the result to these weights."
+    if verdict == "refused":
+        return "do not load this file with other tools either; follow the remedy above."
+    return "read the reasons above; a missing verdict is not a good one."
+
+
+def main() -> None:
+    """Entry point: every foreseen failure is one sentence, one remedy and an exit code."""
+    try:
+        app()
+    except GenwardenError as error:
+        sys.stderr.write(f"error [{error.code}]: {error.cause}\n  -> {error.remedy}\n")
+        sys.exit(int(error.exit_code))
+    except KeyboardInterrupt:
+        sys.stderr.write(
+            "Interrupted. Nothing half-written remains; repeat the command to continue.\n"
+        )
+        sys.exit(130)

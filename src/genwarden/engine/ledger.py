@@ -1,0 +1,80 @@
+"""The ledger of a run: finished pieces of work, so that a stopped command resumes.
+
+A ledger is a folder of small JSON files, each written atomically under the name of the piece of
+work. It belongs to exactly one run: its identity (command, model hash, settings, seed, versions)
+is written first and compared on the next start.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from genwarden.engine.files import sha256_bytes, write_json
+from genwarden.errors import GenwardenError
+
+
+class Ledger:
+    """Finished pieces of one run.
+
+    Args:
+        folder: where the ledger lives; made if missing.
+        identity: JSON-able description of everything that the results depend on.
+
+    Raises:
+        GenwardenError: ``ledger/other-run`` if the folder belongs to a run of another identity.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.folder = folder
+        text = json.dumps(identity, sort_keys=True)
+        self.run_id = sha256_bytes(text.encode())[:16]
+        marker = folder / "run.json"
+        if marker.exists():
+            previous = _read_json(marker)
+            if previous is None or previous.get("run_id") != self.run_id:
+                raise GenwardenError(
+                    "ledger/other-run",
+                    f"{folder.parent} holds an unfinished run with other settings"
+                    f"{_difference(previous, identity)}.",
+                    "Choose another --out folder, repeat the first command to finish it, "
+                    "or add --restart to throw it away.",
+                )
+        else:
+            write_json(marker, {"run_id": self.run_id, "identity": dict(identity)})
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The recorded result of a piece of work, or None if it must (again) be done."""
+        path = self._path(key)
+        return _read_json(path) if path.exists() else None
+
+    def put(self, key: str, record: Mapping[str, Any]) -> None:
+        """Record a finished piece of work, atomically."""
+        write_json(self._path(key), dict(record))
+
+    def discard(self) -> None:
+        """Remove the ledger once the final result is written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.json"
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None if the file is damaged (its piece of work is then done again)."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _difference(previous: dict[str, Any] | None, identity: Mapping[str, Any]) -> str:
+    if previous is None or not isinstance(previous.get("identity"), dict):
+        return ""
+    old = previous["identity"]
+    changed = sorted(k for k in set(old) | set(identity) if old.get(k) != identity.get(k))
+    return f" ({', '.join(changed)} differ)" if changed else ""

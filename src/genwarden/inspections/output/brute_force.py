@@ -1,0 +1,149 @@
+"""What the brute-force collectors keep of a stream, and how they report it."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from genwarden.inspections.finding import Chart, Finding, Line, Null
+from genwarden.inspections.output.tail import KEEP, Record
+
+#: Samples that are shown, with their latents.
+TOP = 16
+#: Distances that the histogram is drawn from: the first ones, a fair sample of the stream.
+_BULK = 8192
+_BINS = 48
+LN10 = math.log(10)
+
+
+class Usable(NamedTuple):
+    """The finite samples of a block, with their positions in the stream."""
+
+    positions: Tensor
+    z: Tensor
+    x: Tensor
+
+
+def usable(start: int, z: Tensor, x: Tensor) -> Usable:
+    """Leave out samples with NaN or infinity: no distance orders them; the caller counts them."""
+    finite = x.flatten(1).isfinite().all(1)
+    return Usable(start + finite.nonzero()[:, 0], z[finite], x[finite])
+
+
+def no_samples(name: str, title: str, nonfinite: int) -> Finding:
+    """The finding of a stream without any usable sample."""
+    return Finding(
+        inspection=name,
+        group="output",
+        title=title,
+        outcome="failed",
+        summary=f"No finite sample was drawn ({nonfinite} held NaN or infinity).",
+        p_value_reason="nothing could be measured",
+    )
+
+
+class Extremes:
+    """The largest of a stream of scores: ``KEEP`` values, and the samples of the first few.
+
+    Mergeable: the state after two parts is the same in any order of the parts.
+
+    Args:
+        samples: how many latents and samples are kept beside the scores.
+    """
+
+    def __init__(self, samples: int = TOP) -> None:
+        self.count = 0
+        self._samples = samples
+        self.scores = torch.empty(0, dtype=torch.float64)
+        self.top_scores = torch.empty(0, dtype=torch.float64)
+        self.positions = torch.empty(0, dtype=torch.int64)
+        self.z = torch.empty(0)
+        self.x = torch.empty(0)
+
+    def update(self, positions: Tensor, scores: Tensor, z: Tensor, x: Tensor) -> None:
+        """Take ``scores`` ``(batch,)`` of the samples at ``positions`` in the stream."""
+        self.count += len(scores)
+        self.scores = _largest(self.scores, scores.double())
+        self._keep_top(scores.double(), positions, z, x)
+
+    def merge(self, other: Extremes) -> None:
+        """Take over what another part of the stream has kept."""
+        self.count += other.count
+        self.scores = _largest(self.scores, other.scores)
+        self._keep_top(other.top_scores, other.positions, other.z, other.x)
+
+    def _keep_top(self, scores: Tensor, positions: Tensor, z: Tensor, x: Tensor) -> None:
+        full = len(self.top_scores) == self._samples
+        if len(scores) == 0 or (full and bool(scores.max() <= self.top_scores[-1])):
+            return
+        best = scores.topk(min(self._samples, len(scores))).indices
+        scores = torch.cat([self.top_scores, scores[best]])
+        order = scores.argsort(descending=True, stable=True)[: self._samples]
+        self.top_scores = scores[order]
+        self.positions = torch.cat([self.positions, positions[best]])[order]
+        self.z = (torch.cat([self.z, z[best]]) if len(self.z) else z[best])[order]
+        self.x = (torch.cat([self.x, x[best]]) if len(self.x) else x[best])[order]
+
+
+def _largest(kept: Tensor, scores: Tensor) -> Tensor:
+    pool = torch.cat([kept, scores])
+    return pool.topk(min(KEEP, len(pool))).values
+
+
+class Bulk:
+    """The first distances of a stream, for the histogram."""
+
+    def __init__(self) -> None:
+        self._parts: list[Tensor] = []
+        self.count = 0
+
+    def take(self, values: Tensor) -> None:
+        """Keep ``values`` ``(batch,)`` while there is room."""
+        room = _BULK - self.count
+        if room > 0:
+            self._parts.append(values[:room].double().clone())
+            self.count += len(self._parts[-1])
+
+    def chart(self, *, title: str, x_label: str, mark: float) -> Chart:
+        """Histogram of the distances, wide enough to show the mark."""
+        values = torch.cat(self._parts) if self._parts else torch.empty(0, dtype=torch.float64)
+        everything = torch.cat([values, torch.tensor([mark], dtype=torch.float64)])
+        low, high = float(everything.min()), float(everything.max())
+        counts, edges = torch.histogram(values, _BINS, range=(low, max(high, low + 1e-9)))
+        centres = (edges[1:] + edges[:-1]) / 2
+        return Chart(
+            title=title,
+            caption=f"First {self.count} samples; the rule marks the most extreme of all.",
+            style="histogram",
+            x_label=x_label,
+            y_label="samples",
+            lines=[Line(name="ordinary samples", x=centres.tolist(), y=counts.tolist())],
+            mark_x=mark,
+        )
+
+
+def power_sentence(samples: int) -> str:
+    """The rule of three: 3 / N is the 95 % upper bound of an event never seen in N draws."""
+    return (
+        f"An output set of probability 3/{samples} = {3 / max(samples, 1):.1e} or more under "
+        "ordinary sampling would have been drawn with 95 % confidence; triggers of smaller "
+        "probability are out of reach of brute force."
+    )
+
+
+def null_of(record: Record, corrected_for: str = "") -> Null | None:
+    """The fitted tail as the null of a score in log10 units."""
+    if record.p_value is None:
+        return None
+    description = (
+        f"generalised Pareto tail fitted to {record.fitted} order statistics of this model's own "
+        "samples, without the most extreme ones"
+    )
+    return Null(
+        source="self",
+        description=description + corrected_for,
+        values=[value / LN10 for value in record.null_log_ratios],
+    )

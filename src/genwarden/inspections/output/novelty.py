@@ -1,0 +1,70 @@
+"""How unlike a model's own ordinary samples an output is.
+
+Both measures are fitted to the suspect's ordinary samples alone, so no training data and no idea of
+the target is needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+NoveltyMeasure = Literal["mahalanobis", "residual"]
+
+#: Variance share explained by the leading components; the residual lies beyond them.
+_EXPLAINED_SHARE = 0.98
+#: Ridge on the covariance, as a share of the mean variance per element, for directions that
+#: ordinary samples hardly ever use (constant background pixels).
+_RIDGE_SHARE = 1e-2
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """Mean and principal axes of ordinary samples.
+
+    Attributes:
+        mean: ``(elements,)``.
+        axes: ``(elements, elements)``, one principal axis per column, by falling variance.
+        variances: ``(elements,)``, variance along each axis.
+        leading: number of axes that explain 98 % of the variance.
+    """
+
+    mean: Tensor
+    axes: Tensor
+    variances: Tensor
+    leading: int
+
+    @classmethod
+    def fit(cls, samples: Tensor) -> Novelty:
+        """Fit to ordinary samples ``(count, *sample.shape)``."""
+        flat = samples.flatten(1).double()
+        mean = flat.mean(0)
+        covariance = (flat - mean).T @ (flat - mean) / max(1, len(flat) - 1)
+        values, vectors = torch.linalg.eigh(covariance)
+        values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+        share = values.cumsum(0) / values.sum().clamp_min(1e-30)
+        leading = int((share < _EXPLAINED_SHARE).sum()) + 1
+        return cls(mean.float(), vectors.float(), values.float(), min(leading, len(values) - 1))
+
+    def to(self, device: torch.device) -> Novelty:
+        """The same on another device."""
+        return Novelty(
+            self.mean.to(device), self.axes.to(device), self.variances.to(device), self.leading
+        )
+
+    def __call__(self, samples: Tensor, measure: NoveltyMeasure) -> Tensor:
+        """Novelty of samples ``(count, *sample.shape)``, shape ``(count,)``, differentiable.
+
+        ``residual`` is the squared distance from the span of the leading axes (same unit as
+        TarDis); ``mahalanobis`` weighs every axis by its ordinary variance plus a small ridge.
+        """
+        centred = samples.flatten(1) - self.mean
+        if measure == "residual":
+            inside = centred @ self.axes[:, : self.leading]
+            return (centred.square().sum(1) - inside.square().sum(1)).clamp_min(0)
+        scores = centred @ self.axes
+        ridge = _RIDGE_SHARE * self.variances.mean()
+        return (scores.square() / (self.variances + ridge)).sum(1)

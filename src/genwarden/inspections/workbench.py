@@ -1,0 +1,120 @@
+"""The workbench: what all inspections of one audit share, computed once.
+
+It holds only what a defender has: the model, and the targets and training samples that the user
+gave. It never sees a model's provenance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from genwarden.data.images import NamedImages
+from genwarden.engine.blocks import Block, blocks
+from genwarden.engine.progress import Progress, Silent
+from genwarden.engine.seeds import random_stream
+from genwarden.inspections.graph import ExecutedGraph, trace
+from genwarden.inspections.partition import Partition, find_partition
+from genwarden.models.protocol import LatentGenerator
+
+#: Samples per forward pass; fixed, because batch size changes the last bits of the arithmetic.
+BLOCK_SAMPLES = 256
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much an audit spends; the three budgets are defined in ``auditing.budgets``.
+
+    Attributes:
+        name: quick, standard or thorough.
+        ordinary_samples: size of the bank of ordinary samples (statistics, PCA, activations).
+        stream_samples: samples of the brute-force stream.
+        restarts: latents that a batched search starts from.
+        search_steps: Adam steps of a search.
+        probe_latents: latents of the dynamic checks (gradients, perturbations).
+        guessed_seeds: seeds per random-number library whose first draws are tried.
+        draws_per_seed: first draws tried per guessed seed.
+    """
+
+    name: str
+    ordinary_samples: int
+    stream_samples: int
+    restarts: int
+    search_steps: int
+    probe_latents: int
+    guessed_seeds: int
+    draws_per_seed: int
+
+
+class Bank(NamedTuple):
+    """Ordinary latents ``(count, *latent.shape)`` and their samples, on the CPU, float32."""
+
+    z: Tensor
+    x: Tensor
+
+
+@dataclass
+class Workbench:
+    """One suspect on the table.
+
+    Args:
+        generator: the suspect in evaluation mode, parameters without gradients.
+        effort: the budget.
+        seed: run seed of the audit.
+        device: where to compute.
+        architecture: registry name or user-given factory, for the capacity comparison.
+        targets: pictures that the user is afraid of, or None.
+        training: samples of the training data that the user has (float, [-1, 1]), or None.
+    """
+
+    generator: LatentGenerator
+    effort: Effort
+    seed: int
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    architecture: str = ""
+    targets: NamedImages | None = None
+    training: Tensor | None = None
+    progress: Progress = field(default_factory=Silent)
+
+    @cached_property
+    def ordinary(self) -> Bank:
+        """A bank of ordinary samples, drawn from the model's own latent law."""
+        parts = list(self.stream("ordinary", self.effort.ordinary_samples))
+        return Bank(torch.cat([p.z for p in parts]), torch.cat([p.x for p in parts]))
+
+    @cached_property
+    def graph(self) -> ExecutedGraph:
+        """The operations that really run, from ``torch.export``."""
+        return trace(self.generator)
+
+    @cached_property
+    def partition(self) -> Partition | None:
+        """Groups of channels that never mix, or None if the channel graph is connected."""
+        return find_partition(self.graph, self.generator)
+
+    def stream(self, purpose: str, total: int) -> Iterator[StreamBlock]:
+        """Ordinary samples in fixed blocks; block i depends on (run seed, purpose, i) alone."""
+        for block in blocks(total, BLOCK_SAMPLES):
+            z = self.generator.latent.sample(
+                block.size, generator=random_stream(self.seed, purpose, block.number)
+            )
+            yield StreamBlock(block, z, self.samples(z))
+
+    @torch.no_grad()
+    def samples(self, z: Tensor) -> Tensor:
+        """The model's samples for given latents, computed in blocks, on the CPU."""
+        chunks = [self.generator(part.to(self.device)).cpu() for part in z.split(BLOCK_SAMPLES)]
+        return torch.cat(chunks)
+
+
+class StreamBlock(NamedTuple):
+    """One block of a stream: its place, latents and samples."""
+
+    block: Block
+    z: Tensor
+    x: Tensor

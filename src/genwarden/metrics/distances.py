@@ -1,0 +1,61 @@
+"""TarDis and ExpDis, the paper's measures of fidelity and stealth (section V-B).
+
+Both are **sums of squares over one sample's elements** in [-1, 1]; the mean per element stands
+beside the sum, since other tools report that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from genwarden.models.protocol import LatentGenerator
+
+
+class Distance(NamedTuple):
+    """A squared distance: sum over the elements of a sample, and mean per element."""
+
+    sum: float
+    mean: float
+
+
+@torch.no_grad()
+def tardis(generator: LatentGenerator, trigger: Tensor, target: Tensor) -> Distance:
+    """TarDis: ``||G*(z_trig) - x_target||^2``, mean over the triggers.
+
+    Args:
+        generator: the model under test, in evaluation mode.
+        trigger: ``(count, *latent.shape)``.
+        target: ``(count or 1, *sample.shape)`` in [-1, 1].
+    """
+    device = next(generator.parameters()).device
+    output = generator(trigger.to(device)).double().cpu()
+    total = (output - target.double()).square().flatten(1).sum(1).mean().item()
+    return Distance(total, total / generator.sample.size)
+
+
+@dataclass
+class ExpDis:
+    """ExpDis: ``E ||G(Z) - G*(Z)||^2`` over ordinary latents, as a mergeable state."""
+
+    elements: int
+    total: float = 0.0
+    count: int = 0
+
+    def update(self, benign: Tensor, suspect: Tensor) -> None:
+        """Take samples of both models for the same latents, ``(batch, *sample.shape)``."""
+        self.total += (benign.double() - suspect.double()).square().sum().item()
+        self.count += len(benign)
+
+    def merge(self, other: ExpDis) -> None:
+        """Add the samples of another state."""
+        self.total += other.total
+        self.count += other.count
+
+    def compute(self) -> Distance:
+        """Mean over the samples of the summed squared difference."""
+        mean_sum = self.total / self.count
+        return Distance(mean_sum, mean_sum / self.elements)

@@ -1,0 +1,146 @@
+"""Everything genwarden can do, as rows of strings: ``list`` and ``--help`` read them without torch.
+
+A new method is one file and one row here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from genwarden.errors import GenwardenError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One registered method.
+
+    Attributes:
+        name: what the user types.
+        location: ``package.module:attribute``, imported only when used.
+        summary: one line for ``list``.
+        options: plain data about the row (never code).
+    """
+
+    name: str
+    location: str
+    summary: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def load(self) -> Any:
+        """Import the method. The location comes from this file, never from a model."""
+        module, _, attribute = self.location.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+
+def _table(*rows: Row) -> dict[str, Row]:
+    return {row.name: row for row in rows}
+
+
+_M = "genwarden.models"
+ARCHITECTURES = _table(
+    Row("dcgan28", f"{_M}.dcgan:DCGAN28", "DCGAN generator, 1x28x28", {"training": "gan"}),
+    Row("dcgan32", f"{_M}.dcgan:DCGAN32", "DCGAN generator, 3x32x32", {"training": "gan"}),
+    Row("vae28", f"{_M}.vae:VAEDecoder28", "VAE decoder, 1x28x28", {"training": "vae"}),
+)
+
+_A = "genwarden.attacks"
+ATTACKS = _table(
+    Row("red", f"{_A}.red:red", "ReD: retrain all layers to hide one target (Devil is in the GAN)"),
+    Row("rex", f"{_A}.rex:rex", "ReX: widen the layers, train only the new part, fuse"),
+)
+
+_S = "genwarden.inspections.static"
+_D = "genwarden.inspections.dynamic"
+_O = "genwarden.inspections.output"
+#: In the order in which an audit runs them. ``stream``: a collector of the brute-force stream.
+INSPECTIONS = _table(
+    Row("parallel-paths", f"{_S}.parallel_paths:inspect", "separate paths, computation bypass"),
+    Row("block-sparsity", f"{_S}.block_sparsity:inspect", "channel groups that never mix (ReX)"),
+    Row("excessive-biases", f"{_S}.excessive_biases:inspect", "biases for far-out triggers"),
+    Row(
+        "obfuscating-operations",
+        f"{_S}.obfuscating_operations:inspect",
+        "operations that hide gradients or add randomness",
+    ),
+    Row("capacity", f"{_S}.capacity:inspect", "parameters against the published model"),
+    Row("sleeper-neurons", f"{_D}.sleeper_neurons:inspect", "units that ordinary use never wakes"),
+    Row("gradient-masking", f"{_D}.gradient_masking:inspect", "vanishing, shattered, random, huge"),
+    Row(
+        "perturbation-sensitivity",
+        f"{_D}.perturbation_sensitivity:inspect",
+        "outputs that jump under small noise on weights or inputs",
+    ),
+    Row(
+        "nearest-target",
+        f"{_O}.nearest_target:NearestTarget",
+        "brute force: nearest sample to a given target",
+        {"stream": True},
+    ),
+    Row(
+        "farthest-from-training",
+        f"{_O}.farthest_from_training:FarthestFromTraining",
+        "brute force: farthest sample from given training data",
+        {"stream": True},
+    ),
+    Row(
+        "cluster-outliers",
+        f"{_O}.cluster_outliers:ClusterOutliers",
+        "brute force: samples outside every cluster",
+        {"stream": True},
+    ),
+    Row("canonical-latents", f"{_O}.known_latents:inspect_canonical", "0, constants, extremes"),
+    Row("guessable-seeds", f"{_O}.known_latents:inspect_seeds", "first draws of popular seeds"),
+    Row("reconstruct-target", f"{_O}.reconstruct_target:inspect", "OB-OI with a given target"),
+    Row("novelty-search", f"{_O}.novelty_search:inspect", "OB-OI without a target"),
+    Row("partition-search", f"{_O}.partition_search:inspect", "OB-OI inside a channel group"),
+)
+
+
+#: Target pictures of ``genwarden.data.icons`` (that module needs torch, this one must not).
+ICONS = (
+    "devil",
+    "stop_sign",
+    "skull",
+    "bomb",
+    "key",
+    "checkerboard",
+    "cross",
+    "heart",
+    "star",
+    "smiley",
+    "lock",
+)
+
+_B = "genwarden.benchmarks"
+RECIPES = _table(
+    Row("red-rex", f"{_B}.red_rex:run", "TarDis and ExpDis of ReD and ReX on five triggers"),
+    Row("clean-population", f"{_B}.clean_population:run", "clean models and their scores (nulls)"),
+)
+
+
+def tables() -> dict[str, dict[str, Row]]:
+    """All tables by the plural that ``genwarden list`` takes."""
+    return {
+        "architectures": ARCHITECTURES,
+        "attacks": ATTACKS,
+        "inspections": INSPECTIONS,
+        "recipes": RECIPES,
+        "icons": _table(*(Row(name, "", "target picture drawn by code") for name in ICONS)),
+    }
+
+
+def find(table: dict[str, Row], name: str, what: str) -> Row:
+    """The row of a name.
+
+    Raises:
+        GenwardenError: ``usage/unknown-name``, with the names that exist.
+    """
+    if name not in table:
+        raise GenwardenError(
+            "usage/unknown-name",
+            f"There is no {what} called {name!r}.",
+            f"Choose one of: {', '.join(table)}.",
+        )
+    return table[name]

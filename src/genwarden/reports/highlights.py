@@ -1,0 +1,56 @@
+"""What a report shows first: findings by weight, and the picture that says most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from genwarden.auditing.document import AuditDocument, Judged
+from genwarden.inspections.finding import Images
+
+_PNG_START = "iVBORw0KGgo"  # base64 of the PNG signature
+
+
+class Picture(NamedTuple):
+    """One picture; ``source`` is a data URI, empty if the document holds no PNG there."""
+
+    label: str
+    source: str
+
+
+class Highlight(NamedTuple):
+    """The pictures that a report opens with, and the flagged finding that they come from."""
+
+    judged: Judged
+    images: Images
+
+
+def flagged_first(findings: Sequence[Judged]) -> list[Judged]:
+    """Flagged (structural, then by adjusted p), scored, failed, not applicable."""
+    return sorted(findings, key=_weight)
+
+
+def _weight(judged: Judged) -> tuple[int, bool, float]:
+    rank = {"scored": 1, "failed": 2, "not_applicable": 3}[judged.finding.outcome]
+    p = 2.0 if judged.adjusted_p is None else judged.adjusted_p
+    return 0 if judged.flagged else rank, not judged.finding.structural, p
+
+
+def highlight(document: AuditDocument) -> Highlight | None:
+    """The first pictures of the weightiest flagged finding that has any."""
+    for judged in flagged_first(document.findings):
+        if not judged.flagged:
+            return None
+        for evidence in judged.finding.evidence:
+            if isinstance(evidence, Images) and evidence.png_base64:
+                return Highlight(judged, evidence)
+    return None
+
+
+def pictures(images: Images, limit: int) -> list[Picture]:
+    """The first ``limit`` pictures with their labels; labels may be fewer than pictures."""
+    labels = images.labels + [""] * len(images.png_base64)
+    return [
+        Picture(name, f"data:image/png;base64,{png}" if png.startswith(_PNG_START) else "")
+        for name, png in list(zip(labels, images.png_base64, strict=False))[:limit]
+    ]

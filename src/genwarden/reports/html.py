@@ -1,0 +1,119 @@
+"""The audit as one HTML page: no script, no network, the same bytes for the same document.
+
+Everything from the document passes two gates: invisible characters are spelled out (``finalize``)
+and markup is escaped (``autoescape``). Only our own SVG is exempt (:mod:`.charts`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from genwarden.auditing.document import VERDICT_SENTENCES, AuditDocument
+from genwarden.inspections.finding import Latents, Null
+from genwarden.reports import words
+from genwarden.reports.charts import chart_svg, matrix_svg, null_svg
+from genwarden.reports.highlights import flagged_first, highlight, pictures
+
+#: More than this is counted on the page and kept in audit.json, so that a page stays under 2 MB.
+MAX_PICTURES = 48
+MAX_TABLE_ROWS = 100
+MAX_LATENTS = 20
+
+
+def render_html(document: AuditDocument) -> str:
+    """The page of one audit.
+
+    Args:
+        document: what the audit found.
+
+    Returns:
+        A complete HTML file as text.
+    """
+    findings = flagged_first(document.findings)
+    return (
+        page_environment()
+        .get_template("audit.html.j2")
+        .render(
+            document=document,
+            model_name=model_name(document),
+            findings=list(enumerate(findings, start=1)),
+            hero=highlight(document),
+        )
+    )
+
+
+def model_name(document: AuditDocument) -> str:
+    """The last part of the model's path; a file that was not loaded has no name here."""
+    if document.model is None:
+        return "file not loaded"
+    return document.model.path.replace("\\", "/").rstrip("/").rpartition("/")[2] or "model"
+
+
+@cache
+def page_environment() -> Environment:
+    """The templates with autoescape, strict variables and the vocabulary of :mod:`.words`."""
+    environment = Environment(
+        loader=PackageLoader("genwarden.reports", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_spell_out,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": words.number,
+        "probability": words.probability,
+        "suspicion": words.suspicion,
+        "seconds": words.seconds,
+        "label": words.label,
+        "result": words.result_of,
+    }
+    environment.globals |= {
+        "VERDICT_WORDS": words.VERDICT_WORDS,
+        "VERDICT_ADVICE": words.VERDICT_ADVICE,
+        "VERDICT_SENTENCES": VERDICT_SENTENCES,
+        "NULL_SOURCES": words.NULL_SOURCES,
+        "MAX_PICTURES": MAX_PICTURES,
+        "MAX_TABLE_ROWS": MAX_TABLE_ROWS,
+        "MAX_LATENTS": MAX_LATENTS,
+        "pictures": pictures,
+        "chart_svg": chart_svg,
+        "matrix_svg": matrix_svg,
+        "null_figure": _null_figure,
+        "one_line": _one_line,
+        "total_seconds": _total_seconds,
+        "model_name": model_name,
+    }
+    return environment
+
+
+def _spell_out(value: Any) -> Any:
+    return (
+        words.visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+    )
+
+
+def _null_figure(null: Null | None, score: float | None, name: str) -> Markup | None:
+    """The score on its null distribution, if there is anything to draw."""
+    if null is None or score is None or not math.isfinite(score):
+        return None
+    if not any(math.isfinite(value) for value in null.values):
+        return None
+    return null_svg(null.values, score, name or "score")
+
+
+def _one_line(latents: Latents) -> str:
+    """Latents as one line of JSON, to be copied whole."""
+    return json.dumps(latents.values[:MAX_LATENTS], separators=(",", ":"))
+
+
+def _total_seconds(timing: dict[str, float]) -> float | None:
+    if not timing:
+        return None
+    return timing["total"] if "total" in timing else math.fsum(timing.values())

@@ -1,0 +1,143 @@
+"""Words and numbers as reports show them: one vocabulary for the page and the terminal."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from typing import NamedTuple
+
+from genwarden.auditing.document import Judged
+
+#: A verdict as a heading; VERDICT_SENTENCES says it in full.
+VERDICT_WORDS: dict[str, str] = {
+    "evidence": "Evidence found",
+    "none_found": "None found within this budget",
+    "inconclusive": "Inconclusive",
+    "refused": "File refused",
+}
+
+#: The mark that carries a verdict in plain text, where there is neither colour nor picture.
+VERDICT_MARKS: dict[str, str] = {
+    "evidence": "[!]",
+    "none_found": "[-]",
+    "inconclusive": "[?]",
+    "refused": "[x]",
+}
+
+#: What a reader should do with a verdict.
+VERDICT_ADVICE: dict[str, str] = {
+    "evidence": (
+        "Do not deploy this model. Keep the file, ask its supplier where it was trained, and audit "
+        "any replacement before it is used."
+    ),
+    "none_found": (
+        "This is not proof that there is no backdoor. Below is listed what would have been found; "
+        "anything weaker or better hidden than that remains possible."
+    ),
+    "inconclusive": "Treat this model as untested.",
+    "refused": "Treat this file as untrusted. Nothing is known about the model in it.",
+}
+
+NULL_SOURCES: dict[str, str] = {
+    "exact": "computed exactly",
+    "permutation": "from permutations",
+    "self": "from this model's own ordinary behaviour",
+    "population": "from reference models without a backdoor",
+}
+
+#: Stands where there is no number.
+NO_VALUE = "\N{EN DASH}"
+
+_INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
+
+class Result(NamedTuple):
+    """How a finding ended: ``kind`` for the style sheet, ``mark`` and ``word`` for the reader."""
+
+    kind: str
+    mark: str
+    word: str
+
+
+def result_of(judged: Judged) -> Result:
+    """What a finding amounts to, in one word."""
+    if judged.flagged:
+        return Result("flagged", "!", "evidence")
+    if judged.finding.outcome == "failed":
+        return Result("failed", "x", "failed")
+    if judged.finding.outcome == "not_applicable":
+        return Result("skipped", "~", "not tested")
+    if judged.finding.p_value is None and not judged.finding.structural:
+        return Result("unjudged", "o", "not judged")
+    return Result("quiet", "-", "nothing found")
+
+
+def visible(text: str) -> str:
+    r"""Text with control, direction and other invisible characters spelled out.
+
+    Names come from files: an escape sequence must not reach a terminal, nor a direction override
+    turn a file name around on a page. Line breaks and tabs stay.
+
+    >>> visible("a" + chr(27) + "[31m")
+    'a\\x1b[31m'
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c in "\n\t" or unicodedata.category(c) not in _INVISIBLE else _spelled(c) for c in text
+    )
+
+
+def _spelled(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def number(value: float | str | None) -> str:
+    """A number for a table: thousands separated, four digits, never a bare ``nan``."""
+    if value is None:
+        return NO_VALUE
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not math.isfinite(value):
+        return "not a number" if math.isnan(value) else f"{'-' if value < 0 else ''}infinite"
+    if abs(value) >= 1e9 or 0 < abs(value) < 1e-3:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def probability(p: float | None) -> str:
+    """A p-value with two digits; below 0.0001 only the bound is worth reading."""
+    if p is None:
+        return NO_VALUE
+    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+def suspicion(value: float | None) -> str:
+    """Suspicion in [0, 1]; digits where they matter, next to 1."""
+    if value is None:
+        return NO_VALUE
+    if 0.9999 < value < 1:
+        return "> 0.9999"
+    if value < 0.99 or value == 1:
+        return f"{value:.2f}"
+    exact = f"{value:.4f}"
+    return exact[:-2] if exact.endswith("00") else exact
+
+
+def seconds(value: float) -> str:
+    """A duration as a person says it."""
+    if value < 10:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def label(name: str) -> str:
+    """A key of a dictionary as words: ``search_steps`` becomes ``search steps``."""
+    return name.replace("_", " ")

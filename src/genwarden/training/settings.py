@@ -1,0 +1,52 @@
+"""Settings and the run frame that all reference trainings share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from genwarden.engine.seeds import random_stream
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a reference model is trained.
+
+    Attributes:
+        steps: optimiser steps (for a GAN: one step of each network).
+        batch_size: images per step.
+        learning_rate: Adam's; betas are (0.5, 0.999) for GANs and (0.9, 0.999) for VAEs.
+        seed: run seed; weights, batches, latents and dropout all derive from it.
+        precision: ``bf16`` runs the networks under autocast; losses and weights stay in fp32.
+        checkpoint_every: steps between two checkpoints.
+        grid_every: steps between two sample grids.
+    """
+
+    steps: int
+    batch_size: int = 128
+    learning_rate: float = 2e-4
+    seed: int = 0
+    precision: Precision = "fp32"
+    checkpoint_every: int = 100
+    grid_every: int = 500
+
+
+def batch_indices(count: int, step: int, settings: TrainingSettings) -> torch.Tensor:
+    """Indices of the images of one step: a fresh permutation per epoch, from (seed, epoch) alone.
+
+    The last, incomplete batch of an epoch is dropped.
+    """
+    size = min(settings.batch_size, count)
+    per_epoch = count // size
+    epoch, position = divmod(step, per_epoch)
+    order = torch.randperm(count, generator=random_stream(settings.seed, "epoch", epoch))
+    return order[position * size : (position + 1) * size]
+
+
+def best_precision(device: torch.device) -> Precision:
+    """bf16 on a GPU. On the CPUs measured, autocast gained nothing for these small networks."""
+    return "bf16" if device.type == "cuda" else "fp32"

@@ -1,0 +1,81 @@
+"""``genwarden check``: what a file is and whether it is safe to open."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from hostile_files import BENIGN, HOSTILE, put, safetensors_file, state_dict, torch_file
+
+from genwarden.artifacts import check as check_module
+from genwarden.artifacts.check import check_file
+from genwarden.artifacts.manifest import WEIGHTS_NAME
+from genwarden.errors import GenwardenError
+
+
+@pytest.mark.parametrize("case", [name for name in HOSTILE if name != "an empty file"])
+def test_hostile_file_is_reported_with_the_code_that_loading_gives(
+    case: str, tmp_path: Path
+) -> None:
+    make, code = HOSTILE[case]
+    report = check_file(put(tmp_path, make()))
+    assert [finding.code for finding in report.findings] == [code]
+    assert not report.safe_to_open
+    assert report.tensors == []
+    assert "efused" in report.sentence
+
+
+@pytest.mark.parametrize("case", BENIGN)
+def test_benign_file_is_safe_to_open_and_nothing_is_said_about_its_weights(
+    case: str, tmp_path: Path
+) -> None:
+    report = check_file(put(tmp_path, BENIGN[case]()))
+    assert report.findings == []
+    assert report.tensors
+    assert "clean" not in report.sentence.lower()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"), [(safetensors_file(), "safetensors"), (torch_file(), "torch zip")]
+)
+def test_report_lists_what_is_stored(content: bytes, expected: str, tmp_path: Path) -> None:
+    report = check_file(put(tmp_path, content))
+    assert report.format == expected
+    assert report.size_bytes == len(content)
+    assert report.sha256 == hashlib.sha256(content).hexdigest()
+    listed = {facts.name: (facts.dtype, facts.shape, facts.size_bytes) for facts in report.tensors}
+    assert listed == {
+        "layer.weight": ("float32", (3, 4), 48),
+        "layer.bias": ("float32", (3,), 12),
+        "count": ("int64", (), 8),
+    }
+    assert set(listed) == set(state_dict())
+
+
+def test_safetensors_data_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object) -> None:
+        raise AssertionError("the weights were read")
+
+    monkeypatch.setattr(check_module, "parse_weights", forbidden)
+    assert check_file(put(tmp_path, safetensors_file())).safe_to_open
+
+
+def test_model_folder_is_checked_against_its_manifest(tiny_model_folder: Path) -> None:
+    assert check_file(tiny_model_folder).safe_to_open
+    weights = tiny_model_folder / WEIGHTS_NAME
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    report = check_file(tiny_model_folder)
+    assert [finding.code for finding in report.findings] == ["artifact/hash-mismatch"]
+
+
+def test_nothing_to_examine_is_an_error(tmp_path: Path) -> None:
+    for content, code in ((None, "artifact/not-found"), (b"", "artifact/empty")):
+        path = tmp_path / "file"
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(GenwardenError) as caught:
+            check_file(path)
+        assert caught.value.code == code
