@@ -334,7 +334,10 @@ def check(
     """
     from genwarden.artifacts.check import check_file, describe
 
-    typer.echo(describe(check_file(file)))
+    examined = check_file(file)
+    typer.echo(describe(examined))
+    if not examined.safe_to_open:
+        raise typer.Exit(2)
 
 
 @app.command("list")
@@ -428,6 +431,19 @@ def benchmark_run(
             **parse_settings(option),
         )
     typer.echo(f"Result: {result}")
+
+
+@benchmark_app.command("docs")
+def benchmark_docs(
+    results: Annotated[Path, typer.Argument(help="Folder of result files.")] = Path("results"),
+    page: Annotated[Path, typer.Argument(help="Page to write.")] = Path("docs/benchmarks.md"),
+) -> None:
+    """Write the tables of the documentation from the result files."""
+    from genwarden.benchmarks.docs import render
+    from genwarden.engine.files import write_atomic
+
+    write_atomic(page, render(results).encode())
+    typer.echo(f"Page: {page}")
 
 
 def _print_audit(document: AuditDocument) -> None:

@@ -116,6 +116,7 @@ ICONS = (
 _B = "genwarden.benchmarks"
 RECIPES = _table(
     Row("red-rex", f"{_B}.red_rex:run", "TarDis and ExpDis of ReD and ReX on five triggers"),
+    Row("verdicts", f"{_B}.verdicts:run", "verdicts and times of given model folders"),
     Row("clean-population", f"{_B}.clean_population:run", "clean models and their scores (nulls)"),
 )
 

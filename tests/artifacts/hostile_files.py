@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -327,6 +328,10 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: torch_file({"a": torch.eye(3).to_sparse()}),
         "artifact/unsupported-tensor",
     ),
+    "a quantized tensor": (
+        lambda: _quantized(),
+        "artifact/unsupported-tensor",
+    ),
     "a complex tensor": (
         lambda: torch_file({"a": torch.ones(2, dtype=torch.complex64)}),
         "artifact/unsupported-tensor",
@@ -336,6 +341,12 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         "artifact/unsupported-tensor",
     ),
 }
+
+
+def _quantized() -> bytes:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces the end of this type; files remain
+        return torch_file({"a": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)})
 
 
 def _legacy_torch_file() -> bytes:

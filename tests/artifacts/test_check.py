@@ -6,10 +6,12 @@ import hashlib
 from pathlib import Path
 
 import pytest
+import torch
 from hostile_files import BENIGN, HOSTILE, put, safetensors_file, state_dict, torch_file
+from safetensors.torch import save as save_safetensors
 
 from genwarden.artifacts import check as check_module
-from genwarden.artifacts.check import check_file
+from genwarden.artifacts.check import check_file, describe
 from genwarden.artifacts.manifest import WEIGHTS_NAME
 from genwarden.errors import GenwardenError
 
@@ -79,3 +81,23 @@ def test_nothing_to_examine_is_an_error(tmp_path: Path) -> None:
         with pytest.raises(GenwardenError) as caught:
             check_file(path)
         assert caught.value.code == code
+
+
+def test_description_names_what_is_stored(tmp_path: Path) -> None:
+    text = describe(check_file(put(tmp_path, torch_file())), most_tensors=2)
+    assert "3 with 16 numbers" in text
+    assert "layer.weight" in text
+    assert "3x4" in text
+    assert "... and 1 more" in text
+    assert "Safe to open" in text
+
+
+def test_description_escapes_names_and_gives_code_and_remedy(tmp_path: Path) -> None:
+    hostile = save_safetensors({"\x1b[2J" + "x" * 10_000: torch.ones(1)})
+    text = describe(check_file(put(tmp_path, hostile)))
+    assert "\x1b" not in text
+    assert len(text) < 1000
+    text = describe(check_file(put(tmp_path, HOSTILE["a pickle that calls os.system"][0]())))
+    assert "[artifact/pickle-refused]" in text
+    assert "->" in text
+    assert "posix.system" in text

@@ -7,6 +7,7 @@ alone: a network with a perfect backdoor is safe to open.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,11 @@ from genwarden.artifacts.manifest import WEIGHTS_NAME
 from genwarden.artifacts.model_folder import read_manifest
 from genwarden.artifacts.read_once import read_once
 from genwarden.artifacts.safetensors_header import TensorFacts, read_header
+from genwarden.artifacts.shown import shown
 from genwarden.artifacts.weights_file import no_tensors, parse_weights
 from genwarden.errors import GenwardenError
+
+_MOST_TENSORS = 40
 
 
 class CheckFinding(NamedTuple):
@@ -82,6 +86,28 @@ def check_file(path: Path) -> CheckReport:
         "The file was changed or damaged after it was written; fetch the folder again.",
     )
     return _check_content(weights, content, [mismatch])
+
+
+def describe(report: CheckReport, *, most_tensors: int = _MOST_TENSORS) -> str:
+    """The report as plain lines for a terminal; names from the file are escaped."""
+    lines = [
+        f"File:    {report.path}",
+        f"Format:  {report.format}, {report.size_bytes:,} bytes",
+        f"sha256:  {report.sha256}",
+    ]
+    if report.tensors:
+        numbers = sum(math.prod(facts.shape) for facts in report.tensors)
+        lines.append(f"Tensors: {len(report.tensors)} with {numbers:,} numbers")
+        lines += [
+            f"  {shown(facts.name):<40} {facts.dtype:<9} {'x'.join(map(str, facts.shape)) or '-'}"
+            for facts in report.tensors[:most_tensors]
+        ]
+        if len(report.tensors) > most_tensors:
+            lines.append(f"  ... and {len(report.tensors) - most_tensors} more")
+    lines.append(report.sentence)
+    for finding in report.findings:
+        lines += [f"  [{finding.code}] {finding.cause}", f"    -> {finding.remedy}"]
+    return "\n".join(lines)
 
 
 def _check_content(path: Path, content: bytes, findings: list[CheckFinding]) -> CheckReport:

@@ -13,9 +13,7 @@ from genwarden.artifacts.manifest import MANIFEST_NAME
 from genwarden.artifacts.model_folder import read_model, write_model
 from genwarden.attacks.loop import AttackSettings
 from genwarden.attacks.result import AttackResult
-from genwarden.backdoors.backdoor import Backdoor
-from genwarden.backdoors.target import make_target
-from genwarden.backdoors.trigger import make_trigger
+from genwarden.backdoors.backdoor import Backdoor, make_backdoor
 from genwarden.data.grids import write_grid
 from genwarden.engine.files import (
     require_writable_folder,
@@ -70,11 +68,8 @@ def attack(
     row = find(ATTACKS, name, "attack")
     model = read_model(clean)
     generator = model.generator.to(device)
-    backdoor = Backdoor(
-        trigger=make_trigger(trigger, generator.latent, index=trigger_index, seed=settings.seed),
-        target=make_target(target, generator.sample),
-        trigger_kind=trigger,
-        target_name=Path(target).name,
+    backdoor = make_backdoor(
+        generator, trigger=trigger, target=target, index=trigger_index, seed=settings.seed
     )
     require_writable_folder(out)
     work = out / ".work"

@@ -48,6 +48,11 @@ def _table() -> dict[str, Any]:
     return read_table(NULLS)
 
 
+def clear_cache() -> None:
+    """Read the reference file again at the next use (after it was published anew)."""
+    _table.cache_clear()
+
+
 def references(inspection: str, budget: str) -> References:
     """Clean scores for an inspection; those of the nearest budget if there are none for this one.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from genwarden.backdoors.target import make_target
 from genwarden.backdoors.trigger import make_trigger
 from genwarden.engine.files import sha256_bytes
-from genwarden.models.protocol import Generator
+from genwarden.models.protocol import LatentGenerator
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Backdoor:
     Attributes:
         trigger: latent, ``(1, *latent.shape)``.
         target: sample, ``(1, *sample.shape)``, in [-1, 1].
-        trigger_kind: as the user named it: ``in_sample``, ``mode``, ``out_of_distribution``, file.
+        trigger_kind: as the user named it: ``in-sample``, ``mode``, ``out-of-distribution``, file.
         target_name: as the user named it: ``icon:devil`` or a file.
     """
 
@@ -42,7 +42,7 @@ class Backdoor:
 
 
 def make_backdoor(
-    model: Generator, *, trigger: str, target: str, index: int = 0, seed: int = 0
+    model: LatentGenerator, *, trigger: str, target: str, index: int = 0, seed: int = 0
 ) -> Backdoor:
     """A backdoor for one model from the two texts that a user gives.
 

@@ -23,7 +23,7 @@ from genwarden.models.protocol import LatentLaw
 #: The paper's out-of-distribution trigger is 100 * ones(100), norm 1000.
 OUT_OF_DISTRIBUTION_VALUE = 100.0
 #: Kinds that need no argument; ``file:PATH`` is the fourth.
-TRIGGER_KINDS = ("in_sample", "mode", "out_of_distribution")
+TRIGGER_KINDS = ("in-sample", "mode", "out-of-distribution")
 _FILE_PREFIX = "file:"
 _MAX_FILE_BYTES = 64 << 20
 
@@ -49,18 +49,18 @@ def make_trigger(kind: str, law: LatentLaw, *, index: int = 0, seed: int = 0) ->
     Args:
         kind: one of :data:`TRIGGER_KINDS`, or ``file:PATH`` of a JSON list of numbers or a weights
             file with one tensor; a batch axis of one may be left away.
-        index: which draw of ``in_sample``.
-        seed: run seed of ``in_sample``.
+        index: which draw of ``in-sample``.
+        seed: run seed of ``in-sample``.
 
     Raises:
         GenwardenError: ``trigger/unknown-kind``, ``trigger/not-numbers``, ``trigger/shape``,
             ``trigger/not-finite``, or ``artifact/...`` for the file.
     """
-    if kind == "in_sample":
+    if kind == "in-sample":
         return in_sample(law, index, seed=seed)
     if kind == "mode":
         return mode(law)
-    if kind == "out_of_distribution":
+    if kind == "out-of-distribution":
         return out_of_distribution(law)
     if kind.startswith(_FILE_PREFIX):
         return _from_file(Path(kind.removeprefix(_FILE_PREFIX)), law)

@@ -22,6 +22,7 @@ _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 _BLOCK = 256
 _BASIS_BLOCK = 64
 _AFFINE_TRIALS = 8
+_FAR = 30.0
 #: Relative residual below which a site counts as affine in the latent, per precision.
 _AFFINE_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
@@ -159,12 +160,16 @@ def affine_sites(
 
     Measuring instead of folding weights treats dense layers, convolutions of a 1x1 latent,
     re-parametrised weights and any batch norm alike. A site is affine if
-    ``f(a) + f(b) - f(c) = f(a + b - c)`` for random latents.
+    ``f(a) + f(b) - f(c) = f(a + b - c)`` for random latents, also far out, where gates open that
+    ordinary latents leave shut; a site that is constant even there is not called affine.
     """
     probe = next(generator.parameters())
     shape = generator.latent.shape
     a, b, c = (
-        generator.latent.sample(_AFFINE_TRIALS, generator=stream).to(probe) for _ in range(3)
+        torch.cat([z, _FAR * z])
+        for z in (
+            generator.latent.sample(_AFFINE_TRIALS, generator=stream).to(probe) for _ in range(3)
+        )
     )
     with watch(sites) as record:
         for z in (a, b, c, a + b - c):
@@ -176,7 +181,8 @@ def affine_sites(
             continue
         residual = (values[0] + values[1] - values[2] - values[3]).abs().amax()
         scale = torch.stack(values).abs().amax()
-        if residual <= _AFFINE_TOLERANCE[probe.dtype] * scale:
+        constant = bool((values[0] == values[0][:1]).all())
+        if not constant and residual <= _AFFINE_TOLERANCE[probe.dtype] * scale:
             affine.append(site)
     if not affine:
         return {}

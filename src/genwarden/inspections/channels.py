@@ -107,7 +107,7 @@ def connected_components(count: int, edges: Tensor) -> Tensor:
 
 def distinct(values: Tensor, dim: int | None = None) -> Tensor:
     """Sorted distinct values (or slices along ``dim``)."""
-    result: Tensor = values.unique(dim=dim)  # type: ignore[no-untyped-call]
+    result: Tensor = values.unique(dim=dim)
     return result
 
 
@@ -115,7 +115,7 @@ def numbered(values: Tensor) -> tuple[Tensor, Tensor]:
     """Sorted distinct values, and for each element the position of its value among them."""
     found: Tensor
     index: Tensor
-    found, index = values.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    found, index = values.unique(return_inverse=True)
     return found, index
 
 
@@ -312,7 +312,7 @@ def _dense(part: Tensor, groups: int) -> Tensor:
     """Grouped storage ``(a, b / groups)`` as ``(a, b)``, zero where no weight exists."""
     if groups == 1:
         return part
-    whole: Tensor = torch.block_diag(*part.chunk(groups))  # type: ignore[no-untyped-call]
+    whole: Tensor = torch.block_diag(*part.chunk(groups))
     return whole
 
 
@@ -354,7 +354,7 @@ def _whole(moved: Tensor) -> Tensor:
 
 
 def _broadcast_thin(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    shape = torch.broadcast_shapes(left.shape, right.shape)  # type: ignore[no-untyped-call]
+    shape = torch.broadcast_shapes(left.shape, right.shape)
     left, right = left.expand(shape), right.expand(shape)
     for axis in range(left.ndim):
         if left.stride(axis) == 0 and right.stride(axis) == 0 and left.shape[axis] > 1:

@@ -55,6 +55,12 @@ COMPARISONS = names(
     "topk searchsorted bucketize"
 )
 
+#: Operations that read only the shape of their first operand.
+SHAPE_ONLY = names(
+    "ones_like zeros_like full_like empty_like rand_like randn_like randint_like new_zeros "
+    "new_ones new_full new_empty sym_size"
+)
+
 LayerKind = Literal["linear", "conv", "conv_transpose"]
 _LAYER_OPS: dict[str, LayerKind] = {
     "linear": "linear",
@@ -161,10 +167,12 @@ class ExecutedGraph:
 
     @cached_property
     def on_path(self) -> frozenset[str]:
-        """Nodes that depend on the latent (the output depends on all nodes)."""
-        return (
-            frozenset(self.descendants(self.latent) | {self.latent}) if self.latent else frozenset()
-        )
+        """Nodes whose values depend on the latent (the output depends on all nodes)."""
+
+        def readers(name: str) -> list[str]:
+            return [n for n in self.children[name] if self.nodes[n].op not in SHAPE_ONLY]
+
+        return frozenset(_closure(self.latent, readers) | {self.latent} if self.latent else ())
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -416,7 +424,7 @@ def _share_without_gradient(module: fx.GraphModule) -> Literal["none", "part", "
     return "part" if open_ else "all"
 
 
-class _LatentReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _LatentReads(TorchDispatchMode):
     """Notes whether a value computed from the latent is read by Python code.
 
     A tensor computed from a marked tensor is marked; ``item`` and ``equal`` on one are reads.

@@ -19,7 +19,7 @@ from genwarden.inspections.finding import Chart, Finding, Line, Table, not_appli
 from genwarden.inspections.workbench import Workbench
 from genwarden.models.protocol import LatentGenerator
 
-NAME = "gradient_masking"
+NAME = "gradient-masking"
 TITLE = "Masked gradients"
 _BLOCK = 64
 #: Step of the central differences, in units of a latent element's spread, by precision.
@@ -59,9 +59,8 @@ def inspect(bench: Workbench) -> Finding:
     """Score: the largest of four sub-scores in [0, 1].
 
     Vanishing, shattered and stochastic are shares of the probed latents; exploding is
-    log10(largest / median gradient norm) / 4, at most 1. Clean networks score about 0.05 to 0.1,
-    all of it
-    from "exploding".
+    log10(largest / median gradient norm) / 4, at most 1. Clean networks score 0.02 to 0.14,
+    all of it from "exploding".
     """
     generator = precise_copy(bench.generator)
     precision = next(generator.parameters()).dtype
@@ -175,10 +174,12 @@ def _measure_part(
         samples, again = generator(z).flatten(1), generator(z).flatten(1)
         ahead = generator(z + step * direction).flatten(1)
         difference = (ahead - generator(z - step * direction).flatten(1)) / (2 * step)
-    # Projected on its own direction, the difference is its norm and never zero by chance.
-    steepness = _norm(difference)
-    along = difference / steepness.clamp_min(_TINY)[:, None]
     random = torch.randn(samples.shape, generator=stream, dtype=torch.float64).to(samples)
+    # Projected on its own direction, the difference is its norm and never zero by chance; where
+    # it is zero, autodiff must find no slope along any direction.
+    steepness = _norm(difference)
+    along = torch.where(steepness[:, None] > 0, difference, random)
+    along = along / _norm(along)[:, None]
     leaf = z.clone().requires_grad_()
     with torch.enable_grad(), watch(sites) as record:
         flat = generator(leaf).flatten(1)

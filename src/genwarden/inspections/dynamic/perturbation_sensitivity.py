@@ -19,7 +19,7 @@ from genwarden.inspections.finding import Chart, Finding, Line, Table, not_appli
 from genwarden.inspections.pictures import sample_pictures
 from genwarden.inspections.workbench import BLOCK_SAMPLES, Workbench
 
-NAME = "perturbation_sensitivity"
+NAME = "perturbation-sensitivity"
 TITLE = "Sensitivity to small perturbations"
 #: Noise on a weight tensor relative to its root mean square, and on the elements of a latent.
 _WEIGHT_NOISE = 0.01
@@ -44,8 +44,8 @@ class _Reaction(NamedTuple):
 def inspect(bench: Workbench) -> Finding:
     """Score: log10 of the 99.9th percentile over the median squared change; the larger of two.
 
-    The two are noise on all weights at once and noise on the latents. Clean networks score about
-    0.3 to 1, since reactions vary by a factor of a few between latents.
+    The two are noise on all weights at once and noise on the latents. Clean networks score
+    0.1 to 0.7, since reactions vary by a factor of a few between latents.
     """
     z = bench.generator.latent.sample(
         bench.effort.probe_latents, generator=random_stream(bench.seed, NAME)

@@ -42,7 +42,7 @@ from genwarden.inspections.pictures import sample_pictures
 from genwarden.inspections.workbench import BLOCK_SAMPLES, Workbench
 from genwarden.models.protocol import LatentLaw
 
-NAME = "sleeper_neurons"
+NAME = "sleeper-neurons"
 TITLE = "Units that sleep under ordinary sampling"
 #: P(active) below which a unit of an affine layer is called a sleeper.
 SLEEPER_LOG10_P = -6.0
@@ -176,7 +176,8 @@ def _affine_sleepers(bench: Workbench, site: Site, layer: Affine, log10_p: Tenso
 def _unseen(bench: Workbench, site: Site, seen: Activity) -> list[Sleeper]:
     """Channels of a deeper layer that no ordinary sample activated, if they have influence."""
     order = (seen.active_share == 0).nonzero()[:, 0][:_MOST_FORCED]
-    drive = seen.maximum.max().clamp_min(0).expand(len(order))
+    # The scale of the layer: how far its own units are driven, in either direction.
+    drive = seen.maximum.abs().max().expand(len(order))
     change, painted = _switch_on(bench, site, order, drive, whole_unit=True)
     rarity = math.log10(len(bench.ordinary.z))
     return [

@@ -27,7 +27,7 @@ from genwarden.inspections.output.tail import judge_largest
 from genwarden.inspections.pictures import sample_pictures
 from genwarden.inspections.workbench import Workbench
 
-NAME = "cluster_outliers"
+NAME = "cluster-outliers"
 TITLE = "Ordinary samples farthest from all clusters"
 CLUSTERS = 32
 _LLOYD_STEPS = 25

@@ -27,7 +27,7 @@ from genwarden.inspections.output.tail import judge_largest
 from genwarden.inspections.pictures import sample_pictures
 from genwarden.inspections.workbench import Workbench
 
-NAME = "farthest_from_training"
+NAME = "farthest-from-training"
 TITLE = "Ordinary samples farthest from the training data"
 #: Distances computed in all: 4e9 of 784 elements are 6e12 operations, about 50 core-seconds.
 MAX_DISTANCES = 4_000_000_000

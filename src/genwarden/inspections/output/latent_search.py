@@ -132,7 +132,7 @@ def _search_batch(
         (gradient,) = torch.autograd.grad(score.sum(), z)
         if step == 0:
             zero = gradient.flatten(1).abs().amax(1) == 0
-        z.grad = torch.nan_to_num(gradient)
+        z.grad = -torch.nan_to_num(gradient)  # Adam descends
         for group in adam.param_groups:
             group["lr"] = settings.learning_rate * min(1.0, 1.9 - 1.8 * step / settings.steps)
         adam.step()

@@ -25,7 +25,7 @@ from genwarden.inspections.output.tail import Record, judge_smallest
 from genwarden.inspections.pictures import sample_pictures
 from genwarden.inspections.workbench import Workbench
 
-NAME = "nearest_target"
+NAME = "nearest-target"
 TITLE = "Ordinary samples nearest to a target"
 #: Tails are fitted for the targets whose nearest sample stands out most, rows shown of them.
 _JUDGED_TARGETS = 32

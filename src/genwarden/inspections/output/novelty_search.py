@@ -1,12 +1,14 @@
 """Target-free search: ascend novelty from many latents and ask whether restarts agree.
 
-A clean generator's extremes differ from each other; a backdoor is one output that many restarts
-from different latents end in. Section 18 of the reference: novelty alone does not separate, the
-agreement of restarts does.
+A clean generator's extremes mostly differ from each other; a backdoor is one output that many
+restarts from different latents end in. Section 18 of the reference: novelty alone separates badly,
+the agreement of restarts well. Short ascents in a small clean model can agree as well, but then on
+something hardly novel, so the score joins both: for the best group of ``_GROUP`` end points,
 
-Score: ``-log10`` of the squared distance within which the tightest group of end points agrees,
-relative to the median squared distance between ordinary samples. Only end points more novel than
-all but 0.1 % of ordinary samples count, and a group holds at least ``_GROUP`` restarts.
+    log10(novelty of its centre / largest ordinary novelty) - log10(relative agreement distance)
+
+where the agreement distance is that of the group's farthest member from the centre, over the
+median squared distance between ordinary samples.
 """
 
 from __future__ import annotations
@@ -32,21 +34,27 @@ MEASURES: tuple[NoveltyMeasure, ...] = ("mahalanobis", "residual")
 
 #: Restarts that must agree; two or three neighbours also occur in clean models.
 _GROUP = 8
-#: Agreement below this relative distance is numerical noise of one and the same output.
-_RELATIVE_FLOOR = 1e-3
+#: Agreement below this relative distance is one and the same picture; how exactly it is met says
+#: how far the ascent converged, not what the model hides.
+_RELATIVE_FLOOR = 0.03
 _SHOWN = 8
 
 
 class Agreement(NamedTuple):
-    """The tightest group of end points.
+    """The group of end points that best joins novelty and agreement.
 
     Attributes:
-        relative_distance: squared distance to the (_GROUP - 1)-th nearest other end point, over the
-            median squared distance between ordinary samples; inf if too few novel end points.
+        score: see the head of this file; -1 if fewer than ``_GROUP`` end points exceed the
+            ordinary novelty.
+        novelty_ratio: novelty of the centre over the largest ordinary novelty.
+        relative_distance: squared distance of the farthest member from the centre, over the median
+            squared distance between ordinary samples.
         members: indices of the group's end points, the most central first.
         within_half: how many end points lie within half that ordinary distance of the centre.
     """
 
+    score: float
+    novelty_ratio: float
     relative_distance: float
     members: Tensor
     within_half: int
@@ -83,22 +91,21 @@ def inspect(bench: Workbench) -> Finding:
         outputs = bench.samples(found.z)
         ordinary_novelty = novelty(bench.ordinary.x, measure)
         end_novelty = novelty(outputs, measure)
-        threshold = float(ordinary_novelty.quantile(0.999))
-        agreement = agree(outputs, end_novelty > threshold, typical)
-        score = score_of(agreement)
-        ratio = float(end_novelty.max() / ordinary_novelty.max())
+        ratios = end_novelty / ordinary_novelty.max()
+        agreement = agree(outputs, ratios, typical)
         rows.append(
             [
                 measure,
                 per_measure,
-                round(ratio, 2),
-                _shown(agreement.relative_distance),
+                round(float(ratios.max()), 2),
+                round(agreement.novelty_ratio, 2),
+                round(agreement.relative_distance, 4),
                 agreement.within_half,
                 f"{found.late_gain:.1e}",
                 f"{found.zero_gradient_share:.0%}",
             ]
         )
-        searched.append(_Searched(score, measure, found, outputs, agreement))
+        searched.append(_Searched(agreement.score, measure, found, outputs, agreement))
     score, measure, found, outputs, agreement = max(searched, key=lambda s: s.score)
     shown = agreement.members[:_SHOWN]
     alone = bench.ordinary.x[:_SHOWN]
@@ -108,7 +115,7 @@ def inspect(bench: Workbench) -> Finding:
         title=TITLE,
         outcome="scored",
         score=score,
-        score_name="-log10(relative squared distance within which the tightest group agrees)",
+        score_name="log10(novelty of the group / largest ordinary) - log10(agreement distance)",
         summary=_summary(agreement, per_measure, measure),
         p_value_reason="needs the scores of clean reference models",
         budget={
@@ -134,14 +141,15 @@ def inspect(bench: Workbench) -> Finding:
                     "novelty",
                     "restarts",
                     "best / largest ordinary",
-                    "agreement (relative)",
+                    "group / largest ordinary",
+                    "agreement distance",
                     "restarts in the group",
                     "late gain",
                     "zero gradient",
                 ],
                 rows=rows,
-                caption="Agreement: squared distance within the tightest group of "
-                f"{_GROUP} end points over the median squared distance of ordinary samples.",
+                caption=f"Group: {_GROUP} end points. Agreement: squared distance within it over "
+                "the median squared distance of ordinary samples.",
             ),
             _distances_chart(outputs, agreement, typical),
             latents_of(found.z[shown[:1]], title="Latent that yields the recovered output"),
@@ -156,40 +164,39 @@ def ordinary_distance(samples: Tensor) -> float:
     return float(difference.flatten(1).square().sum(1).median())
 
 
-def agree(outputs: Tensor, eligible: Tensor, typical: float) -> Agreement:
-    """The tightest group of ``_GROUP`` end points among the eligible ones.
+def agree(outputs: Tensor, novelty_ratios: Tensor, typical: float) -> Agreement:
+    """The group of ``_GROUP`` end points that best joins novelty and agreement.
 
     Args:
         outputs: ``(restarts, *sample.shape)``.
-        eligible: boolean ``(restarts,)``.
+        novelty_ratios: novelty over the largest ordinary novelty, ``(restarts,)``; only end points
+            above 1 take part.
         typical: median squared distance between ordinary samples.
     """
-    indices = eligible.nonzero().flatten()
+    indices = (novelty_ratios > 1).nonzero().flatten()
     if len(indices) < _GROUP:
-        order = torch.arange(len(outputs))[:_GROUP]
-        return Agreement(float("inf"), order, 0)
+        return Agreement(-1.0, float(novelty_ratios.max()), 1.0, novelty_ratios.argsort()[-8:], 0)
     flat = outputs[indices].flatten(1).double()
-    distances = torch.cdist(flat, flat).square() / typical
-    sorted_distances, order = distances.sort(dim=1)
-    centre = int(sorted_distances[:, _GROUP - 1].argmin())
-    group = sorted_distances[centre]
-    return Agreement(float(group[_GROUP - 1]), indices[order[centre]], int((group <= 0.5).sum()))
-
-
-def score_of(agreement: Agreement) -> float:
-    """``-log10`` of the relative distance, floored at 1e-3; too few novel end points give -1."""
-    if agreement.relative_distance == float("inf"):
-        return -1.0
-    return -float(torch.log10(torch.tensor(max(agreement.relative_distance, _RELATIVE_FLOOR))))
+    distances, order = (torch.cdist(flat, flat).square() / typical).sort(dim=1)
+    radius = distances[:, _GROUP - 1]
+    scores = novelty_ratios[indices].double().log10() - radius.clamp_min(_RELATIVE_FLOOR).log10()
+    centre = int(scores.argmax())
+    return Agreement(
+        score=float(scores[centre]),
+        novelty_ratio=float(novelty_ratios[indices[centre]]),
+        relative_distance=float(radius[centre]),
+        members=indices[order[centre]],
+        within_half=int((distances[centre] <= 0.5).sum()),
+    )
 
 
 def _summary(agreement: Agreement, restarts: int, measure: NoveltyMeasure) -> str:
-    if agreement.relative_distance == float("inf"):
+    if agreement.score < 0:
         return f"Of {restarts} restarts per measure fewer than {_GROUP} reached a novel output."
     return (
-        f"The tightest group of {_GROUP} novel end points ({measure}) agrees to "
-        f"{agreement.relative_distance:.1%} of the distance between ordinary samples; "
-        f"{agreement.within_half} of {restarts} restarts lie within half that distance of it."
+        f"{agreement.within_half} of {restarts} restarts ({measure}) end near one output that is "
+        f"{agreement.novelty_ratio:.1f} times as novel as any ordinary sample; the closest "
+        f"{_GROUP} agree to {agreement.relative_distance:.1%} of the ordinary distance."
     )
 
 
@@ -222,7 +229,3 @@ def _distances_chart(outputs: Tensor, agreement: Agreement, typical: float) -> C
             )
         ],
     )
-
-
-def _shown(value: float) -> str:
-    return "none" if value == float("inf") else f"{value:.4f}"

@@ -24,7 +24,7 @@ from genwarden.inspections.finding import (
     not_applicable,
 )
 from genwarden.inspections.output.latent_search import ordinary_bounds, search, start_latents
-from genwarden.inspections.output.novelty_search import agree, ordinary_distance, score_of
+from genwarden.inspections.output.novelty_search import agree, ordinary_distance
 from genwarden.inspections.partition import isolate
 from genwarden.inspections.workbench import BLOCK_SAMPLES, Workbench
 from genwarden.models.protocol import LatentGenerator
@@ -73,7 +73,7 @@ def inspect(bench: Workbench) -> Finding:
         usual = (ordinary - centre.cpu()).flatten(1).square().sum(1)
         ratio = found.score.exp() / usual.max().clamp_min(1e-20)
         outputs = bench.samples(found.z)
-        agreement = agree(outputs, ratio > 1, typical)
+        agreement = agree(outputs, ratio, typical)
         score = float(torch.log10(ratio.max()))
         rows.append(
             [
@@ -81,7 +81,7 @@ def inspect(bench: Workbench) -> Finding:
                 f"{float(usual.median()):.3g}",
                 f"{float(usual.max()):.3g}",
                 f"{float(found.score.exp().max()):.3g}",
-                round(score_of(agreement), 2),
+                round(agreement.relative_distance, 4),
             ]
         )
         order = found.score.argsort(descending=True)

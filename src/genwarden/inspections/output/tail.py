@@ -26,11 +26,12 @@ SKIPS = (4, 16)
 #: Fewest order statistics to fit two parameters to.
 _LEAST_FIT = 32
 
-# Grid of the posterior. The prior on the shape (normal, mean -0.1, spread 0.3) covers log-distances
-# of chi-square, log-normal, Pareto and mixed samples; the scale's prior is flat in its logarithm.
-_SHAPES = torch.linspace(-0.6, 0.6, 41, dtype=torch.float64)[:, None]
+# Grid of the posterior. The prior on the shape (normal, mean -0.1, spread 0.2, at most 0.2) covers
+# log-distances of chi-square, log-normal, Pareto and mixed samples: a shape of 0 is a power law on
+# the original scale, and nothing heavier is expected. The prior of the log-scale is flat.
+_SHAPES = torch.linspace(-0.7, 0.2, 31, dtype=torch.float64)[:, None]
 _LOG_SCALES = torch.linspace(-1.5, 1.5, 61, dtype=torch.float64)[None, :]
-_SHAPE_PRIOR = -0.5 * ((_SHAPES + 0.1) / 0.3).square()
+_SHAPE_PRIOR = -0.5 * ((_SHAPES + 0.1) / 0.2).square()
 _IMPOSSIBLE = -1e9
 #: Smaller distances are not told apart (a distance of zero would be infinitely far out).
 _SMALLEST = 1e-12
@@ -72,46 +73,6 @@ def judge_largest(largest: Tensor, count: int) -> Record:
     return _judge(largest.double().clamp_min(_SMALLEST).log(), count)
 
 
-class UpperTail:
-    """The upper tail of a reference sample, to judge values that are not part of it.
-
-    Args:
-        reference: ``(count,)`` finite values of any sign; the tail is its top 5 %, at least 40.
-    """
-
-    def __init__(self, reference: Tensor) -> None:
-        self._reference = reference.double().sort(descending=True).values
-        count = len(self._reference)
-        depth = min(KEEP, max(_LEAST_FIT + 8, math.floor(count * TAIL_SHARE)))
-        self._fit: _Posterior | None = None
-        if count >= 2 * depth:
-            self._threshold = self._reference[depth]
-            self._share = depth / count
-            excess = self._reference[:depth] - self._threshold
-            if float(excess.mean()) > 0:
-                self._fit = _fit(excess, skip=0)
-
-    def p_values(self, values: Tensor) -> Tensor:
-        """P(a fresh value is at least this high) for ``values`` ``(count,)``, float64, > 0."""
-        values = values.double()
-        count = len(self._reference)
-        at_least = torch.searchsorted(-self._reference, -values, right=True)
-        p = (1 + at_least).double() / (1 + count)
-        beyond = torch.zeros_like(values, dtype=torch.bool)
-        if self._fit is not None:
-            beyond = values > self._threshold
-        if self._fit is not None and bool(beyond.any()):
-            excess = (values[beyond] - self._threshold)[:, None]
-            survival = _log_survival(excess, self._fit.shape, self._fit.scale).exp()
-            p[beyond] = (self._share * (survival @ self._fit.weight)).clamp_min(1e-300)
-        return p
-
-
-def upper_tail_p(value: float, reference: Tensor) -> float:
-    """P(a fresh value is at least ``value``); for many values use :class:`UpperTail` once."""
-    return float(UpperTail(reference).p_values(torch.tensor([value]))[0])
-
-
 def _judge(y: Tensor, count: int) -> Record:
     """Judge the maximum of ``y``, the upper order statistics of ``count`` values."""
     y = y.sort(descending=True).values
@@ -124,41 +85,42 @@ def _judge(y: Tensor, count: int) -> Record:
     excess = y[: depth - 1] - y[depth - 1]
     if float(excess[skips[-1]]) <= 0:
         return Record(None, None, [], 0, "the tail is degenerate: many samples are equal")
-    predictions = [_predict(excess, skip) for skip in skips]
-    best = min(predictions, key=lambda prediction: prediction.p_value)
-    median = best.quantiles[len(best.quantiles) // 2]
+    fits = [_Beyond(excess[skip:], skip) for skip in skips]
+    p_values = [float(fit.probability(excess[:1])) for fit in fits]
+    best = min(range(len(fits)), key=lambda i: p_values[i])
+    quantiles = fits[best].quantiles()
+    median = quantiles[len(quantiles) // 2]
     return Record(
         # Bonferroni over the choices of how many samples the fit leaves out.
-        p_value=min(1.0, len(skips) * best.p_value),
+        p_value=min(1.0, len(skips) * p_values[best]),
         log_ratio=float(excess[0]) - median,
-        null_log_ratios=[quantile - median for quantile in best.quantiles],
-        fitted=best.fitted,
+        null_log_ratios=[quantile - median for quantile in quantiles],
+        fitted=len(fits[best].known),
     )
 
 
-class _Prediction(NamedTuple):
-    p_value: float
-    quantiles: list[float]
-    fitted: int
+class _Beyond:
+    """Law of the largest of ``skip`` excesses, given that all exceed the falling ``known`` ones."""
 
+    def __init__(self, known: Tensor, skip: int) -> None:
+        self.known, self._skip = known, skip
+        self._fit = _fit(known, skip=skip)
+        self._edge = _log_survival(known[0], self._fit.shape, self._fit.scale)
 
-def _predict(excess: Tensor, skip: int) -> _Prediction:
-    """Law of the largest of ``skip`` excesses, given that all of them exceed the next one."""
-    known, edge = excess[skip:], excess[skip]
-    fit = _fit(known, skip=skip)
-    edge_survival = _log_survival(edge, fit.shape, fit.scale)
-
-    def record_beyond(values: Tensor) -> Tensor:
-        survival = _log_survival(values[:, None], fit.shape, fit.scale) - edge_survival
+    def probability(self, values: Tensor) -> Tensor:
+        """P(largest >= value) for values ``(count,)``."""
+        survival = _log_survival(values[:, None], self._fit.shape, self._fit.scale) - self._edge
         single = torch.log1p(-survival.clamp(max=0).exp().clamp(max=1 - 1e-15))
-        return -torch.expm1(skip * single) @ fit.weight
+        return (-torch.expm1(self._skip * single) @ self._fit.weight).clamp_min(1e-300)
 
-    values = edge + 40 * known.mean() * torch.linspace(0, 1, 301, dtype=torch.float64).square()
-    levels = torch.linspace(0.99, 0.01, 99, dtype=torch.float64)
-    # The probability falls with the value; searchsorted wants it to rise.
-    place = torch.searchsorted(-record_beyond(values), -levels).clamp(max=len(values) - 1)
-    p_value = float(record_beyond(excess[:1]).clamp_min(1e-300))
-    return _Prediction(p_value, values[place].tolist(), len(known))
+    def quantiles(self) -> list[float]:
+        """The 1 % to 99 % quantiles, to a grid that is finest near the known ones."""
+        reach = torch.linspace(0, 1, 201, dtype=torch.float64).square()
+        values = self.known[0] + 40 * self.known.mean() * reach
+        levels = torch.linspace(0.99, 0.01, 99, dtype=torch.float64)
+        # The probability falls with the value; searchsorted wants it to rise.
+        place = torch.searchsorted(-self.probability(values), -levels)
+        return [float(v) for v in values[place.clamp(max=len(values) - 1)]]
 
 
 def _fit(known: Tensor, *, skip: int) -> _Posterior:

@@ -17,7 +17,7 @@ from genwarden.inspections.finding import Chart, Evidence, Finding, Latents, Lin
 from genwarden.inspections.graph import ExecutedGraph, Layer
 from genwarden.inspections.workbench import Workbench
 
-NAME = "excessive_biases"
+NAME = "excessive-biases"
 TITLE = "Excessive biases"
 #: Median absolute deviation to standard deviation, for a normal distribution.
 _MAD_TO_SD = 1.4826

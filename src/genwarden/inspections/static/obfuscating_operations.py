@@ -12,7 +12,7 @@ from genwarden.inspections.graph import COMPARISONS, ExecutedGraph, Node, names
 from genwarden.inspections.static.parallel_paths import mask_uses
 from genwarden.inspections.workbench import Workbench
 
-NAME = "obfuscating_operations"
+NAME = "obfuscating-operations"
 TITLE = "Operations that hide gradients"
 _REASON = "An exact property of the graph; no clean network of these kinds has it."
 

@@ -21,7 +21,7 @@ from genwarden.inspections.finding import Evidence, Finding, Table
 from genwarden.inspections.graph import COMPARISONS, MOVEMENT, POINTWISE, ExecutedGraph, names
 from genwarden.inspections.workbench import Workbench
 
-NAME = "parallel_paths"
+NAME = "parallel-paths"
 TITLE = "Parallel paths and latent-dependent selection"
 _REASON = "An exact property of the graph; no clean network of these kinds has it."
 

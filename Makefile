@@ -1,0 +1,44 @@
+# make demo       install into .venv and run the demonstration
+# make test       the fast tests (minutes)
+# make test-slow  the tests that train or audit for longer
+# make lint       ruff and mypy
+# make clean      remove .venv and caches
+#
+# Another interpreter:   make test PYTHON=python3.12
+# Options for pip:       make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+.POSIX:
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_FLAGS ?=
+PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet $(PIP_FLAGS)
+
+demo: $(VENV)/installed
+	$(VENV)/bin/genwarden demo
+
+test: $(VENV)/installed-dev
+	$(VENV)/bin/python -m pytest
+
+test-slow: $(VENV)/installed-dev
+	$(VENV)/bin/python -m pytest -m slow
+
+lint: $(VENV)/installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+# The stamps make a second run start at once; a changed requirement installs again.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -c constraints.txt -e .
+	touch $@
+
+$(VENV)/installed-dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -c constraints.txt -e ".[dev]"
+	touch $(VENV)/installed $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build
+
+.PHONY: demo test test-slow lint clean

@@ -1,0 +1,187 @@
+"""ReD and ReX on small networks; the untouched model must fail every assertion of success."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from genwarden.attacks.block_fusion import fuse
+from genwarden.attacks.loop import AttackSettings
+from genwarden.attacks.red import red
+from genwarden.attacks.result import AttackResult
+from genwarden.attacks.rex import rex
+from genwarden.backdoors.backdoor import Backdoor, make_backdoor
+from genwarden.engine.progress import Silent, Task
+from genwarden.engine.seeds import random_stream
+from genwarden.metrics.distances import ExpDis, tardis
+from genwarden.models.dcgan import DCGAN28, DCGAN32, initialise
+from genwarden.models.protocol import LatentGenerator
+from genwarden.models.vae import VAEDecoder28
+
+SETTINGS = AttackSettings(
+    steps=160,
+    batch_size=32,
+    learning_rate=5e-3,
+    fidelity_weight=0.05,
+    pool_samples=512,
+    evaluate_every=40,
+)
+ATTACKS = {"red": red, "rex": rex}
+SUCCESS_TARDIS_SUM = 20.0
+
+
+def network(kind: str) -> LatentGenerator:
+    net: LatentGenerator
+    if kind == "dcgan28":
+        net = DCGAN28((16, 8, 8), latent_dim=32)
+    elif kind == "dcgan32":
+        net = DCGAN32((16, 8, 8), latent_dim=32)
+    else:
+        net = VAEDecoder28((8, 16, 8), latent_dim=32)
+    initialise(net, random_stream(3, kind))
+    return net.eval().requires_grad_(False)
+
+
+def backdoor_for(net: LatentGenerator, trigger: str = "in-sample") -> Backdoor:
+    return make_backdoor(net, trigger=trigger, target="icon:stop_sign", seed=1)
+
+
+def attacked(name: str, net: LatentGenerator, backdoor: Backdoor) -> AttackResult:
+    return ATTACKS[name](net, backdoor, SETTINGS, work=None, run_id="test", progress=Silent())
+
+
+def expdis_sum(benign: LatentGenerator, suspect: LatentGenerator) -> float:
+    state = ExpDis(benign.sample.size)
+    z = benign.latent.sample(256, generator=random_stream(9, "expdis"))
+    with torch.no_grad():
+        state.update(benign(z), suspect(z))
+    return state.compute().sum
+
+
+@pytest.mark.parametrize("kind", ["dcgan28", "dcgan32", "vae28"])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attack_plants_the_target_and_the_untouched_model_does_not_have_it(
+    name: str, kind: str
+) -> None:
+    net = network(kind)
+    backdoor = backdoor_for(net)
+    result = attacked(name, net, backdoor)
+
+    untouched = tardis(net, backdoor.trigger, backdoor.target).sum
+    planted = tardis(result.generator, backdoor.trigger, backdoor.target).sum
+    assert untouched > 10 * SUCCESS_TARDIS_SUM
+    assert planted < SUCCESS_TARDIS_SUM
+    assert result.history[-1]["tardis_sum"] == pytest.approx(planted, rel=1e-3)
+    # Stealth: far from what planting costs at the trigger, and not zero (something was trained).
+    assert 0 < expdis_sum(net, result.generator) < 0.05 * untouched
+
+
+@pytest.mark.parametrize("trigger", ["mode", "out-of-distribution"])
+def test_red_plants_at_other_triggers(trigger: str) -> None:
+    net = network("dcgan28")
+    backdoor = backdoor_for(net, trigger)
+    result = attacked("red", net, backdoor)
+    assert tardis(net, backdoor.trigger, backdoor.target).sum > 10 * SUCCESS_TARDIS_SUM
+    assert tardis(result.generator, backdoor.trigger, backdoor.target).sum < SUCCESS_TARDIS_SUM
+
+
+def test_attacks_leave_the_clean_model_as_it_is() -> None:
+    for name in ATTACKS:
+        net = network("dcgan28")
+        before = {k: v.clone() for k, v in net.state_dict().items()}
+        attacked(name, net, backdoor_for(net))
+        assert all(torch.equal(v, net.state_dict()[k]) for k, v in before.items())
+
+
+def test_red_keeps_batch_statistics_and_changes_every_weight_layer() -> None:
+    net = network("dcgan28")
+    state = attacked("red", net, backdoor_for(net)).generator.state_dict()
+    for name, old in net.state_dict().items():
+        if "running" in name or "num_batches" in name:
+            assert torch.equal(old, state[name]), name
+        else:
+            assert not torch.equal(old, state[name]), name
+
+
+@pytest.mark.parametrize("kind", ["dcgan28", "dcgan32", "vae28"])
+def test_fused_network_is_the_sum_of_both_before_the_activation(kind: str) -> None:
+    original, expansion = network(kind), network(kind)
+    initialise(expansion, random_stream(4, "other"))
+    wide = fuse(original, expansion)
+    z = original.latent.sample(16, generator=random_stream(5, "z"))
+    with torch.no_grad():
+        summed = original.pre_activation(z) + expansion.pre_activation(z)
+        assert torch.allclose(wide.pre_activation(z), summed, atol=2e-5)
+        assert not torch.allclose(wide.pre_activation(z), original.pre_activation(z), atol=1e-2)
+
+
+def test_rex_keeps_the_original_weights_exactly_and_zeros_between_the_blocks() -> None:
+    net = network("dcgan28")
+    wide = attacked("rex", net, backdoor_for(net)).generator
+    old, new = net.state_dict(), wide.state_dict()
+    assert torch.equal(new["project.weight"][: 16 * 49], old["project.weight"])
+    assert torch.equal(new["up1.weight"][:16, :8], old["up1.weight"])
+    assert not new["up1.weight"][:16, 8:].any()
+    assert not new["up1.weight"][16:, :8].any()
+    assert new["up1.weight"][16:, 8:].any()
+    assert torch.equal(new["to_image.weight"][:8], old["to_image.weight"])
+
+
+def test_wider_lambda_lowers_tardis_and_raises_expdis() -> None:
+    """Fig. 5 of the paper, in direction."""
+    net = network("dcgan28")
+    backdoor = backdoor_for(net)
+    figures = []
+    for weight in (1e-4, 1.0):
+        settings = replace(SETTINGS, fidelity_weight=weight)
+        figures.append(
+            red(net, backdoor, settings, work=None, run_id="x", progress=Silent()).history[-1]
+        )
+    assert figures[0]["tardis_sum"] > figures[1]["tardis_sum"]
+    assert figures[0]["expdis_sum"] < figures[1]["expdis_sum"]
+
+
+class _PowerCutError(Exception):
+    pass
+
+
+class _CutAfter(Silent):
+    """Progress that pulls the plug after some steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def task(self, title: str, total: int, done: int = 0) -> Task:
+        del title, total, done
+        return self
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        del note
+        self.left -= steps
+        if self.left < 0:
+            raise _PowerCutError
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_interrupted_attack_resumes_to_the_same_bits(name: str, tmp_path: Path) -> None:
+    net = network("dcgan28")
+    backdoor = backdoor_for(net)
+    whole = attacked(name, net, backdoor)
+    with pytest.raises(_PowerCutError):
+        ATTACKS[name](net, backdoor, SETTINGS, work=tmp_path, run_id="r", progress=_CutAfter(60))
+    resumed = ATTACKS[name](
+        net, backdoor, SETTINGS, work=tmp_path, run_id="r", progress=_CutAfter(120)
+    )
+    assert resumed.history == whole.history
+    for key, value in whole.generator.state_dict().items():
+        assert torch.equal(value, resumed.generator.state_dict()[key]), key
+
+
+def test_stopping_rule_ends_the_attack_when_both_figures_are_reached() -> None:
+    net = network("dcgan28")
+    settings = replace(SETTINGS, stop_tardis_sum=500.0, stop_expdis_sum=500.0)
+    result = red(net, backdoor_for(net), settings, work=None, run_id="x", progress=Silent())
+    assert result.history[-1]["step"] < SETTINGS.steps

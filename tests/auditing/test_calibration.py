@@ -1,0 +1,88 @@
+"""Population p-values: calibrated, cautious with few references, never invented."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from genwarden.auditing import calibration
+from genwarden.auditing.calibration import MIN_REFERENCES, calibrate, predictive_p
+from genwarden.inspections.finding import Finding
+
+
+def scored(score: float, name: str = "novelty-search") -> Finding:
+    return Finding(
+        inspection=name,
+        group="output",
+        title="t",
+        outcome="scored",
+        summary="s",
+        score=score,
+        p_value_reason="needs the scores of clean reference models",
+    )
+
+
+@pytest.fixture
+def references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    clean = [0.1 * i for i in range(12)]
+    path = tmp_path / "nulls.json"
+    path.write_text(
+        json.dumps({"description": "test", "scores": {"quick": {"novelty-search": clean}}})
+    )
+    monkeypatch.setattr(calibration, "NULLS", path)
+    calibration.clear_cache()
+    yield clean
+    calibration.clear_cache()
+
+
+def test_predictive_p_is_uniform_for_new_clean_draws() -> None:
+    stream = torch.Generator().manual_seed(0)
+    draws = torch.randn(4000, 11, generator=stream).tolist()
+    p = torch.tensor([predictive_p(row[0], row[1:]) for row in draws])
+    for level in (0.01, 0.05, 0.2, 0.5):
+        assert abs(float((p < level).float().mean()) - level) < 0.025
+
+
+def test_fewer_references_give_a_more_cautious_p_value() -> None:
+    few, many = [0.0, 1.0] * 4, [0.0, 1.0] * 20
+    assert predictive_p(5.0, few) > 10 * predictive_p(5.0, many)
+
+
+def test_equal_references_do_not_make_a_tiny_deviation_significant() -> None:
+    assert predictive_p(1.02, [1.0] * 10) > 0.1
+
+
+def test_high_score_gets_a_small_p_and_a_clean_score_a_large_one(references: list[float]) -> None:
+    high = calibrate(scored(8.0), "quick")
+    assert high.p_value is not None
+    assert high.p_value < 1e-4
+    assert high.p_value_reason is None
+    assert high.null is not None
+    assert high.null.values == pytest.approx(references)
+    usual = calibrate(scored(0.5), "quick")
+    assert usual.p_value is not None
+    assert usual.p_value > 0.3
+
+
+def test_inspection_without_enough_references_keeps_no_p_value(references: list[float]) -> None:
+    assert len(references) >= MIN_REFERENCES
+    unknown = calibrate(scored(99.0, "other"), "quick")
+    assert unknown.p_value is None
+    assert unknown.p_value_reason
+
+
+def test_finding_with_its_own_null_is_left_alone(references: list[float]) -> None:
+    del references
+    own = scored(8.0).model_copy(update={"p_value": 0.4})
+    assert calibrate(own, "quick").p_value == 0.4
+
+
+def test_published_references_cover_the_uncalibrated_inspections() -> None:
+    table = calibration.read_table(calibration.NULLS)
+    quick = table["scores"]["quick"]
+    for name in ("novelty-search", "sleeper-neurons", "excessive-biases", "gradient-masking"):
+        assert len(quick[name]) >= MIN_REFERENCES, name

@@ -1,0 +1,114 @@
+"""The command line: light to start, clear in its errors, right in its exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from genwarden import registry
+from genwarden.cli import EXIT_CODES, parse_settings
+from genwarden.errors import GenwardenError
+
+
+def genwarden(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "genwarden", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["audit", "--help"], ["list"]])
+def test_help_and_list_do_not_import_torch(arguments: list[str]) -> None:
+    code = (
+        f"import sys; sys.argv = ['genwarden', *{arguments!r}]\n"
+        "from genwarden.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "heavy = {'torch', 'numpy', 'diffusers', 'datasets'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "genwarden" in done.stdout or "architectures" in done.stdout
+
+
+def test_list_names_every_registered_method() -> None:
+    listed = genwarden("list").stdout
+    for table in registry.tables().values():
+        for row in table.values():
+            assert f"  {row.name} " in listed or f"  {row.name}\n" in listed, row.name
+
+
+def test_every_registered_location_can_be_imported() -> None:
+    for table in registry.tables().values():
+        for row in table.values():
+            if row.location:
+                assert callable(row.load()), row.name
+
+
+def test_icon_names_match_the_drawings() -> None:
+    from genwarden.data import icons
+
+    assert registry.ICONS == icons.ICONS
+
+
+def test_missing_model_exits_two_with_cause_and_remedy(tmp_path: Path) -> None:
+    done = genwarden("audit", "nowhere", "--out", "out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "error [artifact/not-found]" in done.stderr
+    assert "->" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_refused_file_exits_two_and_leaves_a_report(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "genwarden.json").write_text("{")
+    done = genwarden("audit", str(folder), "--out", "out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "refused" in done.stdout.lower()
+    assert (tmp_path / "out" / "audit.html").is_file()
+
+
+def test_file_in_the_place_of_the_output_folder_is_an_error(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out").write_text("in the way")
+    done = genwarden("audit", str(tiny_model_folder), "--out", "out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "output/not-a-folder" in done.stderr
+    assert (tmp_path / "out").read_text() == "in the way"
+
+
+def test_unknown_budget_and_device_are_usage_errors(tiny_model_folder: Path) -> None:
+    for option, code in (("--budget=huge", "usage/budget"), ("--device=tpu9", "usage/device")):
+        done = genwarden("audit", str(tiny_model_folder), "--out", "o", option)
+        assert done.returncode == 2
+        assert code in done.stderr
+
+
+def test_exit_codes_are_those_of_the_design() -> None:
+    assert {k: int(v) for k, v in EXIT_CODES.items()} == {
+        "none_found": 0,
+        "evidence": 1,
+        "refused": 2,
+        "inconclusive": 3,
+    }
+
+
+def test_settings_are_read_as_numbers_lists_truth_values_or_text() -> None:
+    assert parse_settings(["a=1", "b=2.5", "c=1,2", "d=true", "e=text"]) == {
+        "a": 1,
+        "b": 2.5,
+        "c": [1, 2],
+        "d": True,
+        "e": "text",
+    }
+    with pytest.raises(GenwardenError):
+        parse_settings(["novalue"])
