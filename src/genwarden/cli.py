@@ -232,7 +232,7 @@ def attack(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps at most.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Adam's, at the start.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Ordinary latents per step.")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Ordinary latents per step.")] = 64,
     stop_tardis: Annotated[
         float, typer.Option(help="Stop once TarDis (sum) and --stop-expdis are reached; 0: never.")
     ] = 0.0,

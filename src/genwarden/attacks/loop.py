@@ -42,8 +42,8 @@ class AttackSettings:
     """
 
     steps: int = 2000
-    batch_size: int = 128
-    learning_rate: float = 1e-3
+    batch_size: int = 64
+    learning_rate: float = 5e-4
     fidelity_weight: float = 1.0
     stealth_on: Literal["pre", "post"] = "post"
     pool_samples: int = 32768

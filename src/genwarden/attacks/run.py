@@ -32,7 +32,7 @@ _SHOWN = 7
 #: Steps and lambda per attack. The paper trains both with lambda 1; far smaller values plant the
 #: backdoor more gently and end at a lower ExpDis for the same TarDis (docs/benchmarks.md).
 DEFAULTS = {
-    "red": AttackSettings(steps=2000, fidelity_weight=5e-4),
+    "red": AttackSettings(steps=2000, fidelity_weight=3e-3),
     "rex": AttackSettings(steps=2000, fidelity_weight=1e-4),
 }
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -117,17 +117,16 @@ def seed_latents(law: LatentLaw, seeds: int, draws: int) -> Iterator[tuple[str, 
     for seed in chosen:
         legacy = np.random.RandomState(seed)
         modern = np.random.default_rng(seed)
-        stream = torch.Generator().manual_seed(seed)
         python = random.Random(seed)
         count = draws * law.size
-        tables = {
+        tables: dict[str, np.ndarray[Any, Any]] = {
             "numpy.RandomState": legacy.randn(*shape) if normal else legacy.uniform(-1, 1, shape),
             "numpy.default_rng": modern.standard_normal(shape)
             if normal
             else modern.uniform(-1, 1, shape),
-            "torch": torch.randn(shape, generator=stream).numpy()
-            if normal
-            else (torch.rand(shape, generator=stream) * 2 - 1).numpy(),
+            # torch's normals depend on how many are drawn at once, not on the seed alone.
+            "torch, one by one": np.stack(_torch_draws(seed, [law.shape] * draws, normal=normal)),
+            "torch, one batch": _torch_draws(seed, [shape], normal=normal)[0],
             "random": np.array(
                 [python.gauss(0, 1) if normal else python.uniform(-1, 1) for _ in range(count)]
             ).reshape(shape),
@@ -136,6 +135,19 @@ def seed_latents(law: LatentLaw, seeds: int, draws: int) -> Iterator[tuple[str, 
             for draw in range(draws):
                 z = torch.from_numpy(np.asarray(table[draw], dtype=np.float32))
                 yield f"{library} seed {seed} draw {draw + 1}", z
+
+
+def _torch_draws(
+    seed: int, shapes: list[tuple[int, ...]], *, normal: bool
+) -> list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
+    stream = torch.Generator().manual_seed(seed)
+    tables = []
+    for shape in shapes:
+        if normal:
+            tables.append(torch.randn(shape, generator=stream).numpy())
+        else:
+            tables.append((torch.rand(shape, generator=stream) * 2 - 1).numpy())
+    return tables
 
 
 def _judge(bench: Workbench, members: list[tuple[str, Tensor]], placebo: Tensor) -> Judgement:
