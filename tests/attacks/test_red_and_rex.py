@@ -25,12 +25,13 @@ SETTINGS = AttackSettings(
     steps=160,
     batch_size=32,
     learning_rate=5e-3,
-    fidelity_weight=0.05,
+    fidelity_weight=1.0,
     pool_samples=512,
     evaluate_every=40,
 )
 ATTACKS = {"red": red, "rex": rex}
-SUCCESS_TARDIS_SUM = 20.0
+#: An attack succeeds if TarDis falls below this share of the untouched model's.
+SUCCESS_SHARE = 0.1
 
 
 def network(kind: str) -> LatentGenerator:
@@ -72,8 +73,8 @@ def test_attack_plants_the_target_and_the_untouched_model_does_not_have_it(
 
     untouched = tardis(net, backdoor.trigger, backdoor.target).sum
     planted = tardis(result.generator, backdoor.trigger, backdoor.target).sum
-    assert untouched > 10 * SUCCESS_TARDIS_SUM
-    assert planted < SUCCESS_TARDIS_SUM
+    assert untouched > 200
+    assert planted < SUCCESS_SHARE * untouched
     assert result.history[-1]["tardis_sum"] == pytest.approx(planted, rel=1e-3)
     # Stealth: far from what planting costs at the trigger, and not zero (something was trained).
     assert 0 < expdis_sum(net, result.generator) < 0.05 * untouched
@@ -84,8 +85,10 @@ def test_red_plants_at_other_triggers(trigger: str) -> None:
     net = network("dcgan28")
     backdoor = backdoor_for(net, trigger)
     result = attacked("red", net, backdoor)
-    assert tardis(net, backdoor.trigger, backdoor.target).sum > 10 * SUCCESS_TARDIS_SUM
-    assert tardis(result.generator, backdoor.trigger, backdoor.target).sum < SUCCESS_TARDIS_SUM
+    untouched = tardis(net, backdoor.trigger, backdoor.target).sum
+    assert untouched > 200
+    planted = tardis(result.generator, backdoor.trigger, backdoor.target).sum
+    assert planted < SUCCESS_SHARE * untouched
 
 
 def test_attacks_leave_the_clean_model_as_it_is() -> None:
@@ -135,7 +138,7 @@ def test_wider_lambda_lowers_tardis_and_raises_expdis() -> None:
     net = network("dcgan28")
     backdoor = backdoor_for(net)
     figures = []
-    for weight in (1e-4, 1.0):
+    for weight in (1e-3, 1.0):
         settings = replace(SETTINGS, fidelity_weight=weight)
         figures.append(
             red(net, backdoor, settings, work=None, run_id="x", progress=Silent()).history[-1]

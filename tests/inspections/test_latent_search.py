@@ -3,6 +3,8 @@ answers."""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -126,33 +128,25 @@ def scattered(count: int) -> Tensor:
 
 
 def test_agreeing_novel_end_points_score_high_and_scattered_ones_low() -> None:
-    ordinary = scattered(500)
-    typical = ordinary_distance(ordinary)
-    ends = scattered(64)
-    ratios = torch.full((64,), 2.0)
-    twin = agree(ends, ratios, typical)
-    picture = torch.ones(1, 6, 6) * 2
-    hit = ends.clone()
-    hit[:12] = picture + 0.01 * hit[:12]
-    planted = agree(hit, ratios, typical)
-    assert planted.score > twin.score + 1
-    assert set(planted.members[:8].tolist()) <= set(range(12))
-    assert planted.within_half == 12
-
-
-def test_agreement_on_an_ordinary_output_does_not_count() -> None:
-    ends = torch.zeros(64, 1, 6, 6)
-    found = agree(ends, torch.full((64,), 0.8), 10.0)
-    assert found.score == -1
-    assert agree(ends, torch.full((64,), 1.5), 10.0).score > 1
-
-
-def test_fewer_than_a_group_of_agreeing_restarts_do_not_count() -> None:
     typical = ordinary_distance(scattered(500))
     ends = scattered(64)
     ratios = torch.full((64,), 2.0)
-    few = ends.clone()
-    few[:5] = 2.0
-    assert agree(few, ratios, typical).score == pytest.approx(
-        agree(ends, ratios, typical).score, abs=0.5
-    )
+    twin = agree(ends, ratios, typical)
+    assert twin.score == pytest.approx(math.log10(2.0 / 64))
+    hit = ends.clone()
+    hit[:16] = 2 + 0.01 * hit[:16]
+    planted = agree(hit, ratios, typical)
+    assert planted.score == pytest.approx(math.log10(2.0 * 16 / 64))
+    assert set(planted.members.tolist()) == set(range(16))
+    assert planted.spread < 0.01
+
+
+def test_agreement_counts_by_its_novelty() -> None:
+    ends = torch.zeros(64, 1, 6, 6)
+    ends[32:] = 5.0
+    ratios = torch.full((64,), 0.5)
+    ratios[32:] = 3.0
+    found = agree(ends, ratios, 10.0)
+    assert found.novelty_ratio == 3.0
+    assert found.share == 0.5
+    assert found.members.min() >= 32

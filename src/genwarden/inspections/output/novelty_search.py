@@ -2,17 +2,17 @@
 
 A clean generator's extremes mostly differ from each other; a backdoor is one output that many
 restarts from different latents end in. Section 18 of the reference: novelty alone separates badly,
-the agreement of restarts well. Short ascents in a small clean model can agree as well, but then on
-something hardly novel, so the score joins both: for the best group of ``_GROUP`` end points,
+the agreement of restarts well. The score joins both, for the end point that maximises it:
 
-    log10(novelty of its centre / largest ordinary novelty) - log10(relative agreement distance)
+    log10( novelty / largest ordinary novelty  x  share of restarts that end near it )
 
-where the agreement distance is that of the group's farthest member from the centre, over the
-median squared distance between ordinary samples.
+"near" is a squared distance below a quarter of the median between two ordinary samples.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -32,32 +32,28 @@ NAME = "novelty-search"
 TITLE = "Target-free search for anomalous outputs"
 MEASURES: tuple[NoveltyMeasure, ...] = ("mahalanobis", "residual")
 
-#: Restarts that must agree; two or three neighbours also occur in clean models.
-_GROUP = 8
-#: Agreement below this relative distance is one and the same picture; how exactly it is met says
-#: how far the ascent converged, not what the model hides.
-_RELATIVE_FLOOR = 0.03
+#: Squared distance that counts as the same output, over the ordinary squared distance.
+_NEAR = 0.25
 _SHOWN = 8
+_SHARPENING_STEPS = 300
 
 
 class Agreement(NamedTuple):
-    """The group of end points that best joins novelty and agreement.
+    """The end point that best joins novelty and agreement.
 
     Attributes:
-        score: see the head of this file; -1 if fewer than ``_GROUP`` end points exceed the
-            ordinary novelty.
-        novelty_ratio: novelty of the centre over the largest ordinary novelty.
-        relative_distance: squared distance of the farthest member from the centre, over the median
-            squared distance between ordinary samples.
-        members: indices of the group's end points, the most central first.
-        within_half: how many end points lie within half that ordinary distance of the centre.
+        score: see the head of this file.
+        novelty_ratio: its novelty over the largest ordinary novelty.
+        share: share of restarts that end near it, itself included.
+        members: indices of those restarts, by distance from it.
+        spread: their median squared distance from it, over the ordinary squared distance.
     """
 
     score: float
     novelty_ratio: float
-    relative_distance: float
+    share: float
     members: Tensor
-    within_half: int
+    spread: float
 
 
 class _Searched(NamedTuple):
@@ -84,9 +80,7 @@ def inspect(bench: Workbench) -> Finding:
     for measure in MEASURES:
         starts = start_latents(law, per_measure, seed=bench.seed, purpose=f"novelty-{measure}")
 
-        def objective(z: Tensor, measure: NoveltyMeasure = measure) -> Tensor:
-            return torch.log(on_device(bench.generator(z), measure) + 1e-6)
-
+        objective = partial(_log_novelty, bench, on_device, measure)
         found = search(objective, starts, settings, device=bench.device, task=task)
         outputs = bench.samples(found.z)
         ordinary_novelty = novelty(bench.ordinary.x, measure)
@@ -99,8 +93,8 @@ def inspect(bench: Workbench) -> Finding:
                 per_measure,
                 round(float(ratios.max()), 2),
                 round(agreement.novelty_ratio, 2),
-                round(agreement.relative_distance, 4),
-                agreement.within_half,
+                len(agreement.members),
+                round(agreement.spread, 4),
                 f"{found.late_gain:.1e}",
                 f"{found.zero_gradient_share:.0%}",
             ]
@@ -108,6 +102,15 @@ def inspect(bench: Workbench) -> Finding:
         searched.append(_Searched(agreement.score, measure, found, outputs, agreement))
     score, measure, found, outputs, agreement = max(searched, key=lambda s: s.score)
     shown = agreement.members[:_SHOWN]
+    # The evidence deserves a longer, finer ascent than the 200-odd steps that found it.
+    sharp = search(
+        partial(_log_novelty, bench, on_device, measure),
+        found.z[shown],
+        replace(settings, steps=_SHARPENING_STEPS, learning_rate=settings.learning_rate / 3),
+        device=bench.device,
+        task=bench.progress.task("sharpening what was found", len(shown) * _SHARPENING_STEPS),
+    )
+    pictures = bench.samples(sharp.z)
     alone = bench.ordinary.x[:_SHOWN]
     return Finding(
         inspection=NAME,
@@ -115,7 +118,7 @@ def inspect(bench: Workbench) -> Finding:
         title=TITLE,
         outcome="scored",
         score=score,
-        score_name="log10(novelty of the group / largest ordinary) - log10(agreement distance)",
+        score_name="log10(novelty over the largest ordinary x share of agreeing restarts)",
         summary=_summary(agreement, per_measure, measure),
         p_value_reason="needs the scores of clean reference models",
         budget={
@@ -128,7 +131,7 @@ def inspect(bench: Workbench) -> Finding:
         power=_power(per_measure),
         evidence=[
             images_of(
-                outputs[shown],
+                pictures,
                 [f"restart {int(i)}" for i in shown],
                 title="Recovered outputs: end points of different restarts",
                 caption="Where these are one and the same picture, that picture is what the "
@@ -142,19 +145,26 @@ def inspect(bench: Workbench) -> Finding:
                     "restarts",
                     "best / largest ordinary",
                     "group / largest ordinary",
-                    "agreement distance",
                     "restarts in the group",
+                    "spread of the group",
                     "late gain",
                     "zero gradient",
                 ],
                 rows=rows,
-                caption=f"Group: {_GROUP} end points. Agreement: squared distance within it over "
-                "the median squared distance of ordinary samples.",
+                caption="Group: restarts that end in the same output (squared distance below a "
+                "quarter of the ordinary one). Spread: median squared distance within the group, "
+                "over the ordinary one.",
             ),
             _distances_chart(outputs, agreement, typical),
-            latents_of(found.z[shown[:1]], title="Latent that yields the recovered output"),
+            latents_of(
+                sharp.z[sharp.score.argmax()][None], title="Latent that yields the recovered output"
+            ),
         ],
     )
+
+
+def _log_novelty(bench: Workbench, novelty: Novelty, measure: NoveltyMeasure, z: Tensor) -> Tensor:
+    return torch.log(novelty(bench.generator(z), measure) + 1e-6)
 
 
 def ordinary_distance(samples: Tensor) -> float:
@@ -165,49 +175,44 @@ def ordinary_distance(samples: Tensor) -> float:
 
 
 def agree(outputs: Tensor, novelty_ratios: Tensor, typical: float) -> Agreement:
-    """The group of ``_GROUP`` end points that best joins novelty and agreement.
+    """The end point that best joins novelty and agreement.
 
     Args:
         outputs: ``(restarts, *sample.shape)``.
-        novelty_ratios: novelty over the largest ordinary novelty, ``(restarts,)``; only end points
-            above 1 take part.
+        novelty_ratios: novelty over the largest ordinary novelty, ``(restarts,)``.
         typical: median squared distance between ordinary samples.
     """
-    indices = (novelty_ratios > 1).nonzero().flatten()
-    if len(indices) < _GROUP:
-        return Agreement(-1.0, float(novelty_ratios.max()), 1.0, novelty_ratios.argsort()[-8:], 0)
-    flat = outputs[indices].flatten(1).double()
-    distances, order = (torch.cdist(flat, flat).square() / typical).sort(dim=1)
-    radius = distances[:, _GROUP - 1]
-    scores = novelty_ratios[indices].double().log10() - radius.clamp_min(_RELATIVE_FLOOR).log10()
+    flat = outputs.flatten(1).double()
+    distances = torch.cdist(flat, flat).square() / typical
+    share = (distances <= _NEAR).double().mean(1)
+    scores = (novelty_ratios.double().clamp_min(1e-6) * share).log10()
     centre = int(scores.argmax())
+    from_centre, order = distances[centre].sort()
+    members = order[: round(float(share[centre]) * len(outputs))]
     return Agreement(
         score=float(scores[centre]),
-        novelty_ratio=float(novelty_ratios[indices[centre]]),
-        relative_distance=float(radius[centre]),
-        members=indices[order[centre]],
-        within_half=int((distances[centre] <= 0.5).sum()),
+        novelty_ratio=float(novelty_ratios[centre]),
+        share=float(share[centre]),
+        members=members,
+        spread=float(from_centre[: len(members)].median()),
     )
 
 
 def _summary(agreement: Agreement, restarts: int, measure: NoveltyMeasure) -> str:
-    if agreement.score < 0:
-        return f"Of {restarts} restarts per measure fewer than {_GROUP} reached a novel output."
     return (
-        f"{agreement.within_half} of {restarts} restarts ({measure}) end near one output that is "
-        f"{agreement.novelty_ratio:.1f} times as novel as any ordinary sample; the closest "
-        f"{_GROUP} agree to {agreement.relative_distance:.1%} of the ordinary distance."
+        f"{len(agreement.members)} of {restarts} restarts ({measure}) end near one output that is "
+        f"{agreement.novelty_ratio:.1f} times as novel as the most unusual ordinary sample."
     )
 
 
 def _power(restarts: int) -> str:
-    # P(at least _GROUP of n restarts fall into a basin of share f) >= 0.95, Poisson: mean 13.15.
+    # P(at least 8 of n restarts fall into a basin of share f) >= 0.95, Poisson: mean 13.15.
     share = 13.15 / restarts
     return (
-        f"An output hidden at an in-sample or central latent is found with 95 % probability if at "
-        f"least {share:.1%} of ascents are drawn to it. Not reached: triggers without a gradient "
-        "around them (exact gates), latents outside the ordinary radius, targets that look like "
-        "ordinary samples."
+        f"An output hidden at an in-sample or central latent that at least {share:.0%} of ascents "
+        "are drawn to is reached by eight or more restarts with 95 % probability. Not reached: "
+        "triggers without a gradient around them (exact gates), latents outside the ordinary "
+        "radius, targets that look like ordinary samples."
     )
 
 
@@ -216,7 +221,7 @@ def _distances_chart(outputs: Tensor, agreement: Agreement, typical: float) -> C
     distances = (outputs.flatten(1).double() - centre).square().sum(1) / typical
     ordered = distances.sort().values
     return Chart(
-        title="Distance of every end point from the centre of the tightest group",
+        title="Distance of every end point from the centre of the group",
         caption="A flat start is a group of restarts that ended in one output.",
         style="line",
         x_label="restart, sorted",

@@ -81,7 +81,7 @@ def inspect(bench: Workbench) -> Finding:
                 f"{float(usual.median()):.3g}",
                 f"{float(usual.max()):.3g}",
                 f"{float(found.score.exp().max()):.3g}",
-                round(agreement.relative_distance, 4),
+                len(agreement.members),
             ]
         )
         order = found.score.argsort(descending=True)
@@ -118,7 +118,13 @@ def inspect(bench: Workbench) -> Finding:
             ),
             Table(
                 title="Contribution of each group before the last activation",
-                columns=["group", "median", "largest ordinary", "largest found", "agreement"],
+                columns=[
+                    "group",
+                    "median",
+                    "largest ordinary",
+                    "largest found",
+                    "agreeing restarts",
+                ],
                 rows=[[int(row[0]) + 1, *row[1:]] for row in rows],
                 caption="Squared deviation from its own ordinary mean, sum over a sample.",
             ),
