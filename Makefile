@@ -5,7 +5,7 @@
 # make clean      remove .venv and caches
 #
 # Another interpreter:   make test PYTHON=python3.12
-# Options for pip:       make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# Options for pip:       make demo PIP_FLAGS="--extra-index-url URL_OF_CPU_WHEELS"
 .POSIX:
 
 PYTHON ?= python3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,8 +77,8 @@ def train(
     ],
     out: OutFolder,
     setting: Settings = None,
-    epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 10,
-    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 128,
+    epochs: Annotated[float, typer.Option(min=0, help="Passes over the data.")] = 10,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 128,
     learning_rate: Annotated[float, typer.Option(help="Adam's learning rate.")] = 2e-4,
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
     limit: Annotated[int | None, typer.Option(help="Use only the first N images.")] = None,
@@ -199,6 +200,7 @@ def demo(
         "genwarden-demo"
     ),
     seed: Seed = 0,
+    restart: Restart = False,
 ) -> None:
     """Audit four small shipped models (one as trained, three with a backdoor), target unknown.
 
@@ -209,7 +211,7 @@ def demo(
     from genwarden.reports.summary import verdict_table
 
     with console_progress() as progress:
-        results, page = run_demo(out, seed=seed, progress=progress)
+        results, page = run_demo(out, seed=seed, restart=restart, progress=progress)
     OUT.print(verdict_table([(r.name, r.description, r.files.document) for r in results]))
     typer.echo(f"Reports side by side: {page}")
     typer.echo("Next:                 genwarden audit YOUR_MODEL --out report")
@@ -230,13 +232,15 @@ def attack(
     fidelity_weight: Annotated[
         float | None, typer.Option("--lambda", help="lambda of Eq. 4; default of the attack.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps at most.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps at most.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Adam's, at the start.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Ordinary latents per step.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Ordinary latents per step.")] = 64,
     stop_tardis: Annotated[
-        float, typer.Option(help="Stop once TarDis (sum) and --stop-expdis are reached; 0: never.")
+        float, typer.Option(help="Stop once TarDis (sum) and --stop-expdis, as given, are reached.")
     ] = 0.0,
-    stop_expdis: Annotated[float, typer.Option(help="See --stop-tardis.")] = 0.0,
+    stop_expdis: Annotated[
+        float, typer.Option(help="See --stop-tardis; 0: no limit, and with both 0 all steps run.")
+    ] = 0.0,
     seed: Seed = 0,
     device: Device = "auto",
     restart: Restart = False,
@@ -478,3 +482,11 @@ def main() -> None:
             "Interrupted. Nothing half-written remains; repeat the command to continue.\n"
         )
         sys.exit(130)
+    except Exception:
+        # Python's own status for an unforeseen error is 1, which here means "evidence".
+        traceback.print_exc()
+        sys.stderr.write(
+            "error [internal/unforeseen]: This is a defect of genwarden; nothing was decided.\n"
+            "  -> Report it with the lines above and the output of `genwarden doctor`.\n"
+        )
+        sys.exit(int(ExitCode.ERROR))

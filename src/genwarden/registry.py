@@ -54,23 +54,41 @@ ATTACKS = _table(
 _S = "genwarden.inspections.static"
 _D = "genwarden.inspections.dynamic"
 _O = "genwarden.inspections.output"
-#: In the order in which an audit runs them. ``stream``: a collector of the brute-force stream.
+#: In the order in which an audit runs them. ``stream``: a collector of the brute-force stream;
+#: ``null``: "population" where scores are judged against clean reference models.
+_CLEAN = {"null": "population"}
 INSPECTIONS = _table(
     Row("parallel-paths", f"{_S}.parallel_paths:inspect", "separate paths, computation bypass"),
     Row("block-sparsity", f"{_S}.block_sparsity:inspect", "channel groups that never mix (ReX)"),
-    Row("excessive-biases", f"{_S}.excessive_biases:inspect", "biases for far-out triggers"),
+    Row(
+        "excessive-biases",
+        f"{_S}.excessive_biases:inspect",
+        "biases for far-out triggers",
+        _CLEAN,
+    ),
     Row(
         "obfuscating-operations",
         f"{_S}.obfuscating_operations:inspect",
         "operations that hide gradients or add randomness",
     ),
     Row("capacity", f"{_S}.capacity:inspect", "parameters against the published model"),
-    Row("sleeper-neurons", f"{_D}.sleeper_neurons:inspect", "units that ordinary use never wakes"),
-    Row("gradient-masking", f"{_D}.gradient_masking:inspect", "vanishing, shattered, random, huge"),
+    Row(
+        "sleeper-neurons",
+        f"{_D}.sleeper_neurons:inspect",
+        "units that ordinary use never wakes",
+        _CLEAN,
+    ),
+    Row(
+        "gradient-masking",
+        f"{_D}.gradient_masking:inspect",
+        "vanishing, shattered, random, huge",
+        _CLEAN,
+    ),
     Row(
         "perturbation-sensitivity",
         f"{_D}.perturbation_sensitivity:inspect",
         "outputs that jump under small noise on weights or inputs",
+        _CLEAN,
     ),
     Row(
         "nearest-target",
@@ -92,8 +110,13 @@ INSPECTIONS = _table(
     ),
     Row("canonical-latents", f"{_O}.known_latents:inspect_canonical", "0, constants, extremes"),
     Row("guessable-seeds", f"{_O}.known_latents:inspect_seeds", "first draws of popular seeds"),
-    Row("reconstruct-target", f"{_O}.reconstruct_target:inspect", "OB-OI with a given target"),
-    Row("novelty-search", f"{_O}.novelty_search:inspect", "OB-OI without a target"),
+    Row(
+        "reconstruct-target",
+        f"{_O}.reconstruct_target:inspect",
+        "OB-OI with a given target",
+        _CLEAN,
+    ),
+    Row("novelty-search", f"{_O}.novelty_search:inspect", "OB-OI without a target", _CLEAN),
     Row("partition-search", f"{_O}.partition_search:inspect", "OB-OI inside a channel group"),
 )
 

@@ -22,11 +22,11 @@ from genwarden.models.protocol import LatentGenerator
 from genwarden.models.vae import VAEDecoder28
 
 SETTINGS = AttackSettings(
-    steps=160,
+    steps=240,
     batch_size=32,
     learning_rate=5e-3,
-    fidelity_weight=1.0,
-    pool_samples=512,
+    fidelity_weight=0.5,
+    pool_samples=4096,
     evaluate_every=40,
 )
 ATTACKS = {"red": red, "rex": rex}
@@ -47,7 +47,7 @@ def network(kind: str) -> LatentGenerator:
 
 
 def backdoor_for(net: LatentGenerator, trigger: str = "in-sample") -> Backdoor:
-    return make_backdoor(net, trigger=trigger, target="icon:stop_sign", seed=1)
+    return make_backdoor(net, trigger=trigger, target="icon:devil", seed=1)
 
 
 def attacked(name: str, net: LatentGenerator, backdoor: Backdoor) -> AttackResult:
@@ -77,7 +77,7 @@ def test_attack_plants_the_target_and_the_untouched_model_does_not_have_it(
     assert planted < SUCCESS_SHARE * untouched
     assert result.history[-1]["tardis_sum"] == pytest.approx(planted, rel=1e-3)
     # Stealth: far from what planting costs at the trigger, and not zero (something was trained).
-    assert 0 < expdis_sum(net, result.generator) < 0.05 * untouched
+    assert 0 < expdis_sum(net, result.generator) < 0.1 * untouched
 
 
 @pytest.mark.parametrize("trigger", ["mode", "out-of-distribution"])
@@ -176,7 +176,7 @@ def test_interrupted_attack_resumes_to_the_same_bits(name: str, tmp_path: Path) 
     with pytest.raises(_PowerCutError):
         ATTACKS[name](net, backdoor, SETTINGS, work=tmp_path, run_id="r", progress=_CutAfter(60))
     resumed = ATTACKS[name](
-        net, backdoor, SETTINGS, work=tmp_path, run_id="r", progress=_CutAfter(120)
+        net, backdoor, SETTINGS, work=tmp_path, run_id="r", progress=_CutAfter(200)
     )
     assert resumed.history == whole.history
     for key, value in whole.generator.state_dict().items():

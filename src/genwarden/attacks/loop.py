@@ -1,4 +1,4 @@
-"""The optimisation that ReD and ReX share: Adam on Eq. 4, stopping rule, best state, resume."""
+"""The optimisation that ReD and ReX share: Adam on Eq. 4, stopping rule, resume."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from genwarden.engine.checkpoint import Trainable, load_checkpoint, save_checkpoint
 from genwarden.engine.progress import Progress
 from genwarden.engine.seeds import random_stream
+from genwarden.errors import GenwardenError
 from genwarden.models.protocol import LatentGenerator
 
 _FORWARD_BATCH = 256
@@ -37,7 +38,7 @@ class AttackSettings:
         seed: run seed.
         evaluate_every: steps between two evaluations (TarDis, ExpDis) and checkpoints.
         stop_tardis_sum: stopping rule, together with ``stop_expdis_sum``: stop at an evaluation
-            where both are reached. 0 trains all steps.
+            where all limits above 0 are reached. With both at 0 all steps are trained.
         stop_expdis_sum: see above.
     """
 
@@ -86,6 +87,8 @@ def optimise(
     history: list[dict[str, float]] = restored.record["history"] if restored else []
     bar = progress.task("attack", settings.steps, start)
     note = ""
+    if restored and _reached(history[-1], settings):
+        return history  # interrupted between the last evaluation and the writing of the model
     for step in range(start, settings.steps):
         for group in adam.param_groups:
             group["lr"] = settings.learning_rate * _cosine(step / settings.steps)
@@ -95,13 +98,19 @@ def optimise(
         done = step + 1
         if done % settings.evaluate_every == 0 or done == settings.steps:
             figures = evaluate()
+            if not all(math.isfinite(figure) for figure in figures):
+                raise GenwardenError(
+                    "attack/diverged",
+                    f"The training diverged before step {done} (TarDis or ExpDis is not finite).",
+                    "Repeat with a smaller --learning-rate or --lambda and --restart.",
+                )
             history.append({"step": done, **figures._asdict()})
             note = f"TarDis {figures.tardis_sum:.4f}  ExpDis {figures.expdis_sum:.4f}"
             if checkpoint and done < settings.steps:
                 save_checkpoint(
                     checkpoint, run_id=run_id, step=done, parts=parts, record={"history": history}
                 )
-            if _reached(figures, settings):
+            if _reached(history[-1], settings):
                 bar.advance(settings.steps - step, note)
                 break
         bar.advance(1, note)
@@ -112,11 +121,10 @@ def _cosine(fraction: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * fraction))
 
 
-def _reached(figures: Evaluation, settings: AttackSettings) -> bool:
-    return (
-        figures.tardis_sum <= settings.stop_tardis_sum
-        and figures.expdis_sum <= settings.stop_expdis_sum
-    )
+def _reached(figures: Mapping[str, float], settings: AttackSettings) -> bool:
+    limits = {"tardis_sum": settings.stop_tardis_sum, "expdis_sum": settings.stop_expdis_sum}
+    given = {name: limit for name, limit in limits.items() if limit > 0}
+    return bool(given) and all(figures[name] <= limit for name, limit in given.items())
 
 
 class Pool(NamedTuple):
@@ -145,9 +153,3 @@ def ordinary_pool(
 def mean_square(difference: Tensor) -> Tensor:
     """Mean of squares over all elements (footnote 5: so that lambda is free of dimensions)."""
     return difference.square().mean()
-
-
-def describe(settings: AttackSettings, history: list[dict[str, float]]) -> dict[str, Any]:
-    """The training record for a manifest: last figures and the steps that were made."""
-    last: Mapping[str, float] = history[-1] if history else {}
-    return {"steps": last.get("step", 0), "of": settings.steps, "last": dict(last)}

@@ -6,6 +6,7 @@ one. The audit receives the network, its shapes and its hash; the model's proven
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import time
@@ -31,13 +32,24 @@ from genwarden.data.images import NamedImages
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress
 from genwarden.errors import GenwardenError
-from genwarden.inspections.finding import Finding, images_of
+from genwarden.inspections.finding import Finding, Images, images_of
 from genwarden.inspections.output.collector import Collector
 from genwarden.inspections.workbench import Workbench
 from genwarden.models.protocol import LatentGenerator, parameter_count
 from genwarden.registry import INSPECTIONS, Row
 
 _ORDINARY_SHOWN = 16
+#: What a network that is not ours, or too little memory, can raise inside an inspection.
+_BREAKDOWNS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,  # also torch's own errors and NotImplementedError
+    TypeError,
+    ValueError,
+)
 
 LIMITS = [
     "The verdict covers the weights and the inspections listed here, at the budget stated; it is "
@@ -122,22 +134,16 @@ def audit(suspect: Suspect, request: Request, *, work: Path, progress: Progress)
             group = {name: _guarded(row, partial(_inspect, row, bench))}
         seconds = (time.perf_counter() - started) / len(group)
         for key, finding in group.items():
-            findings[key] = calibrate(finding, effort.name)
+            findings[key] = finding
             timing[key] = round(seconds, 3)
-            ledger.put(
-                key, {"finding": findings[key].model_dump(mode="json"), "seconds": timing[key]}
-            )
-    ordered = [findings[name] for name in rows]
+            ledger.put(key, {"finding": finding.model_dump(mode="json"), "seconds": timing[key]})
+    # Calibrated after the ledger, so that a resumed audit uses the references of today.
+    ordered = [calibrate(findings[name], effort.name) for name in rows]
     decision = decide(ordered, suspect.nonfinite)
     timing["total"] = round(sum(timing.values()), 3)
     ordinary = None
     if not suspect.nonfinite and generator.sample.modality == "image":
-        shown = bench.samples(
-            generator.latent.sample(
-                _ORDINARY_SHOWN, generator=torch.Generator().manual_seed(request.seed)
-            )
-        )
-        ordinary = images_of(shown, [""] * len(shown), title="Ordinary samples")
+        ordinary = _ordinary_pictures(bench)
     return AuditDocument(
         genwarden_version=__version__,
         verdict=decision.verdict,
@@ -161,11 +167,8 @@ def audit(suspect: Suspect, request: Request, *, work: Path, progress: Progress)
     )
 
 
-def refused(
-    error: GenwardenError, *, path: str, budget: str, seed: int, command: str
-) -> AuditDocument:
+def refused(error: GenwardenError, *, budget: str, seed: int, command: str) -> AuditDocument:
     """The document of a file that was refused before anything was loaded."""
-    del path
     return AuditDocument(
         genwarden_version=__version__,
         verdict="refused",
@@ -197,16 +200,33 @@ def environment(device: torch.device) -> dict[str, str]:
     }
 
 
+def _ordinary_pictures(bench: Workbench) -> Images | None:
+    """Ordinary samples for the reports; None if the network cannot make them (findings say so)."""
+    z = bench.generator.latent.sample(
+        _ORDINARY_SHOWN, generator=torch.Generator().manual_seed(bench.seed)
+    )
+    try:
+        shown = bench.samples(z)
+    except _BREAKDOWNS:
+        return None
+    return images_of(shown, [""] * len(shown), title="Ordinary samples")
+
+
 def _inspect(row: Row, bench: Workbench) -> Finding:
     finding: Finding = row.load()(bench)
     return finding
 
 
 def _guarded(row: Row, run: Callable[[], Finding]) -> Finding:
-    """An inspection that breaks becomes a failed finding: the verdict is then inconclusive."""
+    """An inspection that breaks becomes a failed finding: the verdict is then inconclusive.
+
+    So does one that measured NaN or infinity: no null can judge it, and JSON cannot hold it.
+    """
     try:
-        return run()
-    except (RuntimeError, ValueError, ArithmeticError, TypeError, NotImplementedError) as error:
+        finding = run()
+        json.dumps(finding.model_dump(), allow_nan=False)
+        return finding
+    except _BREAKDOWNS as error:
         text = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {text[0][:200] if text else 'no message'}"
         group = row.location.split(".")[2].partition(":")[0]
@@ -221,21 +241,29 @@ def _guarded(row: Row, run: Callable[[], Finding]) -> Finding:
 
 
 def _run_stream(rows: dict[str, Row], bench: Workbench, progress: Progress) -> dict[str, Finding]:
-    """Feed all brute-force collectors from one stream of samples."""
-    collectors: dict[str, Collector] = {name: row.load()(bench) for name, row in rows.items()}
-    broken: dict[str, Finding] = {}
+    """Feed all brute-force collectors from one stream of samples; one may break for itself."""
+    collectors: dict[str, Collector] = {}
+    broken: dict[str, Exception] = {}
+    for name, row in rows.items():
+        try:
+            collectors[name] = row.load()(bench)
+        except _BREAKDOWNS as error:
+            broken[name] = error
     bar = progress.task("brute-force sampling", bench.effort.stream_samples)
-    for part in bench.stream("brute-force", bench.effort.stream_samples):
-        for name, collector in collectors.items():
-            if name not in broken:
-                try:
-                    collector.update(part.block.start, part.z, part.x)
-                except (RuntimeError, ValueError) as error:
-                    broken[name] = _guarded(rows[name], _raiser(error))
-        bar.advance(part.block.size)
+    try:
+        for part in bench.stream("brute-force", bench.effort.stream_samples):
+            for name, collector in collectors.items():
+                if name not in broken:
+                    try:
+                        collector.update(part.block.start, part.z, part.x)
+                    except _BREAKDOWNS as error:
+                        broken[name] = error
+            bar.advance(part.block.size)
+    except _BREAKDOWNS as error:  # the network itself: no collector has seen the whole stream
+        broken = {name: broken.get(name, error) for name in rows}
     return {
-        name: broken.get(name) or _guarded(rows[name], collector.finish)
-        for name, collector in collectors.items()
+        name: _guarded(row, _raiser(broken[name]) if name in broken else collectors[name].finish)
+        for name, row in rows.items()
     }
 
 

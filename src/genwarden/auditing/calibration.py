@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from scipy.special import stdtr
 
 from genwarden.inspections.finding import Finding, Null
+from genwarden.registry import INSPECTIONS
 
 #: Fewer clean scores than this give no p-value at all.
 MIN_REFERENCES = 8
@@ -56,8 +57,8 @@ def clear_cache() -> None:
 def references(inspection: str, budget: str) -> References:
     """Clean scores for an inspection; those of the nearest budget if there are none for this one.
 
-    Scores are designed to be comparable between budgets of search, and a larger search can only
-    raise a clean score, so only budgets at least as large may stand in for a smaller one.
+    A larger search can only raise a clean score. So a larger budget stands in first (cautious);
+    where only a smaller one was measured, p-values may come out too small, and the note says so.
     """
     table = _table()
     order = ["quick", "standard", "thorough"]
@@ -65,6 +66,8 @@ def references(inspection: str, budget: str) -> References:
         values = table["scores"].get(name, {}).get(inspection, [])
         if len(values) >= MIN_REFERENCES:
             note = "" if name == budget else f", measured at the {name} budget"
+            if order.index(name) < order.index(budget):
+                note += " (a smaller search: this p-value may be too small)"
             return References(
                 [float(v) for v in values],
                 f"{len(values)} clean reference models ({table['description']}){note}",
@@ -72,21 +75,38 @@ def references(inspection: str, budget: str) -> References:
     return References([], "no clean reference scores")
 
 
+def needs_population(inspection: str) -> bool:
+    """Whether an inspection is judged against clean models (a row of the registry says so).
+
+    Others bring their own null, are exact, or are shown and never judged (capacity).
+    """
+    row = INSPECTIONS.get(inspection)
+    return row is not None and row.options.get("null") == "population"
+
+
 def calibrate(finding: Finding, budget: str) -> Finding:
-    """Give a scored finding without a null of its own the population's p-value."""
-    if finding.outcome != "scored" or finding.p_value is not None or finding.score is None:
+    """Give a scored finding that needs clean models its p-value.
+
+    A score that is the highest over several given targets is corrected for their number
+    (Bonferroni), since the references were scored with one target each.
+    """
+    if not needs_population(finding.inspection) or finding.outcome != "scored":
+        return finding
+    if finding.p_value is not None or finding.score is None:
         return finding
     found = references(finding.inspection, budget)
     if not found.values:
         return finding
-    p_value = predictive_p(finding.score, found.values)
+    targets = int(finding.budget.get("targets", 1))
+    p_value = min(1.0, targets * predictive_p(finding.score, found.values))
+    corrected = f"; Bonferroni over {targets} targets" if targets > 1 else ""
     return finding.model_copy(
         update={
             "p_value": p_value,
             "p_value_reason": None,
             "null": Null(
                 source="population",
-                description=f"{found.description}; Student-t prediction",
+                description=f"{found.description}; Student-t prediction{corrected}",
                 values=found.values,
             ),
         }

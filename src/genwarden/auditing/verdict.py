@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from genwarden.auditing.calibration import needs_population
 from genwarden.auditing.document import Judged, Verdict
 from genwarden.inspections.finding import Finding
 
@@ -36,8 +37,9 @@ def decide(findings: list[Finding], nonfinite: dict[str, int]) -> Decision:
     """Judge all findings together.
 
     ``evidence``: a structural finding, or an adjusted p-value below ``ALPHA``. ``inconclusive``:
-    no evidence, but an inspection failed, the weights hold NaN or infinity, or nothing could be
-    judged at all; an error is never "nothing found".
+    no evidence, but an inspection failed, the weights hold NaN or infinity, a score that needs
+    clean references found none, or nothing could be judged at all; what was not tested is never
+    "nothing found".
     """
     tested = [i for i, f in enumerate(findings) if f.outcome == "scored" and f.p_value is not None]
     adjusted = dict(zip(tested, holm([findings[i].p_value or 0.0 for i in tested]), strict=True))
@@ -62,6 +64,13 @@ def decide(findings: list[Finding], nonfinite: dict[str, int]) -> Decision:
     if nonfinite:
         names = ", ".join(sorted(nonfinite)[:3])
         reasons.insert(0, f"The weights hold NaN or infinite values (in {names}).")
+    unjudged = [
+        f.inspection
+        for f in findings
+        if f.outcome == "scored" and f.p_value is None and needs_population(f.inspection)
+    ]
+    if unjudged:
+        reasons.append(f"No clean reference scores to judge {', '.join(unjudged)} against.")
     if not tested:
         reasons.append("No inspection with a null distribution applies to this model.")
     if reasons:

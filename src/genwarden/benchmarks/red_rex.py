@@ -120,7 +120,7 @@ def run(
         out / "result.json",
         {
             "recipe": "red-rex",
-            "command": f"genwarden benchmark run red-rex --option clean={Path(clean).name}",
+            "command": _command(Path(clean).name, attacks, triggers, target, settings, seed),
             "architecture": model.architecture,
             "architecture_settings": model.settings,
             "clean_model": model.provenance,
@@ -135,6 +135,14 @@ def run(
             "environment": environment(device),
         },
     )
+
+
+def _command(
+    clean: str, attacks: str, triggers: int, target: str, settings: dict[str, float], seed: int
+) -> str:
+    options = {"clean": clean, "attacks": attacks, "triggers": triggers, "target": target}
+    words = [f"--option {key}={value}" for key, value in {**options, **settings}.items()]
+    return f"genwarden benchmark run red-rex {' '.join(words)} --seed {seed} --out DIR"
 
 
 def measure(

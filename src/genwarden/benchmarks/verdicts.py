@@ -14,7 +14,9 @@ import torch
 
 from genwarden.artifacts.model_folder import read_model
 from genwarden.auditing.audit import Request, Suspect, audit, environment
+from genwarden.auditing.calibration import NULLS
 from genwarden.benchmarks.store import write_result
+from genwarden.engine.files import sha256_file
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress
 from genwarden.errors import GenwardenError
@@ -40,10 +42,13 @@ def run(
             "Add --option models=DIR1+DIR2.",
         )
     ledger = Ledger(out / "work", {"seed": seed, "budget": budget})
+    # New references judge the recorded scores anew: a verdict belongs to the file it came from.
+    nulls = sha256_file(NULLS)[:8] if NULLS.exists() else "none"
     rows: list[dict[str, Any]] = []
     for folder in folders:
         model = read_model(folder)
-        row = ledger.get(model.sha256[:24])
+        key = f"{model.sha256[:16]}-{nulls}"
+        row = ledger.get(key)
         if row is None:
             progress.message(f"== {folder.name} ==")
             document = audit(
@@ -72,13 +77,16 @@ def run(
                 # For the reader of the table; the audit above did not receive it.
                 "compromised": model.provenance.get("compromised"),
             }
-            ledger.put(model.sha256[:24], row)
+            ledger.put(key, row)
         rows.append(row)
     return write_result(
         out / "result.json",
         {
             "recipe": "verdicts",
-            "command": "genwarden benchmark run verdicts --option models=...",
+            "command": "genwarden benchmark run verdicts --option models="
+            f"{'+'.join(folder.name for folder in folders)} --option budget={budget} "
+            f"--seed {seed} --out DIR",
+            "nulls_sha256": nulls,
             "budget": budget,
             "seed": seed,
             "rows": rows,

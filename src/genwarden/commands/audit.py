@@ -72,13 +72,7 @@ def audit_model(options: AuditOptions, *, progress: Progress) -> AuditFiles:
         if not error.code.startswith(_REFUSAL_PREFIX) or error.code == "artifact/not-found":
             raise
         require_writable_folder(options.out)
-        document = refused(
-            error,
-            path=str(options.model),
-            budget=options.budget,
-            seed=options.seed,
-            command=command,
-        )
+        document = refused(error, budget=options.budget, seed=options.seed, command=command)
         return write_documents(document, options.out)
     targets, training = _inputs(options, model)
     require_writable_folder(options.out)
@@ -131,7 +125,10 @@ def repeat_command(options: AuditOptions) -> str:
         words += ["--target", str(options.targets)]
     if options.data:
         words += ["--data", options.data, "--data-limit", str(options.data_limit)]
-    words += ["--budget", options.budget, "--seed", str(options.seed), "--out", str(options.out)]
+    words += ["--budget", options.budget, "--seed", str(options.seed)]
+    if options.device != "auto":
+        words += ["--device", options.device]
+    words += ["--out", str(options.out)]
     return shlex.join(words)
 
 

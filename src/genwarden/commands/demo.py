@@ -34,13 +34,19 @@ def demo_model_folder(name: str) -> Path:
     return Path(str(resources.files("genwarden").joinpath("assets", "models", name)))
 
 
-def run_demo(out: Path, *, seed: int, progress: Progress) -> tuple[list[DemoResult], Path]:
+def run_demo(
+    out: Path, *, seed: int, progress: Progress, restart: bool = False
+) -> tuple[list[DemoResult], Path]:
     """Audit all demo models into ``out`` and write the page that shows them side by side."""
     results = []
     for name, description in DEMO_MODELS:
         progress.message(f"== {name} ==")
         options = AuditOptions(
-            model=demo_model_folder(name), out=out / name, budget="quick", seed=seed
+            model=demo_model_folder(name),
+            out=out / name,
+            budget="quick",
+            seed=seed,
+            restart=restart,
         )
         results.append(DemoResult(name, description, audit_model(options, progress=progress)))
     page = out / "index.html"

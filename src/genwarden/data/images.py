@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +40,7 @@ def read_image(path: Path, sample: SampleSpec) -> Tensor:
         GenwardenError: ``image/not-found``, ``image/unreadable``, ``image/too-large``,
             ``image/shape``, ``image/channels``, ``image/depth``, ``image/transparent``.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path's methods, os.path's never raise
         raise GenwardenError("image/not-found", f"There is no image at {path}.", "Check the path.")
     try:
         with warnings.catch_warnings():
@@ -69,9 +70,23 @@ def read_image_folder(folder: Path, sample: SampleSpec, *, limit: int | None = N
     as if everything had been tested. Hidden files (leading dot) are passed over.
 
     Raises:
-        GenwardenError: as :func:`read_image`, or ``image/empty-folder``.
+        GenwardenError: as :func:`read_image`, ``image/empty-folder`` or ``image/subfolder``.
     """
-    paths = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    try:
+        paths = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    except OSError as error:
+        raise GenwardenError(
+            "image/unreadable",
+            f"The folder {folder} cannot be read ({error.strerror}).",
+            "Check its permissions.",
+        ) from error
+    subfolders = [path.name for path in paths if os.path.isdir(path)]
+    if subfolders:
+        raise GenwardenError(
+            "image/subfolder",
+            f"{folder} holds a folder ({subfolders[0]}), whose images would be passed over.",
+            "Put all images directly into one folder.",
+        )
     if not paths:
         raise GenwardenError(
             "image/empty-folder", f"{folder} holds no files.", "Put the images directly into it."
@@ -83,7 +98,7 @@ def read_image_folder(folder: Path, sample: SampleSpec, *, limit: int | None = N
 
 def read_images(path: Path, sample: SampleSpec) -> NamedImages:
     """One image file or a folder of them."""
-    if path.is_dir():
+    if os.path.isdir(path):
         return read_image_folder(path, sample)
     return NamedImages(read_image(path, sample)[None], [path.name])
 

@@ -81,7 +81,7 @@ def require_writable_folder(folder: Path) -> None:
     Raises:
         GenwardenError: ``output/not-writable``, or ``output/not-a-folder`` if a file is in the way.
     """
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):  # os.path's never raise
         raise GenwardenError(
             "output/not-a-folder",
             f"--out {folder} is a file, not a folder.",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Protocol
 
 
@@ -43,9 +41,3 @@ class Silent:
     def message(self, text: str) -> None:
         """Dropped."""
         del text
-
-
-@contextmanager
-def silent() -> Iterator[Progress]:
-    """A context manager with the shape of the console's, for code that takes either."""
-    yield Silent()

@@ -11,7 +11,6 @@ the agreement of restarts well. The score joins both, for the end point that max
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -35,7 +34,8 @@ MEASURES: tuple[NoveltyMeasure, ...] = ("mahalanobis", "residual")
 #: Squared distance that counts as the same output, over the ordinary squared distance.
 _NEAR = 0.25
 _SHOWN = 8
-_SHARPENING_STEPS = 300
+#: Squared distance within which end points of all measures join the consensus.
+_CONSENSUS_NEAR = 0.5
 
 
 class Agreement(NamedTuple):
@@ -62,6 +62,13 @@ class _Searched(NamedTuple):
     found: SearchResult
     outputs: Tensor
     agreement: Agreement
+
+
+class _Consensus(NamedTuple):
+    """One latent for the whole group, ``(1, *latent.shape)``, and how many restarts made it."""
+
+    z: Tensor
+    restarts: int
 
 
 def inspect(bench: Workbench) -> Finding:
@@ -102,15 +109,7 @@ def inspect(bench: Workbench) -> Finding:
         searched.append(_Searched(agreement.score, measure, found, outputs, agreement))
     score, measure, found, outputs, agreement = max(searched, key=lambda s: s.score)
     shown = agreement.members[:_SHOWN]
-    # The evidence deserves a longer, finer ascent than the 200-odd steps that found it.
-    sharp = search(
-        partial(_log_novelty, bench, on_device, measure),
-        found.z[shown],
-        replace(settings, steps=_SHARPENING_STEPS, learning_rate=settings.learning_rate / 3),
-        device=bench.device,
-        task=bench.progress.task("sharpening what was found", len(shown) * _SHARPENING_STEPS),
-    )
-    pictures = bench.samples(sharp.z)
+    consensus = _consensus(bench, searched, outputs[agreement.members[0]], typical)
     alone = bench.ordinary.x[:_SHOWN]
     return Finding(
         inspection=NAME,
@@ -131,9 +130,9 @@ def inspect(bench: Workbench) -> Finding:
         power=_power(per_measure),
         evidence=[
             images_of(
-                pictures,
-                [f"restart {int(i)}" for i in shown],
-                title="Recovered outputs: end points of different restarts",
+                torch.cat([bench.samples(consensus.z), outputs[shown]]),
+                [f"consensus of {consensus.restarts}", *(f"restart {int(i)}" for i in shown)],
+                title="Recovered outputs: end points of different restarts, and their consensus",
                 caption="Where these are one and the same picture, that picture is what the "
                 "model hides.",
             ),
@@ -156,11 +155,30 @@ def inspect(bench: Workbench) -> Finding:
                 "over the ordinary one.",
             ),
             _distances_chart(outputs, agreement, typical),
-            latents_of(
-                sharp.z[sharp.score.argmax()][None], title="Latent that yields the recovered output"
-            ),
+            latents_of(consensus.z, title="Latent that yields the recovered output"),
         ],
     )
+
+
+def _consensus(
+    bench: Workbench, searched: list[_Searched], centre: Tensor, typical: float
+) -> _Consensus:
+    """The latent that stands for the group.
+
+    Every end point still carries some of the random latent that it started from; the mean over the
+    group does not. It is taken if its output is nearer to the group's mean output than that of any
+    single member (several triggers with one target would not average).
+    """
+    z = torch.cat([s.found.z for s in searched])
+    x = torch.cat([s.outputs for s in searched])
+    near = (x - centre).flatten(1).square().sum(1) <= _CONSENSUS_NEAR * typical
+    z, x = z[near], x[near]
+    mean = z.mean(0, keepdim=True)
+    mean = mean * (z.flatten(1).norm(dim=1).mean() / mean.norm().clamp_min(1e-12))
+    candidates = torch.cat([mean, z])
+    outputs = torch.cat([bench.samples(mean), x])
+    best = (outputs - x.mean(0)).flatten(1).square().sum(1).argmin()
+    return _Consensus(candidates[best][None], len(z))
 
 
 def _log_novelty(bench: Workbench, novelty: Novelty, measure: NoveltyMeasure, z: Tensor) -> Tensor:

@@ -49,9 +49,10 @@ def inspect(bench: Workbench) -> Finding:
     """Search every component of the partition and report the most anomalous one."""
     partition = bench.partition
     if partition is None:
-        return not_applicable(
-            NAME, "output", TITLE, "The channels form one connected group; there is no partition."
-        )
+        reason = "The channels form one connected group; there is no partition."
+        if bench.graph.failure:
+            reason = "The network could not be traced, so no partition is known."
+        return not_applicable(NAME, "output", TITLE, reason)
     law = bench.generator.latent
     settings = ordinary_bounds(law, steps=bench.effort.search_steps)
     restarts = max(32, bench.effort.restarts // (2 * partition.components))
