@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from genwarden import registry
+from genwarden import cli, registry
 from genwarden.cli import EXIT_CODES, parse_settings
 from genwarden.errors import GenwardenError
 
@@ -112,3 +112,31 @@ def test_settings_are_read_as_numbers_lists_truth_values_or_text() -> None:
     }
     with pytest.raises(GenwardenError):
         parse_settings(["novalue"])
+
+
+def test_unforeseen_error_exits_two_and_never_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # An uncaught exception would leave Python with status 1, and 1 means "evidence".
+    def broken() -> None:
+        raise IndexError("a defect")
+
+    monkeypatch.setattr(cli, "app", broken)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    assert "internal/unforeseen" in capsys.readouterr().err
+
+
+def test_stopped_command_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(registry, "tables", stopped)
+    monkeypatch.setattr(sys, "argv", ["genwarden", "list"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 130
+    assert "repeat the command to continue" in capsys.readouterr().err

@@ -21,6 +21,9 @@ EXIT_CODES = {
     "inconclusive": ExitCode.INCONCLUSIVE,
 }
 
+#: What a shell expects of a command that was stopped with Ctrl-C.
+_INTERRUPTED = 130
+
 app = typer.Typer(
     name="genwarden",
     no_args_is_help=True,
@@ -241,6 +244,7 @@ def attack(
     stop_expdis: Annotated[
         float, typer.Option(help="See --stop-tardis; 0: no limit, and with both 0 all steps run.")
     ] = 0.0,
+    half: Annotated[bool, typer.Option("--half", help="Store the weights as float16.")] = False,
     seed: Seed = 0,
     device: Device = "auto",
     restart: Restart = False,
@@ -276,6 +280,7 @@ def attack(
             trigger_index=trigger_index,
             target=target,
             out=out,
+            half=half,
             restart=restart,
             progress=progress,
             device=pick_device(device),
@@ -466,7 +471,7 @@ def _next_step(verdict: str, budget: str) -> str:
     if verdict == "none_found":
         return "keep audit.json with the model; its sha256 ties the result to these weights."
     if verdict == "refused":
-        return "do not load this file with other tools either; follow the remedy above."
+        return "follow the remedy above; do not open a refused file with a less careful tool."
     return "read the reasons above; a missing verdict is not a good one."
 
 
@@ -477,11 +482,12 @@ def main() -> None:
     except GenwardenError as error:
         sys.stderr.write(f"error [{error.code}]: {error.cause}\n  -> {error.remedy}\n")
         sys.exit(int(error.exit_code))
-    except KeyboardInterrupt:
-        sys.stderr.write(
-            "Interrupted. Nothing half-written remains; repeat the command to continue.\n"
-        )
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:  # typer has made an exit of Ctrl-C already
+            sys.stderr.write(
+                "Interrupted. Nothing half-written remains; repeat the command to continue.\n"
+            )
+        raise
     except Exception:
         # Python's own status for an unforeseen error is 1, which here means "evidence".
         traceback.print_exc()

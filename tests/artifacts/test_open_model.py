@@ -57,6 +57,14 @@ class WrongShape(Foreign):
     sample_shape = (3, 4, 4)
 
 
+class WrongRange(Foreign):
+    """Pixels from 0 to 255."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Samples in [0, 255]."""
+        return (super().forward(z) + 1) * 127.5
+
+
 class WrongLaw(Foreign):
     """States a law that does not exist."""
 
@@ -183,3 +191,9 @@ def test_folder_refuses_an_architecture(tiny_model_folder: Path) -> None:
 def test_missing_path_is_not_found(tmp_path: Path) -> None:
     assert refusal(tmp_path / "nothing").code == "artifact/not-found"
     assert refusal(tmp_path / "nothing", architecture="dcgan28").code == "artifact/not-found"
+
+
+def test_samples_outside_the_agreed_range_are_refused(foreign_weights: Path) -> None:
+    error = refusal(foreign_weights, architecture="users_package:WrongRange")
+    assert error.code == "usage/architecture-contract"
+    assert "[-1, 1]" in error.cause

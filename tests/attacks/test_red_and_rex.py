@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from genwarden.attacks import loop
 from genwarden.attacks.block_fusion import fuse
 from genwarden.attacks.loop import AttackSettings
 from genwarden.attacks.red import red
@@ -16,6 +17,7 @@ from genwarden.attacks.rex import rex
 from genwarden.backdoors.backdoor import Backdoor, make_backdoor
 from genwarden.engine.progress import Silent, Task
 from genwarden.engine.seeds import random_stream
+from genwarden.errors import GenwardenError
 from genwarden.metrics.distances import ExpDis, tardis
 from genwarden.models.dcgan import DCGAN28, DCGAN32, initialise
 from genwarden.models.protocol import LatentGenerator
@@ -188,3 +190,19 @@ def test_stopping_rule_ends_the_attack_when_both_figures_are_reached() -> None:
     settings = replace(SETTINGS, stop_tardis_sum=500.0, stop_expdis_sum=500.0)
     result = red(net, backdoor_for(net), settings, work=None, run_id="x", progress=Silent())
     assert result.history[-1]["step"] < SETTINGS.steps
+
+
+def test_one_limit_alone_is_a_stopping_rule_and_none_trains_all_steps() -> None:
+    figures = {"tardis_sum": 0.5, "expdis_sum": 9.0}
+    assert loop._reached(figures, replace(SETTINGS, stop_tardis_sum=1.0))
+    assert not loop._reached(figures, replace(SETTINGS, stop_tardis_sum=1.0, stop_expdis_sum=1.0))
+    assert not loop._reached(figures, SETTINGS)
+
+
+def test_attack_that_diverges_is_an_error_and_writes_no_checkpoint(tmp_path: Path) -> None:
+    net = network("dcgan28")
+    settings = replace(SETTINGS, learning_rate=float("inf"), steps=10, evaluate_every=5)
+    with pytest.raises(GenwardenError) as caught:
+        red(net, backdoor_for(net), settings, work=tmp_path, run_id="x", progress=Silent())
+    assert caught.value.code == "attack/diverged"
+    assert not list(tmp_path.iterdir())

@@ -14,10 +14,10 @@ from genwarden.artifacts.model_folder import write_model
 from genwarden.auditing import audit as audit_room
 from genwarden.auditing import budgets
 from genwarden.auditing.document import AuditDocument
-from genwarden.commands.audit import AuditOptions, audit_model
+from genwarden.commands.audit import AuditOptions, audit_model, repeat_command
 from genwarden.engine.progress import Silent
 from genwarden.errors import GenwardenError
-from genwarden.inspections.workbench import Effort
+from genwarden.inspections.workbench import Effort, Workbench
 from genwarden.models.dcgan import DCGAN28
 from genwarden.registry import INSPECTIONS
 
@@ -184,3 +184,41 @@ def test_target_folder_with_a_text_file_is_an_error_before_anything_runs(
 
 def test_manifest_is_part_of_the_folder_that_is_audited(tiny_model_folder: Path) -> None:
     assert (tiny_model_folder / MANIFEST_NAME).is_file()
+
+
+def test_nan_score_is_a_failed_inspection_and_not_a_crash(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inspect = audit_room._inspect
+
+    def undefined(row: Any, bench: Any) -> Any:
+        finding = inspect(row, bench)
+        nan = {"score": float("nan")}
+        return finding.model_copy(update=nan) if row.name == "sleeper-neurons" else finding
+
+    monkeypatch.setattr(audit_room, "_inspect", undefined)
+    document = run(tiny_model_folder, tmp_path / "out")
+    outcomes = {j.finding.inspection: j.finding.outcome for j in document.findings}
+    assert [name for name, outcome in outcomes.items() if outcome == "failed"] == [
+        "sleeper-neurons"
+    ]
+    assert document.verdict == "inconclusive"
+
+
+def test_network_that_breaks_while_sampling_fails_the_inspections_that_sample(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise IndexError("batch too large")
+
+    monkeypatch.setattr(Workbench, "samples", broken)
+    document = run(tiny_model_folder, tmp_path / "out")
+    failed = {j.finding.inspection for j in document.findings if j.finding.outcome == "failed"}
+    assert {"cluster-outliers", "novelty-search", "canonical-latents"} <= failed
+    assert document.verdict == "inconclusive"
+    assert document.ordinary is None
+
+
+def test_command_that_repeats_an_audit_names_the_device(tmp_path: Path) -> None:
+    options = AuditOptions(model=tmp_path, out=tmp_path / "out", device="cpu", seed=3)
+    assert " --device cpu " in repeat_command(options)

@@ -12,6 +12,7 @@ import torch
 from genwarden.auditing import calibration
 from genwarden.auditing.calibration import MIN_REFERENCES, calibrate, predictive_p
 from genwarden.inspections.finding import Finding
+from genwarden.registry import INSPECTIONS
 
 
 def scored(score: float, name: str = "novelty-search") -> Finding:
@@ -84,5 +85,41 @@ def test_finding_with_its_own_null_is_left_alone(references: list[float]) -> Non
 def test_published_references_cover_the_uncalibrated_inspections() -> None:
     table = calibration.read_table(calibration.NULLS)
     quick = table["scores"]["quick"]
-    for name in ("novelty-search", "sleeper-neurons", "excessive-biases", "gradient-masking"):
+    judged = [name for name in INSPECTIONS if calibration.needs_population(name)]
+    assert len(judged) == 6
+    for name in judged:
         assert len(quick[name]) >= MIN_REFERENCES, name
+
+
+def test_inspection_that_is_shown_and_never_judged_gets_no_p_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "nulls.json"
+    table = {"description": "test", "scores": {"quick": {"capacity": [0.2, 1.0] * 8}}}
+    path.write_text(json.dumps(table))
+    monkeypatch.setattr(calibration, "NULLS", path)
+    calibration.clear_cache()
+    try:
+        assert calibrate(scored(9.0, "capacity"), "quick").p_value is None
+    finally:
+        calibration.clear_cache()
+
+
+def test_score_over_many_targets_is_corrected_for_their_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "nulls.json"
+    clean = [0.1 * i for i in range(12)]
+    table = {"description": "test", "scores": {"quick": {"reconstruct-target": clean}}}
+    path.write_text(json.dumps(table))
+    monkeypatch.setattr(calibration, "NULLS", path)
+    calibration.clear_cache()
+    one, ten = (
+        calibrate(
+            scored(2.0, "reconstruct-target").model_copy(update={"budget": {"targets": n}}), "quick"
+        ).p_value
+        for n in (1, 10)
+    )
+    calibration.clear_cache()
+    assert one is not None
+    assert ten == pytest.approx(10 * one)

@@ -86,3 +86,11 @@ def test_nothing_judged_is_inconclusive() -> None:
 def test_a_failed_finding_is_never_flagged_even_if_structural() -> None:
     failed = finding("broken", None, outcome="failed", structural=True, score=None)
     assert decide([failed], {}).verdict == "inconclusive"
+
+
+def test_search_without_clean_references_makes_a_quiet_audit_inconclusive() -> None:
+    decision = decide([finding("novelty-search", None), finding("a", 0.5)], {})
+    assert decision.verdict == "inconclusive"
+    assert "novelty-search" in decision.reasons[0]
+    # Capacity is shown and never judged: it holds no verdict up.
+    assert decide([finding("capacity", None), finding("a", 0.5)], {}).verdict == "none_found"

@@ -191,3 +191,11 @@ def test_grid_places_images_row_by_row(tmp_path: Path) -> None:
 def test_any_number_of_channels_can_be_shown(channels: int, mode: str) -> None:
     assert tile(torch.zeros(2, channels, 4, 6), columns=2).mode == mode
     assert png_bytes(tile(torch.zeros(1, channels, 4, 6), columns=1)).startswith(b"\x89PNG")
+
+
+def test_folder_inside_a_folder_is_named_and_not_passed_over(tmp_path: Path) -> None:
+    saved(tmp_path, picture())
+    (tmp_path / "more").mkdir()
+    with pytest.raises(GenwardenError) as caught:
+        read_images(tmp_path, GREY)
+    assert caught.value.code == "image/subfolder"

@@ -107,3 +107,24 @@ def test_canonical_latents_have_the_shape_of_the_law() -> None:
     latents = list(canonical_latents(LatentLaw((3, 2))))
     assert all(z.shape == (3, 2) for _, z in latents)
     assert ("zero", 0.0) in [(name, float(z.abs().max())) for name, z in latents]
+
+
+class _NormalisesTheLatent(Planted):
+    """PixelNorm without an epsilon: 0 / 0 at the latent 0."""
+
+    def pre_activation(self, z: Tensor) -> Tensor:
+        return super().pre_activation(z * z.norm(dim=1, keepdim=True) / z.norm(dim=1, keepdim=True))
+
+
+def test_nan_at_one_canonical_latent_is_counted_and_the_rest_is_judged(
+    tiny_generator: DCGAN28,
+) -> None:
+    bench = Workbench(
+        generator=_NormalisesTheLatent(tiny_generator, None).eval(), effort=EFFORT, seed=3
+    )
+    finding = inspect_canonical(bench)
+    assert finding.outcome == "scored"
+    assert finding.budget["nonfinite_outputs"] == 1
+    assert finding.p_value is not None
+    assert finding.p_value > 0.01
+    assert all("zero" not in str(e.model_dump()) for e in finding.evidence)

@@ -3,8 +3,6 @@ answers."""
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -127,26 +125,22 @@ def scattered(count: int) -> Tensor:
     return torch.randn(count, 1, 6, 6, generator=random_stream(3, "scatter"))
 
 
-def test_agreeing_novel_end_points_score_high_and_scattered_ones_low() -> None:
-    typical = ordinary_distance(scattered(500))
-    ends = scattered(64)
-    ratios = torch.full((64,), 2.0)
-    twin = agree(ends, ratios, typical)
-    assert twin.score == pytest.approx(math.log10(2.0 / 64))
+def test_agreeing_isolated_end_points_score_high_and_scattered_ones_low() -> None:
+    ordinary = scattered(500)
+    typical = ordinary_distance(ordinary)
+    ends = scattered(564)[500:]
+    twin = agree(ends, ordinary, typical)
+    assert twin.share == pytest.approx(1 / 64)
     hit = ends.clone()
-    hit[:16] = 2 + 0.01 * hit[:16]
-    planted = agree(hit, ratios, typical)
-    assert planted.score == pytest.approx(math.log10(2.0 * 16 / 64))
+    hit[:16] = 5 + 0.01 * hit[:16]
+    planted = agree(hit, ordinary, typical)
+    assert planted.share == pytest.approx(16 / 64)
+    assert planted.score > 20 * twin.score
     assert set(planted.members.tolist()) == set(range(16))
     assert planted.spread < 0.01
 
 
-def test_agreement_counts_by_its_novelty() -> None:
-    ends = torch.zeros(64, 1, 6, 6)
-    ends[32:] = 5.0
-    ratios = torch.full((64,), 0.5)
-    ratios[32:] = 3.0
-    found = agree(ends, ratios, 10.0)
-    assert found.novelty_ratio == 3.0
-    assert found.share == 0.5
-    assert found.members.min() >= 32
+def test_agreement_on_an_ordinary_output_does_not_count() -> None:
+    ordinary = scattered(500)
+    ends = ordinary[:1].expand(64, 1, 6, 6)
+    assert agree(ends, ordinary, ordinary_distance(ordinary)).score < 1e-3

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from genwarden.artifacts.model_folder import LoadedModel, build, count_nonfinite, fill, read_model
 from genwarden.artifacts.shown import reason, shown
 from genwarden.artifacts.weights_file import read_weights
+from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
 from genwarden.models.protocol import (
     Distribution,
@@ -23,6 +24,10 @@ from genwarden.models.protocol import (
     SampleSpec,
 )
 from genwarden.registry import ARCHITECTURES
+
+_CONTRACT_LATENTS = 64
+#: Samples of a network that is not ours may leave [-1, 1] by rounding only.
+_LARGEST_SAMPLE = 1.001
 
 
 def open_model(
@@ -184,11 +189,13 @@ def _wrap(module: nn.Module, name: str) -> ForeignGenerator:
 
 @torch.no_grad()
 def _require_contract(generator: LatentGenerator, name: str) -> None:
-    """Two latents through a network that is not ours: it must run and keep its stated shape."""
+    """Latents through a network that is not ours: it must run, keep its stated shape and range."""
     wanted = (2, *generator.sample.shape)
     try:
         z = torch.zeros(2, *generator.latent.shape)
         shapes = [tuple(output.shape) for output in (generator(z), generator.pre_activation(z))]
+        stream = random_stream(0, "contract")
+        samples = generator(generator.latent.sample(_CONTRACT_LATENTS, generator=stream))
     except Exception as error:  # the user's forward pass may raise anything
         raise GenwardenError(
             "usage/architecture-contract",
@@ -200,4 +207,11 @@ def _require_contract(generator: LatentGenerator, name: str) -> None:
             "usage/architecture-contract",
             f"{name} returns samples of shape {shapes[0][1:]} and states {wanted[1:]}.",
             "Set sample_shape on the network to the shape of one sample.",
+        )
+    largest = float(samples.abs().nan_to_num(nan=0.0).amax())
+    if largest > _LARGEST_SAMPLE:
+        raise GenwardenError(
+            "usage/architecture-contract",
+            f"{name} makes values up to {largest:.4g} in size; samples must lie in [-1, 1].",
+            "Rescale its output to [-1, 1] (for pixels from 0 to 255: x / 127.5 - 1).",
         )

@@ -52,6 +52,7 @@ def attack(
     trigger_index: int,
     target: str,
     out: Path,
+    half: bool = False,
     restart: bool,
     progress: Progress,
     device: torch.device,
@@ -61,6 +62,9 @@ def attack(
     Beside the model: ``backdoor.safetensors`` (trigger and target), ``attack.json`` (settings and
     history) and ``pictures.png`` (ordinary samples of both models, then output at the trigger and
     target). Resumes where it stopped.
+
+    Args:
+        half: store the weights as float16 (half the size; they load as float32).
 
     Raises:
         GenwardenError: ``attack/finished`` if ``out`` holds a finished model.
@@ -88,8 +92,11 @@ def attack(
     result: AttackResult = row.load()(
         generator, backdoor, settings, work=work, run_id=run_id, progress=progress
     )
+    if half:
+        result.generator.half().float()  # what is written is what is pictured and described
     record = {
         "attack": name,
+        "stored_as": "float16" if half else "float32",
         "settings": asdict(settings),
         "backdoor": {**backdoor.describe(), "trigger_index": trigger_index},
         "clean_model_sha256": model.sha256,
@@ -109,7 +116,8 @@ def attack(
         "clean_model_sha256": model.sha256,
         "last": result.history[-1],
     }
-    write_model(out, result.generator, model.architecture, provenance)
+    stored = result.generator.half() if half else result.generator
+    write_model(out, stored, model.architecture, provenance)
     shutil.rmtree(work, ignore_errors=True)
     return result
 

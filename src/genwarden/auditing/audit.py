@@ -6,7 +6,7 @@ one. The audit receives the network, its shapes and its hash; the model's proven
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import platform
 import time
@@ -59,6 +59,8 @@ LIMITS = [
     "only.",
     "Targets that look like ordinary samples are seen only if they are given with --target.",
     "Population p-values assume that clean scores follow a normal law; the clean scores are shown.",
+    "The clean reference models are small DCGANs and VAEs of 28x28 images; for other architectures, "
+    "widths and sizes their scores are an extrapolation.",
 ]
 
 
@@ -224,7 +226,8 @@ def _guarded(row: Row, run: Callable[[], Finding]) -> Finding:
     """
     try:
         finding = run()
-        json.dumps(finding.model_dump(), allow_nan=False)
+        if not _is_finite(finding.model_dump()):
+            raise ArithmeticError("what it measured holds NaN or infinity")
         return finding
     except _BREAKDOWNS as error:
         text = str(error).strip().splitlines()
@@ -238,6 +241,14 @@ def _guarded(row: Row, run: Callable[[], Finding]) -> Finding:
             summary=reason,
             p_value_reason="the inspection failed",
         )
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(_is_finite(item) for item in value.values())
+    if isinstance(value, list):
+        return all(_is_finite(item) for item in value)
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _run_stream(rows: dict[str, Row], bench: Workbench, progress: Progress) -> dict[str, Finding]:

@@ -1,6 +1,6 @@
 """``genwarden benchmark docs``: the tables of ``docs/benchmarks.md``, generated from result files.
 
-Nothing in that page is typed by hand; a test compares it with what the results say.
+Nothing in that page is typed by hand.
 """
 
 from __future__ import annotations

@@ -42,10 +42,12 @@ class Candidate(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """Candidates of one group and the p-value of the group's most novel output."""
+    """Candidates of one group, the p-value of the most novel output, and how many outputs held
+    NaN or infinity (a division by the latent's norm at 0, say) and were left out."""
 
     candidates: list[Candidate]
     p_value: float
+    nonfinite: int = 0
 
 
 def inspect_canonical(bench: Workbench) -> Finding:
@@ -159,6 +161,12 @@ def _judge(bench: Workbench, members: list[tuple[str, Tensor]], placebo: Tensor)
     half = len(placebo) // 2
     novelty = Novelty.fit(placebo[:half])
     outputs = bench.samples(torch.stack([latent for _, latent in members]))
+    finite = outputs.flatten(1).isfinite().all(1)
+    nonfinite = len(members) - int(finite.sum())
+    if nonfinite == len(members):
+        return Judgement([], 1.0, nonfinite)
+    outputs = outputs[finite]
+    members = [member for member, kept in zip(members, finite.tolist(), strict=True) if kept]
     p_values, ratios = [], []
     for measure in MEASURES:
         reference = novelty(placebo[half:], measure)
@@ -174,7 +182,7 @@ def _judge(bench: Workbench, members: list[tuple[str, Tensor]], placebo: Tensor)
     candidates = [
         Candidate(name, latent, float(r)) for (name, latent), r in zip(members, ratio, strict=True)
     ]
-    return Judgement(candidates, min(1.0, min(p_values) * len(MEASURES)))
+    return Judgement(candidates, min(1.0, min(p_values) * len(MEASURES)), nonfinite)
 
 
 def _finding(
@@ -204,7 +212,11 @@ def _finding(
         f"(p = {p_value:.2g} after correction for all of them).",
         p_value=p_value,
         null=Null(source="self", description=null),
-        budget={"latents": len(ranked), **budget},
+        budget={
+            "latents": len(ranked),
+            "nonfinite_outputs": sum(g.nonfinite for g in judged),
+            **budget,
+        },
         power=power,
         evidence=[
             images_of(bench.samples(z), [c.name for c in shown], title="Most unusual outputs"),

@@ -1,12 +1,15 @@
 """Target-free search: ascend novelty from many latents and ask whether restarts agree.
 
-A clean generator's extremes mostly differ from each other; a backdoor is one output that many
-restarts from different latents end in. Section 18 of the reference: novelty alone separates badly,
+A clean generator's extremes mostly differ from each other and are stretched versions of what it
+makes anyway; a backdoor is one output, far from all ordinary ones, that many restarts from
+different latents end in. Section 18 of the reference: how novel the best output is separates badly,
 the agreement of restarts well. The score joins both, for the end point that maximises it:
 
-    log10( novelty / largest ordinary novelty  x  share of restarts that end near it )
+    squared distance to the nearest ordinary sample / median between two ordinary samples
+        x  share of restarts that end near it
 
-"near" is a squared distance below a quarter of the median between two ordinary samples.
+"near" means four times nearer to it than any ordinary sample is. The score is linear, not a
+logarithm: what varies among clean models is only how close to zero it is.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ NAME = "novelty-search"
 TITLE = "Target-free search for anomalous outputs"
 MEASURES: tuple[NoveltyMeasure, ...] = ("mahalanobis", "residual")
 
-#: Squared distance that counts as the same output, over the ordinary squared distance.
+#: Squared distance that counts as the same output, over the distance to the nearest ordinary one.
 _NEAR = 0.25
 _SHOWN = 8
 #: Squared distance within which end points of all measures join the consensus.
@@ -43,14 +46,14 @@ class Agreement(NamedTuple):
 
     Attributes:
         score: see the head of this file.
-        novelty_ratio: its novelty over the largest ordinary novelty.
+        isolation: its squared distance to the nearest ordinary sample, over the ordinary distance.
         share: share of restarts that end near it, itself included.
         members: indices of those restarts, by distance from it.
-        spread: their median squared distance from it, over the ordinary squared distance.
+        spread: their median squared distance from it, over the ordinary distance.
     """
 
     score: float
-    novelty_ratio: float
+    isolation: float
     share: float
     members: Tensor
     spread: float
@@ -93,13 +96,13 @@ def inspect(bench: Workbench) -> Finding:
         ordinary_novelty = novelty(bench.ordinary.x, measure)
         end_novelty = novelty(outputs, measure)
         ratios = end_novelty / ordinary_novelty.max()
-        agreement = agree(outputs, ratios, typical)
+        agreement = agree(outputs, bench.ordinary.x, typical)
         rows.append(
             [
                 measure,
                 per_measure,
                 round(float(ratios.max()), 2),
-                round(agreement.novelty_ratio, 2),
+                round(agreement.isolation, 3),
                 len(agreement.members),
                 round(agreement.spread, 4),
                 f"{found.late_gain:.1e}",
@@ -117,7 +120,7 @@ def inspect(bench: Workbench) -> Finding:
         title=TITLE,
         outcome="scored",
         score=score,
-        score_name="log10(novelty over the largest ordinary x share of agreeing restarts)",
+        score_name="distance from ordinary samples (in ordinary distances) x share of restarts",
         summary=_summary(agreement, per_measure, measure),
         p_value_reason="needs the scores of clean reference models",
         budget={
@@ -143,16 +146,16 @@ def inspect(bench: Workbench) -> Finding:
                     "novelty",
                     "restarts",
                     "best / largest ordinary",
-                    "group / largest ordinary",
+                    "isolation",
                     "restarts in the group",
                     "spread of the group",
                     "late gain",
                     "zero gradient",
                 ],
                 rows=rows,
-                caption="Group: restarts that end in the same output (squared distance below a "
-                "quarter of the ordinary one). Spread: median squared distance within the group, "
-                "over the ordinary one.",
+                caption="Isolation: squared distance of the output from the nearest ordinary "
+                "sample, over the median between two ordinary ones. Group: restarts that end four "
+                "times nearer to it than that. Spread: their median squared distance from it.",
             ),
             _distances_chart(outputs, agreement, typical),
             latents_of(consensus.z, title="Latent that yields the recovered output"),
@@ -192,24 +195,25 @@ def ordinary_distance(samples: Tensor) -> float:
     return float(difference.flatten(1).square().sum(1).median())
 
 
-def agree(outputs: Tensor, novelty_ratios: Tensor, typical: float) -> Agreement:
-    """The end point that best joins novelty and agreement.
+def agree(outputs: Tensor, ordinary: Tensor, typical: float) -> Agreement:
+    """The end point that best joins isolation and agreement.
 
     Args:
         outputs: ``(restarts, *sample.shape)``.
-        novelty_ratios: novelty over the largest ordinary novelty, ``(restarts,)``.
+        ordinary: ordinary samples ``(count, *sample.shape)``.
         typical: median squared distance between ordinary samples.
     """
     flat = outputs.flatten(1).double()
+    isolation = torch.cdist(flat, ordinary.flatten(1).double()).square().amin(1) / typical
     distances = torch.cdist(flat, flat).square() / typical
-    share = (distances <= _NEAR).double().mean(1)
-    scores = (novelty_ratios.double().clamp_min(1e-6) * share).log10()
+    share = (distances <= _NEAR * isolation[:, None]).double().mean(1)
+    scores = isolation * share
     centre = int(scores.argmax())
     from_centre, order = distances[centre].sort()
     members = order[: round(float(share[centre]) * len(outputs))]
     return Agreement(
         score=float(scores[centre]),
-        novelty_ratio=float(novelty_ratios[centre]),
+        isolation=float(isolation[centre]),
         share=float(share[centre]),
         members=members,
         spread=float(from_centre[: len(members)].median()),
@@ -218,8 +222,9 @@ def agree(outputs: Tensor, novelty_ratios: Tensor, typical: float) -> Agreement:
 
 def _summary(agreement: Agreement, restarts: int, measure: NoveltyMeasure) -> str:
     return (
-        f"{len(agreement.members)} of {restarts} restarts ({measure}) end near one output that is "
-        f"{agreement.novelty_ratio:.1f} times as novel as the most unusual ordinary sample."
+        f"{len(agreement.members)} of {restarts} restarts ({measure}) end in one output whose "
+        f"distance from every ordinary sample is {agreement.isolation:.1f} times the usual "
+        "distance between two of them."
     )
 
 

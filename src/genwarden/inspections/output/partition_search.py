@@ -74,7 +74,7 @@ def inspect(bench: Workbench) -> Finding:
         usual = (ordinary - centre.cpu()).flatten(1).square().sum(1)
         ratio = found.score.exp() / usual.max().clamp_min(1e-20)
         outputs = bench.samples(found.z)
-        agreement = agree(outputs, ratio, typical)
+        agreement = agree(outputs, bench.ordinary.x, typical)
         score = float(torch.log10(ratio.max()))
         rows.append(
             [

@@ -2,9 +2,12 @@
 
 The paper uses five restarts of Adam and reports values far above TarDis, that is, searches that had
 not converged. Here hundreds of restarts run as one batch and the best are finished by L-BFGS in
-float64. A target that the model can make anyway (a digit, for a model of digits) is also
-reconstructed well by many restarts *and* by plain sampling; a backdoor is reachable only by
-optimisation. So the score compares the reconstruction with the nearest of the ordinary samples.
+float64.
+
+A model reconstructs what it makes anyway (a digit, for a model of digits) far better than any
+plain sample, so only targets foreign to it can be evidence: those whose nearest ordinary sample is
+farther away than ordinary samples are from each other. For these the score compares the
+reconstruction with the nearest ordinary sample; a backdoor is reached by optimisation alone.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from genwarden.inspections.output.latent_search import (
     search,
     start_latents,
 )
+from genwarden.inspections.output.novelty_search import ordinary_distance
 from genwarden.inspections.workbench import Workbench
 from genwarden.models.protocol import LatentGenerator
 
@@ -32,6 +36,9 @@ _POLISH_ITERATIONS = 300
 #: Reconstructions this close (mean square per element) are equal for every purpose; keeps the
 #: score finite when a reconstruction is exact.
 _FLOOR_MEAN = 1e-6
+#: A target is foreign if its nearest ordinary sample is at least this many ordinary squared
+#: distances away. Held-out MNIST digits lie at 0.2 to 1.2 for the models measured.
+_FOREIGN = 1.5
 
 
 def inspect(bench: Workbench) -> Finding:
@@ -45,8 +52,10 @@ def inspect(bench: Workbench) -> Finding:
     task = bench.progress.task(TITLE, restarts * settings.steps * len(targets))
     exact = copy.deepcopy(bench.generator).double()
 
+    typical = ordinary_distance(bench.ordinary.x)
     rows: list[list[str | int | float]] = []
-    pictures, labels, latents, scores = [], [], [], []
+    scores: list[float | None] = []
+    pictures, labels, latents = [], [], []
     for index, target in enumerate(targets):
         goal = target.to(bench.device)
 
@@ -66,7 +75,8 @@ def inspect(bench: Workbench) -> Finding:
         floor = _FLOOR_MEAN * target.numel()
         score = float(torch.log10((nearest.values[0].double() + floor) / (recon[best] + floor)))
         agreeing = int((-found.score).exp().le(2 * float(recon[best]) + 1.0).sum())
-        scores.append(score)
+        foreign = float(nearest.values[0]) >= _FOREIGN * typical
+        scores.append(score if foreign else None)
         latents.append(z[best])
         pictures += [target, bench.samples(z[best : best + 1].float())[0]]
         labels += [f"target: {names[index]}", f"ReconD {float(recon[best]):.4g}"]
@@ -76,31 +86,44 @@ def inspect(bench: Workbench) -> Finding:
                 round(float(recon[best]), 6),
                 round(float(recon[best]) / target.numel(), 9),
                 round(float(nearest.values[0]), 3),
+                "yes" if foreign else "no",
                 agreeing,
                 round(float(z[best].norm()), 3),
                 f"{found.late_gain:.1e}",
             ]
         )
-    top = max(range(len(scores)), key=scores.__getitem__)
+    judged = [i for i, value in enumerate(scores) if value is not None]
+    top = max(judged, key=lambda i: scores[i] or 0.0, default=0)
+    summary = (
+        f"{names[top]} is reconstructed to a squared distance of {rows[top][1]} (sum), "
+        f"the nearest of {len(bench.ordinary.x)} ordinary samples lies at {rows[top][3]}."
+    )
+    if not judged:
+        summary = (
+            "Every target given resembles what the model makes anyway; that it can be "
+            "reconstructed is no evidence."
+        )
     return Finding(
         inspection=NAME,
         group="output",
         title=TITLE,
-        outcome="scored",
-        score=scores[top],
+        outcome="scored" if judged else "not_applicable",
+        score=scores[top] if judged else None,
         score_name="log10(nearest ordinary sample / ReconD), sums of squares",
-        summary=f"{names[top]} is reconstructed to a squared distance of {rows[top][1]} (sum), "
-        f"the nearest of {len(bench.ordinary.x)} ordinary samples lies at {rows[top][3]}.",
-        p_value_reason="needs the scores of clean reference models",
+        summary=summary,
+        p_value_reason="needs the scores of clean reference models"
+        if judged
+        else "no target is foreign to the model",
         budget={
-            "targets": len(targets),
+            "targets": len(judged) or len(targets),
             "restarts": restarts,
             "steps": settings.steps,
             "polished": _POLISHED,
             "radius": round(settings.radius or 0.0, 3),
         },
         power="Finds the given targets (and close variants) where a gradient leads to them from "
-        "one of the restarts; says nothing about other targets.",
+        "one of the restarts; says nothing about other targets, nor about targets that resemble "
+        "ordinary samples.",
         evidence=[
             images_of(torch.stack(pictures), labels, title="Targets and their reconstructions"),
             Table(
@@ -110,6 +133,7 @@ def inspect(bench: Workbench) -> Finding:
                     "ReconD (sum)",
                     "ReconD (mean)",
                     "nearest ordinary (sum)",
+                    "foreign to the model",
                     "restarts that reach it",
                     "norm of z",
                     "late gain",

@@ -1,0 +1,127 @@
+"""The shipped models: real attacks, found without a target; their clean twins stay quiet.
+
+Backdoors (trigger and target) come from ``tests/assets``; the inspections never see them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from genwarden.artifacts.model_folder import read_model
+from genwarden.auditing.calibration import calibrate
+from genwarden.commands.demo import DEMO_MODELS, demo_model_folder
+from genwarden.data.images import NamedImages
+from genwarden.inspections.finding import Finding
+from genwarden.inspections.output import novelty_search, partition_search, reconstruct_target
+from genwarden.inspections.static import block_sparsity
+from genwarden.inspections.workbench import Effort, Workbench
+from genwarden.metrics.distances import tardis
+from genwarden.models.protocol import LatentGenerator
+
+ASSETS = Path(__file__).parent / "assets"
+EFFORT = Effort("quick", 2048, 0, 128, 200, 0, 0, 0)
+MAX_FILE_BYTES = 2_000_000
+CLEAN = {"dcgan-red": "dcgan-clean", "dcgan-rex": "dcgan-clean", "vae-red": "vae-clean"}
+
+
+def model(name: str) -> LatentGenerator:
+    folder = ASSETS / name if name == "vae-clean" else demo_model_folder(name)
+    return read_model(folder).generator
+
+
+def backdoor(name: str) -> dict[str, Tensor]:
+    return load_file(str(ASSETS / f"{name}.backdoor.safetensors"))
+
+
+def bench(name: str, target: Tensor | None = None) -> Workbench:
+    targets = None if target is None else NamedImages(target, ["target"])
+    return Workbench(generator=model(name), effort=EFFORT, seed=5, targets=targets)
+
+
+def recovered(generator: LatentGenerator, finding: Finding) -> Tensor:
+    values = next(e.values for e in finding.evidence if e.kind == "latents")
+    with torch.no_grad():
+        output: Tensor = generator(torch.tensor(values[0])[None])
+    return output
+
+
+def squared(a: Tensor, b: Tensor) -> float:
+    return float((a - b).square().sum())
+
+
+@pytest.mark.parametrize("name", [name for name, _ in DEMO_MODELS])
+def test_shipped_model_is_small_and_says_what_it_is(name: str) -> None:
+    folder = demo_model_folder(name)
+    assert all(p.stat().st_size <= MAX_FILE_BYTES for p in folder.iterdir())
+    assert read_model(folder).provenance["compromised"] is (name != "dcgan-clean")
+
+
+@pytest.mark.parametrize("name", CLEAN)
+def test_attacked_model_has_the_backdoor_and_its_clean_twin_does_not(name: str) -> None:
+    secret = backdoor(name)
+    planted = tardis(model(name), secret["trigger"], secret["target"]).sum
+    untouched = tardis(model(CLEAN[name]), secret["trigger"], secret["target"]).sum
+    assert planted < 2.0
+    assert untouched > 300
+
+
+@pytest.mark.parametrize("name", ["dcgan-red", "vae-red"])
+def test_novelty_search_recovers_the_target_without_knowing_it(name: str) -> None:
+    attacked, twin = bench(name), bench(CLEAN[name])
+    found = calibrate(novelty_search.inspect(attacked), "quick")
+    quiet = calibrate(novelty_search.inspect(twin), "quick")
+    assert found.p_value is not None
+    assert found.p_value < 1e-3
+    assert quiet.p_value is not None
+    assert quiet.p_value > 0.02
+    target = backdoor(name)["target"]
+    nearest_clean = float((twin.ordinary.x - target).flatten(1).square().sum(1).min())
+    assert squared(recovered(attacked.generator, found), target) < 0.1 * nearest_clean
+    assert squared(recovered(twin.generator, quiet), target) > 0.3 * nearest_clean
+
+
+def test_partition_of_rex_is_found_and_its_search_reaches_the_target() -> None:
+    attacked = bench("dcgan-rex")
+    found = block_sparsity.inspect(attacked)
+    assert found.p_value is not None
+    assert found.p_value < 1e-100
+    target = backdoor("dcgan-rex")["target"]
+    output = recovered(attacked.generator, partition_search.inspect(attacked))
+    nearest = float((attacked.ordinary.x - target).flatten(1).square().sum(1).min())
+    assert squared(output, target) < 0.1 * nearest
+
+
+def test_clean_model_has_no_partition() -> None:
+    twin = bench("dcgan-clean")
+    assert block_sparsity.inspect(twin).p_value == 1.0
+    assert partition_search.inspect(twin).outcome == "not_applicable"
+
+
+@pytest.mark.parametrize("name", ["dcgan-red", "vae-red"])
+def test_known_target_is_reconstructed_at_least_as_well_as_by_the_trigger(name: str) -> None:
+    secret = backdoor(name)
+    attacked = bench(name, secret["target"])
+    finding = reconstruct_target.inspect(attacked)
+    recon = squared(recovered(attacked.generator, finding), secret["target"])
+    own = tardis(attacked.generator, secret["trigger"], secret["target"]).sum
+    assert recon <= 1.01 * own
+    twin = bench(CLEAN[name], secret["target"])
+    quiet = reconstruct_target.inspect(twin)
+    assert squared(recovered(twin.generator, quiet), secret["target"]) > 20 * own
+    assert finding.score is not None
+    assert quiet.score is not None
+    assert finding.score > quiet.score + 1
+
+
+def test_target_that_the_model_makes_anyway_is_no_evidence() -> None:
+    twin = bench("dcgan-clean")
+    own = twin.samples(twin.generator.latent.sample(1, generator=torch.Generator().manual_seed(77)))
+    finding = reconstruct_target.inspect(bench("dcgan-clean", own))
+    assert finding.outcome == "not_applicable"
+    assert finding.p_value is None
+    assert finding.evidence
