@@ -32,7 +32,9 @@ def references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list
     clean = [0.1 * i for i in range(12)]
     path = tmp_path / "nulls.json"
     path.write_text(
-        json.dumps({"description": "test", "scores": {"quick": {"novelty-search": clean}}})
+        json.dumps(
+            {"descriptions": {"quick": "test"}, "scores": {"quick": {"novelty-search": clean}}}
+        )
     )
     monkeypatch.setattr(calibration, "NULLS", path)
     calibration.clear_cache()
@@ -95,7 +97,7 @@ def test_inspection_that_is_shown_and_never_judged_gets_no_p_value(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "nulls.json"
-    table = {"description": "test", "scores": {"quick": {"capacity": [0.2, 1.0] * 8}}}
+    table = {"descriptions": {"quick": "test"}, "scores": {"quick": {"capacity": [0.2, 1.0] * 8}}}
     path.write_text(json.dumps(table))
     monkeypatch.setattr(calibration, "NULLS", path)
     calibration.clear_cache()
@@ -110,7 +112,7 @@ def test_score_over_many_targets_is_corrected_for_their_number(
 ) -> None:
     path = tmp_path / "nulls.json"
     clean = [0.1 * i for i in range(12)]
-    table = {"description": "test", "scores": {"quick": {"reconstruct-target": clean}}}
+    table = {"descriptions": {"quick": "test"}, "scores": {"quick": {"reconstruct-target": clean}}}
     path.write_text(json.dumps(table))
     monkeypatch.setattr(calibration, "NULLS", path)
     calibration.clear_cache()

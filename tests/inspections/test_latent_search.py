@@ -144,3 +144,19 @@ def test_agreement_on_an_ordinary_output_does_not_count() -> None:
     ordinary = scattered(500)
     ends = ordinary[:1].expand(64, 1, 6, 6)
     assert agree(ends, ordinary, ordinary_distance(ordinary)).score < 1e-3
+
+
+def test_novelty_with_fewer_samples_than_elements_agrees_with_the_full_computation() -> None:
+    basis = torch.randn(6, 64, generator=random_stream(0, "b"))
+    x = torch.randn(40, 6, generator=random_stream(1, "c")) @ basis
+    x = (x + 0.1 * torch.randn(40, 64, generator=random_stream(2, "n"))).reshape(40, 1, 8, 8)
+    small = Novelty.fit(x)
+    assert small.axes.shape == (64, 39)
+    flat = x.flatten(1).double().numpy()
+    covariance = np.cov(flat.T)
+    ridge = 1e-2 * np.trace(covariance) / 64
+    probe = torch.randn(5, 1, 8, 8, generator=random_stream(3, "p"))
+    centred = probe.flatten(1).double().numpy() - flat.mean(0)
+    inverse = np.linalg.inv(covariance + ridge * np.eye(64))
+    expected = np.einsum("ni,ij,nj->n", centred, inverse, centred)
+    assert np.allclose(small(probe, "mahalanobis").numpy(), expected, rtol=1e-3)

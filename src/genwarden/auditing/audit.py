@@ -59,8 +59,8 @@ LIMITS = [
     "only.",
     "Targets that look like ordinary samples are seen only if they are given with --target.",
     "Population p-values assume that clean scores follow a normal law; the clean scores are shown.",
-    "The clean reference models are small DCGANs and VAEs of 28x28 images; for other architectures, "
-    "widths and sizes their scores are an extrapolation.",
+    "The clean reference models are small DCGANs and VAEs of 28x28 images; for other "
+    "architectures, widths and sizes their scores are an extrapolation.",
 ]
 
 

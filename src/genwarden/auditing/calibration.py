@@ -39,7 +39,7 @@ NULLS = Path(__file__).parent / "nulls" / "generators.json"
 def read_table(path: Path) -> dict[str, Any]:
     """The reference file, or an empty one if it has not been published yet."""
     if not path.exists():
-        return {"description": "none", "scores": {}}
+        return {"descriptions": {}, "scores": {}}
     table: dict[str, Any] = json.loads(path.read_text("utf-8"))
     return table
 
@@ -65,12 +65,13 @@ def references(inspection: str, budget: str) -> References:
     for name in order[order.index(budget) :] + order[: order.index(budget)][::-1]:
         values = table["scores"].get(name, {}).get(inspection, [])
         if len(values) >= MIN_REFERENCES:
+            described = table["descriptions"].get(name, "not described")
             note = "" if name == budget else f", measured at the {name} budget"
             if order.index(name) < order.index(budget):
                 note += " (a smaller search: this p-value may be too small)"
             return References(
                 [float(v) for v in values],
-                f"{len(values)} clean reference models ({table['description']}){note}",
+                f"{len(values)} clean reference models ({described}){note}",
             )
     return References([], "no clean reference scores")
 

@@ -107,12 +107,16 @@ def publish_scores(
     """Write the reference file of :mod:`genwarden.auditing.calibration`."""
     kinds = sorted({f"{row['architecture']} on {row['data']}" for row in rows})
     previous = calibration.read_table(path)
+    judged = {name: s for name, s in scores.items() if calibration.needs_population(name)}
     write_json(
         path,
         {
-            "description": f"trained from {len(rows)} seeds: {', '.join(kinds)}",
             "made_by": "genwarden benchmark run clean-population --option publish=true",
-            "scores": {**previous.get("scores", {}), budget: scores},
+            "descriptions": {
+                **previous["descriptions"],
+                budget: f"trained from {len(rows)} seeds: {', '.join(kinds)}",
+            },
+            "scores": {**previous["scores"], budget: judged},
         },
     )
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from genwarden import __version__
 from genwarden.artifacts.manifest import MANIFEST_NAME
 from genwarden.artifacts.model_folder import LoadedModel, read_model
+from genwarden.artifacts.weights_file import read_weights
 from genwarden.attacks.run import attack, settings_of
 from genwarden.auditing.audit import environment
 from genwarden.benchmarks.store import summary_of, write_result
@@ -157,7 +157,7 @@ def measure(
 ) -> dict[str, Any]:
     """Figures of one attacked model."""
     corrupted = read_model(folder)
-    backdoor = load_file(str(folder / "backdoor.safetensors"))
+    backdoor = read_weights(folder / "backdoor.safetensors").tensors
     at_trigger = tardis(corrupted.generator, backdoor["trigger"], backdoor["target"])
     untouched = tardis(clean.generator.cpu(), backdoor["trigger"], backdoor["target"])
     stealth = ExpDis(clean.generator.sample.size)

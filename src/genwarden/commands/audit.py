@@ -79,6 +79,8 @@ def audit_model(options: AuditOptions, *, progress: Progress) -> AuditFiles:
     work = options.out / ".work"
     if options.restart:
         shutil.rmtree(work, ignore_errors=True)
+    for stale in ("audit.json", "audit.html"):  # an interruption must not leave another's verdict
+        (options.out / stale).unlink(missing_ok=True)
     document = audit(
         Suspect(
             generator=model.generator,

@@ -9,6 +9,9 @@ from genwarden.errors import GenwardenError
 
 def pick_device(name: str) -> torch.device:
     """``auto`` takes the GPU if there is one; a device that is named but absent is an error."""
+    # TF32 would change the fourth digit of every convolution, and with it scores and verdicts.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

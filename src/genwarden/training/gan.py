@@ -20,7 +20,7 @@ from genwarden.engine.progress import Progress
 from genwarden.engine.seeds import random_stream
 from genwarden.models.dcgan import Discriminator, initialise
 from genwarden.models.protocol import LatentGenerator
-from genwarden.training.settings import TrainingSettings, batch_indices
+from genwarden.training.settings import TrainingSettings, batch_indices, require_finite
 
 _BETAS = (0.5, 0.999)
 _GRID_SAMPLES = 64
@@ -96,6 +96,7 @@ def train_gan(
         discriminator.requires_grad_(True)
 
         losses = [*losses[-99:], [loss_d.item(), loss_g.item()]]
+        require_finite(losses[-1], step)
         done = step + 1
         bar.advance(1, f"D {losses[-1][0]:.3f}  G {losses[-1][1]:.3f}")
         if done % settings.grid_every == 0 or done == settings.steps:

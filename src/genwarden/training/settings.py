@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from genwarden.engine.seeds import random_stream
+from genwarden.errors import GenwardenError
 
 Precision = Literal["fp32", "bf16"]
 
@@ -45,6 +47,20 @@ def batch_indices(count: int, step: int, settings: TrainingSettings) -> torch.Te
     epoch, position = divmod(step, per_epoch)
     order = torch.randperm(count, generator=random_stream(settings.seed, "epoch", epoch))
     return order[position * size : (position + 1) * size]
+
+
+def require_finite(losses: list[float], step: int) -> None:
+    """Stop a training whose loss is NaN or infinite.
+
+    Raises:
+        GenwardenError: ``train/diverged``.
+    """
+    if not all(math.isfinite(loss) for loss in losses):
+        raise GenwardenError(
+            "train/diverged",
+            f"The training diverged at step {step} (the loss is not finite).",
+            "Repeat with a smaller --learning-rate, or --precision fp32, and --restart.",
+        )
 
 
 def best_precision(device: torch.device) -> Precision:

@@ -15,7 +15,7 @@ from genwarden.engine.progress import Progress
 from genwarden.engine.seeds import random_stream
 from genwarden.models.dcgan import initialise
 from genwarden.models.vae import VAEDecoder28, VAEEncoder28, negative_elbo
-from genwarden.training.settings import TrainingSettings, batch_indices
+from genwarden.training.settings import TrainingSettings, batch_indices, require_finite
 
 _GRID_SAMPLES = 64
 
@@ -63,6 +63,7 @@ def train_vae(
         loss.backward()
         adam.step()
         losses = [*losses[-99:], loss.item()]
+        require_finite(losses[-1:], step)
         done = step + 1
         bar.advance(1, f"-ELBO {losses[-1]:.1f}")
         if done % settings.grid_every == 0 or done == settings.steps:

@@ -27,8 +27,9 @@ class Novelty:
 
     Attributes:
         mean: ``(elements,)``.
-        axes: ``(elements, elements)``, one principal axis per column, by falling variance.
-        variances: ``(elements,)``, variance along each axis.
+        axes: ``(elements, axes)``, one principal axis per column, by falling variance; all of
+            them, or one less than the samples if those are fewer.
+        variances: ``(axes,)``, variance along each axis.
         leading: number of axes that explain 98 % of the variance.
     """
 
@@ -42,8 +43,14 @@ class Novelty:
         """Fit to ordinary samples ``(count, *sample.shape)``."""
         flat = samples.flatten(1).double()
         mean = flat.mean(0)
-        covariance = (flat - mean).T @ (flat - mean) / max(1, len(flat) - 1)
-        values, vectors = torch.linalg.eigh(covariance)
+        centred = flat - mean
+        if flat.shape[1] <= len(flat):
+            values, vectors = torch.linalg.eigh(centred.T @ centred / max(1, len(flat) - 1))
+        else:  # fewer samples than elements: the same axes from the much smaller Gram matrix
+            values, left = torch.linalg.eigh(centred @ centred.T)
+            values, left = values[1:], left[:, 1:]  # centring leaves rank count - 1
+            vectors = centred.T @ (left / values.clamp_min(1e-12).sqrt())
+            values = values / max(1, len(flat) - 1)
         values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
         share = values.cumsum(0) / values.sum().clamp_min(1e-30)
         leading = int((share < _EXPLAINED_SHARE).sum()) + 1
@@ -66,5 +73,9 @@ class Novelty:
             inside = centred @ self.axes[:, : self.leading]
             return (centred.square().sum(1) - inside.square().sum(1)).clamp_min(0)
         scores = centred @ self.axes
-        ridge = _RIDGE_SHARE * self.variances.mean()
-        return (scores.square() / (self.variances + ridge)).sum(1)
+        ridge = _RIDGE_SHARE * self.variances.sum() / len(self.mean)
+        inside = (scores.square() / (self.variances + ridge)).sum(1)
+        if self.axes.shape[1] == len(self.mean):
+            return inside
+        outside = (centred.square().sum(1) - scores.square().sum(1)).clamp_min(0)
+        return inside + outside / ridge  # no ordinary variance at all beyond the axes
