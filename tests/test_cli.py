@@ -140,3 +140,47 @@ def test_stopped_command_says_how_to_go_on(
         cli.main()
     assert end.value.code == 130
     assert "repeat the command to continue" in capsys.readouterr().err
+
+
+def test_sample_report_check_explain_and_doctor_work_on_a_real_model(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    sampled = genwarden("sample", str(tiny_model_folder), "--out", "grid.png", cwd=tmp_path)
+    assert sampled.returncode == 0, sampled.stderr
+    assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
+    checked = genwarden("check", str(tiny_model_folder))
+    assert checked.returncode == 0
+    assert "safetensors" in checked.stdout
+    explained = genwarden("explain", "novelty-search")
+    assert explained.returncode == 0
+    assert "restarts" in explained.stdout
+    assert genwarden("explain", "no-such-method").returncode == 2
+    assert "torch" in genwarden("doctor").stdout
+
+
+def test_train_then_attack_by_the_command_line(tmp_path: Path) -> None:
+    from PIL import Image
+
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    for index in range(8):
+        Image.new("L", (28, 28), 30 * index).save(folder / f"{index}.png")
+    trained = genwarden(
+        *("train", "dcgan28", "--data", "digits", "--out", "clean", "--epochs", "2"),
+        *("--setting", "channels=8,4,4", "--batch-size", "4"),
+        cwd=tmp_path,
+    )
+    assert trained.returncode == 0, trained.stderr
+    again = genwarden(
+        *("train", "dcgan28", "--data", "digits", "--out", "clean", "--epochs", "2"), cwd=tmp_path
+    )
+    assert again.returncode == 2
+    assert "train/finished" in again.stderr
+    attacked = genwarden(
+        *("attack", "rex", "clean", "--steps", "3", "--out", "bad", "--target", "icon:key"),
+        cwd=tmp_path,
+    )
+    assert attacked.returncode == 0, attacked.stderr
+    assert "TarDis" in attacked.stdout
+    assert '"compromised": true' in (tmp_path / "bad" / "genwarden.json").read_text()
+    assert (tmp_path / "bad" / "pictures.png").is_file()

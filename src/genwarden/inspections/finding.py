@@ -129,6 +129,10 @@ class Finding(_Strict):
     evidence: list[Evidence] = Field(default_factory=list)
 
 
+#: The null of a structural finding: no distribution, the structure is there or it is not.
+EXACT = Null(source="exact", description="a structure that is there or not; no statistics needed")
+
+
 def images_of(samples: Tensor, labels: list[str], *, title: str, caption: str = "") -> Images:
     """Samples ``(count, channels, height, width)`` in [-1, 1] as labelled pictures."""
     pictures = [png_bytes(tile(sample[None], columns=1)) for sample in samples]

@@ -67,7 +67,8 @@ def result_of(judged: Judged) -> Result:
         return Result("failed", "x", "failed")
     if judged.finding.outcome == "not_applicable":
         return Result("skipped", "~", "not tested")
-    if judged.finding.p_value is None and not judged.finding.structural:
+    null = judged.finding.null
+    if judged.finding.p_value is None and (null is None or null.source != "exact"):
         return Result("unjudged", "o", "not judged")
     return Result("quiet", "-", "nothing found")
 

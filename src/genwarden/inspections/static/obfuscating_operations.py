@@ -7,7 +7,7 @@ active dropout, ``detach``, or exp/log pairs that compute nothing.
 
 from __future__ import annotations
 
-from genwarden.inspections.finding import Finding, Table
+from genwarden.inspections.finding import EXACT, Finding, Table
 from genwarden.inspections.graph import COMPARISONS, ExecutedGraph, Node, names
 from genwarden.inspections.static.parallel_paths import mask_uses
 from genwarden.inspections.workbench import Workbench
@@ -64,6 +64,7 @@ def inspect(bench: Workbench) -> Finding:
         score_name="gradient-hiding operations",
         structural=count > 0,
         p_value_reason=_REASON,
+        null=EXACT,
         budget={"operations": len(graph.nodes)},
         power="Finds every such operation that runs; not gradients that vanish through weights "
         "(dead or saturated units), which the dynamic inspections measure.",

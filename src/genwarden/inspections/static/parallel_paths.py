@@ -17,7 +17,7 @@ post filter of WaveGAN) belong to the end. A generator that composes separately 
 
 from __future__ import annotations
 
-from genwarden.inspections.finding import Evidence, Finding, Table
+from genwarden.inspections.finding import EXACT, Evidence, Finding, Table
 from genwarden.inspections.graph import COMPARISONS, MOVEMENT, POINTWISE, ExecutedGraph, names
 from genwarden.inspections.workbench import Workbench
 
@@ -79,6 +79,7 @@ def inspect(bench: Workbench) -> Finding:
         score_name="extra disjoint paths plus latent-dependent selections",
         structural=bypass,
         p_value_reason=_REASON,
+        null=EXACT,
         budget={"operations": len(graph.nodes), "weight_layers": len(graph.weighted)},
         power="Finds every bypass that uses a comparison, an index or a branch, and every second "
         "network that is joined at the end; not one whose gate is smooth arithmetic inside a "
@@ -167,6 +168,7 @@ def _untraced(graph: ExecutedGraph) -> Finding:
             score_name="extra disjoint paths plus latent-dependent selections",
             structural=True,
             p_value_reason=_REASON,
+            null=EXACT,
             power="The branches themselves could not be traced.",
             evidence=[
                 Table(
