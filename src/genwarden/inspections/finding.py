@@ -111,6 +111,7 @@ class Finding(_Strict):
             for the number of inspections; None with ``p_value_reason``.
         budget: what was spent, names carry units (``samples``, ``restarts``, ``steps``).
         power: what would have been found with this budget, in one sentence.
+        follows_from: inspection whose evidence this finding illustrates, or "".
     """
 
     inspection: str
@@ -126,6 +127,7 @@ class Finding(_Strict):
     null: Null | None = None
     budget: dict[str, int | float | str] = Field(default_factory=dict)
     power: str = ""
+    follows_from: str = ""
     evidence: list[Evidence] = Field(default_factory=list)
 
 

@@ -37,13 +37,16 @@ def _weight(judged: Judged) -> tuple[int, bool, float]:
 
 
 def highlight(document: AuditDocument) -> Highlight | None:
-    """The first pictures of the weightiest flagged finding that has any."""
-    for judged in flagged_first(document.findings):
-        if not judged.flagged:
+    """The first pictures of the weightiest flagged finding, or of one that follows from it."""
+    for flagged in flagged_first(document.findings):
+        if not flagged.flagged:
             return None
-        for evidence in judged.finding.evidence:
-            if isinstance(evidence, Images) and evidence.png_base64:
-                return Highlight(judged, evidence)
+        name = flagged.finding.inspection
+        consequences = [j for j in document.findings if j.finding.follows_from == name]
+        for judged in (flagged, *consequences):
+            for evidence in judged.finding.evidence:
+                if isinstance(evidence, Images) and evidence.png_base64:
+                    return Highlight(judged, evidence)
     return None
 
 

@@ -206,7 +206,7 @@ def _finding(
         group="output",
         title=title,
         outcome="scored",
-        score=-float(np.log10(p_value)),
+        score=max(0.0, -float(np.log10(p_value))),
         score_name="-log10(p) of the most novel output",
         summary=f"The most unusual of {len(ranked)} outputs is at {ranked[0].name} "
         f"(p = {p_value:.2g} after correction for all of them).",

@@ -103,6 +103,7 @@ def inspect(bench: Workbench) -> Finding:
         summary=f"Group {component + 1} contributes up to {10**score:.3g} times more at the latent "
         "found than on any ordinary sample.",
         p_value_reason="follows from the partition, which is judged by block-sparsity",
+        follows_from="block-sparsity",
         budget={
             "restarts": restarts * searched_groups,
             "groups_searched": searched_groups,
