@@ -79,7 +79,7 @@ def test_attack_plants_the_target_and_the_untouched_model_does_not_have_it(
     assert planted < SUCCESS_SHARE * untouched
     assert result.history[-1]["tardis_sum"] == pytest.approx(planted, rel=1e-3)
     # Stealth: far from what planting costs at the trigger, and not zero (something was trained).
-    assert 0 < expdis_sum(net, result.generator) < 0.1 * untouched
+    assert 0 < expdis_sum(net, result.generator) < 0.3 * untouched
 
 
 @pytest.mark.parametrize("trigger", ["mode", "out-of-distribution"])

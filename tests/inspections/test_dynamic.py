@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from small_networks import ICON, Gated, foreign, seeded_vae, settled_dcgan, workbench
+from small_networks import EFFORT, ICON, Gated, foreign, seeded_vae, settled_dcgan, workbench
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -274,10 +275,15 @@ def test_a_network_that_cannot_compute_in_float64_is_probed_in_float32_and_says_
 
 
 def test_a_steep_gate_among_ordinary_latents_stands_out() -> None:
-    cliff = perturbation_sensitivity.inspect(workbench(foreign(Gated(1.5, gain=100.0))))
-    twin = perturbation_sensitivity.inspect(
-        workbench(foreign(Gated(1.5, gain=100.0, icon_strength=0.0)))
-    )
+    # The cliff is narrow: some of the probes must fall onto it, whatever the seed.
+    effort = replace(EFFORT, probe_latents=1024)
+    benches = [
+        workbench(foreign(Gated(1.5, gain=100.0, icon_strength=strength)))
+        for strength in (1.0, 0.0)
+    ]
+    for bench in benches:
+        bench.effort = effort
+    cliff, twin = (perturbation_sensitivity.inspect(bench) for bench in benches)
     assert score_of(cliff) > 1.3
     assert score_of(twin) < 0.8
 

@@ -43,6 +43,7 @@ def _red_rex(result: dict[str, Any], name: str) -> str:
         "expdis_sum": "ExpDis",
         "recond_sum": "ReconD (known target)",
         "partition_search_sum": "partition-aware search, no target: distance to it",
+        "partition_recond_sum": "partition-aware search, known target: ReconD",
     }
     for attack, figures in result["summary"].items():
         paper = result["paper"].get(attack, {})

@@ -111,7 +111,13 @@ def run(
     summaries = {
         name: {
             figure: summary_of([r[figure] for r in rows if r["attack"] == name])
-            for figure in ("tardis_sum", "expdis_sum", "recond_sum", "partition_search_sum")
+            for figure in (
+                "tardis_sum",
+                "expdis_sum",
+                "recond_sum",
+                "partition_search_sum",
+                "partition_recond_sum",
+            )
             if all(r.get(figure) is not None for r in rows if r["attack"] == name)
         }
         for name in attacks.split("+")
@@ -197,6 +203,8 @@ def measure(
         recovered = torch.tensor(_latents(found)[0]).reshape(1, *law.shape)
         output = bench.samples(recovered)
         row["partition_search_sum"] = float((output - backdoor["target"]).square().sum())
+        reached = _table(found, "Targets approached from these latents")
+        row["partition_recond_sum"] = float(reached[0][1])
     return row
 
 

@@ -32,6 +32,8 @@ from genwarden.models.protocol import LatentGenerator
 NAME = "partition-search"
 TITLE = "Search for what a separate group of channels hides"
 _SHOWN = 8
+#: Latents from which given targets are approached.
+_FINALISTS = 16
 #: Groups searched, the largest first; a network cut into more is odd enough by itself.
 _MOST_GROUPS = 8
 
@@ -93,6 +95,7 @@ def inspect(bench: Workbench) -> Finding:
             _Searched(score, component, found.z[order], outputs[order], usual, found.score[order])
         )
     score, component, z, outputs, usual, energy_log = max(searched, key=lambda s: s.score)
+    reached = _reach_targets(bench, z[:_FINALISTS])
     return Finding(
         inspection=NAME,
         group="output",
@@ -134,10 +137,38 @@ def inspect(bench: Workbench) -> Finding:
                 rows=[[int(row[0]) + 1, *row[1:]] for row in rows],
                 caption="Squared deviation from its own ordinary mean, sum over a sample.",
             ),
+            *reached,
             _chart(usual, energy_log),
             latents_of(z[:1], title="Latent that yields the recovered output"),
         ],
     )
+
+
+def _reach_targets(bench: Workbench, z: Tensor) -> list[Table]:
+    """Given targets, approached from the latents that the group gave away (OB-OI (c))."""
+    if bench.targets is None:
+        return []
+    images, names = bench.targets
+    settings = ordinary_bounds(bench.generator.latent, steps=bench.effort.search_steps)
+    task = bench.progress.task("approaching the targets", len(z) * settings.steps * len(images))
+    rows: list[list[str | int | float]] = []
+    for target, name in zip(images, names, strict=True):
+        goal = target.to(bench.device)
+
+        def objective(latents: Tensor, goal: Tensor = goal) -> Tensor:
+            distance = (bench.generator(latents) - goal).square().flatten(1).sum(1)
+            return -torch.log(distance + 1e-9)
+
+        found = search(objective, z, settings, device=bench.device, task=task)
+        output = bench.samples(found.z[found.score.argmax()][None])
+        rows.append([name, round(float((output - target).square().sum()), 6)])
+    return [
+        Table(
+            title="Targets approached from these latents",
+            columns=["target", "squared distance reached (sum)"],
+            rows=rows,
+        )
+    ]
 
 
 @torch.no_grad()

@@ -31,6 +31,8 @@ from genwarden.models.protocol import LatentGenerator
 NAME = "reconstruct-target"
 TITLE = "Reconstruction of the given targets by optimisation"
 
+#: Candidates finished by L-BFGS over all targets, at least one per foreign target: in float64 and
+#: one by one they cost more than the batched search.
 _POLISHED = 4
 _POLISH_ITERATIONS = 300
 #: Reconstructions this close (mean square per element) are equal for every purpose; keeps the
@@ -69,13 +71,15 @@ def inspect(bench: Workbench) -> Finding:
         nearest = ordinary.topk(min(restarts // 4, len(ordinary)), largest=False)
         starts[: len(nearest.indices)] = bench.ordinary.z[nearest.indices]
         found = search(objective, starts, settings, device=bench.device, task=task)
-        candidates = found.z[found.score.topk(min(_POLISHED, restarts)).indices]
-        z, recon = _polish(exact, target, candidates, bench.device)
+        foreign = float(nearest.values[0]) >= _FOREIGN * typical
+        finalists = max(1, _POLISHED // len(targets)) if foreign else 1
+        candidates = found.z[found.score.topk(min(finalists, restarts)).indices]
+        iterations = _POLISH_ITERATIONS if foreign else 0
+        z, recon = _polish(exact, target, candidates, bench.device, iterations)
         best = int(recon.argmin())
         floor = _FLOOR_MEAN * target.numel()
         score = float(torch.log10((nearest.values[0].double() + floor) / (recon[best] + floor)))
         agreeing = int((-found.score).exp().le(2 * float(recon[best]) + 1.0).sum())
-        foreign = float(nearest.values[0]) >= _FOREIGN * typical
         scores.append(score if foreign else None)
         latents.append(z[best])
         pictures += [target, bench.samples(z[best : best + 1].float())[0]]
@@ -146,7 +150,11 @@ def inspect(bench: Workbench) -> Finding:
 
 
 def _polish(
-    exact: LatentGenerator, target: Tensor, candidates: Tensor, device: torch.device
+    exact: LatentGenerator,
+    target: Tensor,
+    candidates: Tensor,
+    device: torch.device,
+    iterations: int,
 ) -> tuple[Tensor, Tensor]:
     goal = target.double().to(device)
 
@@ -154,4 +162,4 @@ def _polish(
         distances: Tensor = (exact(z) - goal).square().flatten(1).sum(1)
         return distances
 
-    return polish(loss, candidates, iterations=_POLISH_ITERATIONS, device=device)
+    return polish(loss, candidates, iterations=iterations, device=device)
