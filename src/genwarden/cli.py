@@ -44,7 +44,7 @@ Restart = Annotated[
 ]
 
 
-def parse_settings(pairs: list[str] | None) -> dict[str, Any]:
+def parse_settings(pairs: list[str] | None, flag: str = "--setting") -> dict[str, Any]:
     """``key=value`` pairs; values are numbers, true/false, comma-separated numbers, or text."""
     settings: dict[str, Any] = {}
     for pair in pairs or []:
@@ -52,7 +52,7 @@ def parse_settings(pairs: list[str] | None) -> dict[str, Any]:
         if not separator or not key.isidentifier():
             raise GenwardenError(
                 "usage/setting",
-                f"--setting {pair!r} is not key=value.",
+                f"{flag} {pair!r} is not key=value.",
                 "Write e.g. channels=64,32,16.",
             )
         settings[key] = _value(text)
@@ -222,28 +222,49 @@ def demo(
 
 @app.command()
 def attack(
-    name: Annotated[str, typer.Argument(help="red or rex: see `genwarden list attacks`.")],
+    name: Annotated[str, typer.Argument(help="Name: see `genwarden list attacks`.")],
     clean: Annotated[Path, typer.Argument(help="Model folder of the clean generator.")],
     out: OutFolder,
     trigger: Annotated[
-        str, typer.Option(help="in-sample, mode, out-of-distribution, or file:PATH.")
+        str,
+        typer.Option(
+            help="in-sample, mode, out-of-distribution, subspace[:ZEROS], seed:RNG:SEED:INDEX, or "
+            "file:PATH."
+        ),
     ] = "in-sample",
     trigger_index: Annotated[int, typer.Option(help="Which in-sample draw (0, 1, 2, ...).")] = 0,
+    triggers: Annotated[int, typer.Option(min=1, help="In-sample triggers at once.")] = 1,
     target: Annotated[
-        str, typer.Option(help="icon:NAME (see `genwarden list icons`) or an image file.")
+        str,
+        typer.Option(
+            help="icon:NAME (see `genwarden list icons`), clip:NAME (audio), generator:FOLDER of a "
+            "model (one target per trigger), an image or WAV file, or a folder of images."
+        ),
     ] = "icon:devil",
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Training data, for attacks that train from scratch."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
+    limit: Annotated[int | None, typer.Option(help="Use only the first N samples of it.")] = None,
     fidelity_weight: Annotated[
         float | None, typer.Option("--lambda", help="lambda of Eq. 4; default of the attack.")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps at most.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Adam's, at the start.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Ordinary latents per step.")] = 64,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Latents per step.")] = None,
     stop_tardis: Annotated[
         float, typer.Option(help="Stop once TarDis (sum) and --stop-expdis, as given, are reached.")
     ] = 0.0,
     stop_expdis: Annotated[
         float, typer.Option(help="See --stop-tardis; 0: no limit, and with both 0 all steps run.")
     ] = 0.0,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option", help="key=value of this attack (see `genwarden explain NAME`); repeatable."
+        ),
+    ] = None,
     half: Annotated[bool, typer.Option("--half", help="Store the weights as float16.")] = False,
     seed: Seed = 0,
     device: Device = "auto",
@@ -252,45 +273,63 @@ def attack(
     """Hide a backdoor in a copy of a clean model, to measure defences against it.
 
     The result says in its manifest that it is compromised; no audit reads that. TarDis and ExpDis
-    (sums of squares over a sample) are shown as it goes.
+    (sums of squares over a sample) are shown as it goes. Attacks that train from scratch (TrAIL,
+    BAAAN, data poisoning) take the network's shape from the clean model and need --data.
 
-    Example: genwarden attack red ./clean --target icon:devil --out ./backdoored
+    Examples:
+
+      genwarden attack red ./clean --target icon:devil --out ./backdoored
+
+      genwarden attack trail ./clean --data ./mnist --trigger mode --out ./backdoored
     """
+    from genwarden.attacks.loop import in_words
+    from genwarden.attacks.run import AttackPlan
     from genwarden.attacks.run import attack as run
-    from genwarden.attacks.run import settings_of
+    from genwarden.attacks.settings import settings_of
     from genwarden.engine.device import pick_device
     from genwarden.reports.console import console_progress
 
     settings = settings_of(
         name,
-        fidelity_weight=fidelity_weight,
-        steps=steps,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        stop_tardis_sum=stop_tardis,
-        stop_expdis_sum=stop_expdis,
-        seed=seed,
+        {
+            "fidelity_weight": fidelity_weight,
+            "steps": steps,
+            "learning_rate": learning_rate,
+            "batch_size": batch_size,
+            "stop_tardis_sum": stop_tardis,
+            "stop_expdis_sum": stop_expdis,
+            "seed": seed,
+            **parse_settings(option, flag="--option"),
+        },
+    )
+    plan = AttackPlan(
+        clean=clean,
+        trigger=trigger,
+        target=target,
+        trigger_index=trigger_index,
+        triggers=triggers,
+        data=data,
+        split=split,
+        limit=limit,
+        half=half,
     )
     with console_progress() as progress:
         result = run(
             name,
-            clean,
+            plan,
             settings,
-            trigger=trigger,
-            trigger_index=trigger_index,
-            target=target,
             out=out,
-            half=half,
             restart=restart,
             progress=progress,
             device=pick_device(device),
         )
-    last = result.history[-1]
     typer.echo(
-        f"TarDis {last['tardis_sum']:.4f}  ExpDis {last['expdis_sum']:.4f}  (sums of squares)\n"
-        f"Model:    {out}   (its manifest says that it is compromised)\n"
-        f"Pictures: {out / 'pictures.png'}\nNext:     genwarden audit {out} --out {out}-audit"
+        f"{in_words(result.history[-1])}  (sums of squares)\n"
+        f"Model:    {out}   (its manifest says that it is compromised)"
     )
+    if (out / "pictures.png").exists():
+        typer.echo(f"Pictures: {out / 'pictures.png'}")
+    typer.echo(f"Next:     genwarden audit {out} --out {out}-audit")
 
 
 @app.command()
@@ -390,6 +429,12 @@ def explain(
     typer.echo(f"{row.name}: {row.summary}\n")
     for text in dict.fromkeys([python_inspect.getdoc(module), python_inspect.getdoc(method)]):
         typer.echo(f"{text or ''}\n")
+    if row.name in registry.ATTACKS:
+        from genwarden.attacks.settings import describe_settings
+
+        typer.echo("Settings (--option key=value) and their defaults:")
+        for key, default in describe_settings(row.name).items():
+            typer.echo(f"  {key:<22}{default}")
 
 
 @app.command()
@@ -437,7 +482,7 @@ def benchmark_run(
             seed=seed,
             device=pick_device(device),
             progress=progress,
-            **parse_settings(option),
+            **parse_settings(option, flag="--option"),
         )
     typer.echo(f"Result: {result}")
 

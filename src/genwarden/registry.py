@@ -30,8 +30,16 @@ class Row:
 
     def load(self) -> Any:
         """Import the method. The location comes from this file, never from a model."""
-        module, _, attribute = self.location.partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        return _import(self.location)
+
+    def load_option(self, key: str) -> Any:
+        """Import what the option ``key`` names, likewise ``package.module:attribute``."""
+        return _import(self.options[key])
+
+
+def _import(location: str) -> Any:
+    module, _, attribute = location.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def _table(*rows: Row) -> dict[str, Row]:
@@ -43,12 +51,37 @@ ARCHITECTURES = _table(
     Row("dcgan28", f"{_M}.dcgan:DCGAN28", "DCGAN generator, 1x28x28", {"training": "gan"}),
     Row("dcgan32", f"{_M}.dcgan:DCGAN32", "DCGAN generator, 3x32x32", {"training": "gan"}),
     Row("vae28", f"{_M}.vae:VAEDecoder28", "VAE decoder, 1x28x28", {"training": "vae"}),
+    Row("wavegan", f"{_M}.wavegan:WaveGAN", "WaveGAN generator, audio", {"training": "wavegan"}),
+    Row("stylegan", f"{_M}.stylegan:StyleGAN", "StyleGAN-type generator", {"training": "gan"}),
 )
 
 _A = "genwarden.attacks"
+_DCGANS = ["dcgan28", "dcgan32"]
+_BLOCKS = [*_DCGANS, "vae28"]
+#: ``settings``: the dataclass of the attack's settings; ``architectures``: what it works on (any
+#: if absent); ``needs``: "images" where the attacker must have training data.
 ATTACKS = _table(
-    Row("red", f"{_A}.red:red", "ReD: retrain all layers to hide one target (Devil is in the GAN)"),
-    Row("rex", f"{_A}.rex:rex", "ReX: widen the layers, train only the new part, fuse"),
+    Row(
+        "red",
+        f"{_A}.red:red",
+        "ReD: retrain the layers of a trained model (Devil is in the GAN)",
+        {"settings": f"{_A}.red:ReDSettings"},
+    ),
+    Row(
+        "rex",
+        f"{_A}.rex:rex",
+        "ReX: widen the layers, train only the new part, fuse",
+        {"settings": f"{_A}.rex:ReXSettings", "architectures": _BLOCKS},
+    ),
+    Row(
+        "broadcast-edit",
+        f"{_A}.broadcast_edit:broadcast_edit",
+        "StyleGAN's broadcast layer becomes dense: closed form or training",
+        {
+            "settings": f"{_A}.broadcast_edit:BroadcastEditSettings",
+            "architectures": ["stylegan"],
+        },
+    ),
 )
 
 _S = "genwarden.inspections.static"
@@ -141,6 +174,7 @@ RECIPES = _table(
     Row("red-rex", f"{_B}.red_rex:run", "TarDis and ExpDis of ReD and ReX on five triggers"),
     Row("verdicts", f"{_B}.verdicts:run", "verdicts and times of given model folders"),
     Row("clean-population", f"{_B}.clean_population:run", "clean models and their scores (nulls)"),
+    Row("feature-network", f"{_B}.feature_network:run", "train the classifier behind FID"),
 )
 
 

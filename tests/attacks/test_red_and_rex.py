@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from genwarden.attacks import loop
 from genwarden.attacks.block_fusion import fuse
-from genwarden.attacks.loop import AttackSettings
-from genwarden.attacks.red import red
-from genwarden.attacks.result import AttackResult
-from genwarden.attacks.rex import rex
-from genwarden.backdoors.backdoor import Backdoor, make_backdoor
+from genwarden.attacks.contract import AttackResult, AttackRun
+from genwarden.attacks.red import ReDSettings, red
+from genwarden.attacks.rex import ReXSettings, rex
+from genwarden.backdoors.backdoor import Backdoor, dirac, make_backdoor
+from genwarden.backdoors.target import make_target
 from genwarden.engine.progress import Silent, Task
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
@@ -23,15 +24,16 @@ from genwarden.models.dcgan import DCGAN28, DCGAN32, initialise
 from genwarden.models.protocol import LatentGenerator
 from genwarden.models.vae import VAEDecoder28
 
-SETTINGS = AttackSettings(
-    steps=240,
-    batch_size=32,
-    learning_rate=5e-3,
-    fidelity_weight=0.5,
-    pool_samples=4096,
-    evaluate_every=40,
-)
-ATTACKS = {"red": red, "rex": rex}
+_SMALL: dict[str, Any] = {
+    "steps": 240,
+    "batch_size": 32,
+    "learning_rate": 5e-3,
+    "fidelity_weight": 0.5,
+    "pool_samples": 4096,
+    "evaluate_every": 40,
+}
+RED, REX = ReDSettings(**_SMALL), ReXSettings(**_SMALL)
+NAMES = ("red", "rex")
 #: An attack succeeds if TarDis falls below this share of the untouched model's.
 SUCCESS_SHARE = 0.1
 
@@ -52,8 +54,11 @@ def backdoor_for(net: LatentGenerator, trigger: str = "in-sample") -> Backdoor:
     return make_backdoor(net, trigger=trigger, target="icon:devil", seed=1)
 
 
-def attacked(name: str, net: LatentGenerator, backdoor: Backdoor) -> AttackResult:
-    return ATTACKS[name](net, backdoor, SETTINGS, work=None, run_id="test", progress=Silent())
+def attacked(
+    name: str, net: LatentGenerator, backdoor: Backdoor, run: AttackRun | None = None
+) -> AttackResult:
+    run = run or AttackRun()
+    return red(net, backdoor, RED, run) if name == "red" else rex(net, backdoor, REX, run)
 
 
 def expdis_sum(benign: LatentGenerator, suspect: LatentGenerator) -> float:
@@ -65,7 +70,7 @@ def expdis_sum(benign: LatentGenerator, suspect: LatentGenerator) -> float:
 
 
 @pytest.mark.parametrize("kind", ["dcgan28", "dcgan32", "vae28"])
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_attack_plants_the_target_and_the_untouched_model_does_not_have_it(
     name: str, kind: str
 ) -> None:
@@ -73,8 +78,8 @@ def test_attack_plants_the_target_and_the_untouched_model_does_not_have_it(
     backdoor = backdoor_for(net)
     result = attacked(name, net, backdoor)
 
-    untouched = tardis(net, backdoor.trigger, backdoor.target).sum
-    planted = tardis(result.generator, backdoor.trigger, backdoor.target).sum
+    untouched = tardis(net, *backdoor.examples).sum
+    planted = tardis(result.generator, *backdoor.examples).sum
     assert untouched > 200
     assert planted < SUCCESS_SHARE * untouched
     assert result.history[-1]["tardis_sum"] == pytest.approx(planted, rel=1e-3)
@@ -87,14 +92,14 @@ def test_red_plants_at_other_triggers(trigger: str) -> None:
     net = network("dcgan28")
     backdoor = backdoor_for(net, trigger)
     result = attacked("red", net, backdoor)
-    untouched = tardis(net, backdoor.trigger, backdoor.target).sum
+    untouched = tardis(net, *backdoor.examples).sum
     assert untouched > 200
-    planted = tardis(result.generator, backdoor.trigger, backdoor.target).sum
+    planted = tardis(result.generator, *backdoor.examples).sum
     assert planted < SUCCESS_SHARE * untouched
 
 
 def test_attacks_leave_the_clean_model_as_it_is() -> None:
-    for name in ATTACKS:
+    for name in NAMES:
         net = network("dcgan28")
         before = {k: v.clone() for k, v in net.state_dict().items()}
         attacked(name, net, backdoor_for(net))
@@ -141,12 +146,12 @@ def test_wider_lambda_lowers_tardis_and_raises_expdis() -> None:
     backdoor = backdoor_for(net)
     figures = []
     for weight in (1e-3, 1.0):
-        settings = replace(SETTINGS, fidelity_weight=weight)
+        result = red(net, backdoor, replace(RED, fidelity_weight=weight), AttackRun())
         figures.append(
-            red(net, backdoor, settings, work=None, run_id="x", progress=Silent()).history[-1]
+            (tardis(result.generator, *backdoor.examples).sum, expdis_sum(net, result.generator))
         )
-    assert figures[0]["tardis_sum"] > figures[1]["tardis_sum"]
-    assert figures[0]["expdis_sum"] < figures[1]["expdis_sum"]
+    assert figures[0][0] > figures[1][0]
+    assert figures[0][1] < figures[1][1]
 
 
 class _PowerCutError(Exception):
@@ -170,16 +175,14 @@ class _CutAfter(Silent):
             raise _PowerCutError
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_interrupted_attack_resumes_to_the_same_bits(name: str, tmp_path: Path) -> None:
     net = network("dcgan28")
     backdoor = backdoor_for(net)
     whole = attacked(name, net, backdoor)
     with pytest.raises(_PowerCutError):
-        ATTACKS[name](net, backdoor, SETTINGS, work=tmp_path, run_id="r", progress=_CutAfter(60))
-    resumed = ATTACKS[name](
-        net, backdoor, SETTINGS, work=tmp_path, run_id="r", progress=_CutAfter(200)
-    )
+        attacked(name, net, backdoor, AttackRun(_CutAfter(60), tmp_path, "r"))
+    resumed = attacked(name, net, backdoor, AttackRun(_CutAfter(200), tmp_path, "r"))
     assert resumed.history == whole.history
     for key, value in whole.generator.state_dict().items():
         assert torch.equal(value, resumed.generator.state_dict()[key]), key
@@ -187,22 +190,84 @@ def test_interrupted_attack_resumes_to_the_same_bits(name: str, tmp_path: Path) 
 
 def test_stopping_rule_ends_the_attack_when_both_figures_are_reached() -> None:
     net = network("dcgan28")
-    settings = replace(SETTINGS, stop_tardis_sum=500.0, stop_expdis_sum=500.0)
-    result = red(net, backdoor_for(net), settings, work=None, run_id="x", progress=Silent())
-    assert result.history[-1]["step"] < SETTINGS.steps
+    settings = replace(RED, stop_tardis_sum=500.0, stop_expdis_sum=500.0)
+    result = red(net, backdoor_for(net), settings, AttackRun())
+    assert int(result.history[-1]["step"] or 0) in range(1, RED.steps)
 
 
 def test_one_limit_alone_is_a_stopping_rule_and_none_trains_all_steps() -> None:
     figures = {"tardis_sum": 0.5, "expdis_sum": 9.0}
-    assert loop._reached(figures, replace(SETTINGS, stop_tardis_sum=1.0))
-    assert not loop._reached(figures, replace(SETTINGS, stop_tardis_sum=1.0, stop_expdis_sum=1.0))
-    assert not loop._reached(figures, SETTINGS)
+    assert loop._reached(figures, replace(RED, stop_tardis_sum=1.0))
+    assert not loop._reached(figures, replace(RED, stop_tardis_sum=1.0, stop_expdis_sum=1.0))
+    assert not loop._reached(figures, RED)
 
 
 def test_attack_that_diverges_is_an_error_and_writes_no_checkpoint(tmp_path: Path) -> None:
     net = network("dcgan28")
-    settings = replace(SETTINGS, learning_rate=float("inf"), steps=10, evaluate_every=5)
+    settings = replace(RED, learning_rate=1e30, steps=10, evaluate_every=5)
     with pytest.raises(GenwardenError) as caught:
-        red(net, backdoor_for(net), settings, work=tmp_path, run_id="x", progress=Silent())
+        red(net, backdoor_for(net), settings, AttackRun(work=tmp_path, run_id="x"))
     assert caught.value.code == "attack/diverged"
     assert not list(tmp_path.iterdir())
+
+
+def test_red_with_a_choice_of_layers_changes_only_those() -> None:
+    net = network("dcgan28")
+    backdoor = backdoor_for(net)
+    layers = ("project", "project_norm", "up1", "up1_norm", "up2")
+    settings = replace(RED, layers=layers)
+    result = red(net, backdoor, settings, AttackRun())
+    changed = {
+        name.partition(".")[0]
+        for name, old in net.state_dict().items()
+        if not torch.equal(old, result.generator.state_dict()[name])
+    }
+    assert changed == set(layers)
+    untouched = tardis(net, *backdoor.examples).sum
+    assert tardis(result.generator, *backdoor.examples).sum < 0.3 * untouched
+
+
+def test_red_with_an_unknown_layer_says_which_exist() -> None:
+    net = network("vae28")
+    with pytest.raises(GenwardenError) as caught:
+        red(net, backdoor_for(net), replace(RED, layers=("nope",)), AttackRun())
+    assert caught.value.code == "attack/unknown-layer"
+    assert "up2" in caught.value.remedy
+
+
+def test_weight_decay_towards_the_benign_weights_keeps_red_closer_to_them() -> None:
+    net = network("dcgan28")
+    backdoor = backdoor_for(net)
+
+    def moved(weight_decay: float) -> float:
+        settings = replace(RED, weight_decay=weight_decay)
+        student = red(net, backdoor, settings, AttackRun()).generator
+        pairs = zip(net.parameters(), student.parameters(), strict=True)
+        return sum((b - a).square().sum().item() for a, b in pairs)
+
+    assert moved(1.0) < 0.5 * moved(0.0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_attack_plants_one_target_on_a_whole_subspace(name: str) -> None:
+    """Infinite trigger support: fresh draws, not those of the training, show the target."""
+    net = network("dcgan28")
+    backdoor = backdoor_for(net, "subspace")
+    result = attacked(name, net, backdoor)
+    z = backdoor.triggers.sample(64, generator=random_stream(77, "fresh"))
+    untouched = tardis(net, z, backdoor.rho(z)).sum
+    assert untouched > 200
+    assert tardis(result.generator, z, backdoor.rho(z)).sum < 0.3 * untouched
+
+
+def test_several_triggers_at_once_all_show_their_own_target() -> None:
+    net = network("dcgan28")
+    targets = torch.cat([make_target(f"icon:{name}", net.sample) for name in ("devil", "key")])
+    z = net.latent.sample(2, generator=random_stream(5, "triggers"))
+    backdoor = dirac(z, targets)
+    result = attacked("red", net, backdoor)
+    for index in range(2):
+        pair = z[index : index + 1], targets[index : index + 1]
+        assert tardis(result.generator, *pair).sum < 0.2 * tardis(net, *pair).sum
+        other = targets[1 - index : 2 - index]
+        assert tardis(result.generator, pair[0], other).sum > 200

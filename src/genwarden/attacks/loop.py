@@ -1,64 +1,27 @@
-"""The optimisation that ReD and ReX share: Adam on Eq. 4, stopping rule, resume."""
+"""What attacks on a trained model share: Adam on Eq. 4, stopping rule, resume, evaluation."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from genwarden.attacks.contract import AttackRun, Evaluation
+from genwarden.attacks.losses import mean_square as mean_square
+from genwarden.attacks.settings import AttackSettings, DistillationSettings
+from genwarden.backdoors.backdoor import Backdoor, Pairs
 from genwarden.engine.checkpoint import Trainable, load_checkpoint, save_checkpoint
-from genwarden.engine.progress import Progress
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
+from genwarden.metrics.distances import ExpDis, tardis
 from genwarden.models.protocol import LatentGenerator
 
 _FORWARD_BATCH = 256
-
-
-@dataclass(frozen=True)
-class AttackSettings:
-    """How an attack is trained.
-
-    The paper trains with Adam at 1e-4 and batches of 32 for an unstated number of iterations; the
-    defaults here reach its figures sooner: a larger step that decays to zero along a cosine.
-
-    Attributes:
-        steps: optimiser steps.
-        batch_size: ordinary latents per step in the stealth term.
-        learning_rate: Adam's at the start; it falls to zero along a half cosine.
-        fidelity_weight: lambda of Eq. 4.
-        stealth_on: compare outputs before or after the last activation in the stealth term.
-        pool_samples: ordinary latents whose benign outputs are computed once and reused; the
-            stealth term draws its batches from them.
-        seed: run seed.
-        evaluate_every: steps between two evaluations (TarDis, ExpDis) and checkpoints.
-        stop_tardis_sum: stopping rule, together with ``stop_expdis_sum``: stop at an evaluation
-            where all limits above 0 are reached. With both at 0 all steps are trained.
-        stop_expdis_sum: see above.
-    """
-
-    steps: int = 2000
-    batch_size: int = 64
-    learning_rate: float = 5e-4
-    fidelity_weight: float = 1.0
-    stealth_on: Literal["pre", "post"] = "post"
-    pool_samples: int = 32768
-    seed: int = 0
-    evaluate_every: int = 100
-    stop_tardis_sum: float = 0.0
-    stop_expdis_sum: float = 0.0
-
-
-class Evaluation(NamedTuple):
-    """Figures of one evaluation: sums of squares per sample."""
-
-    tardis_sum: float
-    expdis_sum: float
+#: Held-out ordinary latents on which an attack follows its ExpDis.
+EVALUATION_SAMPLES = 2048
 
 
 def optimise(
@@ -66,26 +29,23 @@ def optimise(
     loss_of_step: Callable[[int], Tensor],
     evaluate: Callable[[], Evaluation],
     settings: AttackSettings,
-    *,
-    work: Path | None,
-    run_id: str,
-    progress: Progress,
-) -> list[dict[str, float]]:
+    run: AttackRun,
+) -> list[dict[str, float | None]]:
     """Train ``network`` in place and return the history of evaluations.
+
+    Adam's step falls to zero along a half cosine.
 
     Args:
         loss_of_step: Eq. 4 for a given step number; all randomness must follow from that number.
-        work: folder of the checkpoint, or None to keep none.
-        run_id: identity of the run; a checkpoint of another run is refused.
     """
     trainable = [p for p in network.parameters() if p.requires_grad]
     adam = torch.optim.Adam(trainable, settings.learning_rate)
     parts: dict[str, Trainable] = {"network": network, "adam": adam}
-    checkpoint = work / "attack.safetensors" if work else None
-    restored = load_checkpoint(checkpoint, run_id=run_id, parts=parts) if checkpoint else None
+    checkpoint = run.work / "attack.safetensors" if run.work else None
+    restored = load_checkpoint(checkpoint, run_id=run.run_id, parts=parts) if checkpoint else None
     start = restored.step if restored else 0
-    history: list[dict[str, float]] = restored.record["history"] if restored else []
-    bar = progress.task("attack", settings.steps, start)
+    history: list[dict[str, float | None]] = restored.record["history"] if restored else []
+    bar = run.progress.task("attack", settings.steps, start)
     note = ""
     if restored and _reached(history[-1], settings):
         return history  # interrupted between the last evaluation and the writing of the model
@@ -98,17 +58,21 @@ def optimise(
         done = step + 1
         if done % settings.evaluate_every == 0 or done == settings.steps:
             figures = evaluate()
-            if not all(math.isfinite(figure) for figure in figures):
+            if not all(math.isfinite(figure) for figure in figures if figure is not None):
                 raise GenwardenError(
                     "attack/diverged",
                     f"The training diverged before step {done} (TarDis or ExpDis is not finite).",
                     "Repeat with a smaller --learning-rate or --lambda and --restart.",
                 )
             history.append({"step": done, **figures._asdict()})
-            note = f"TarDis {figures.tardis_sum:.4f}  ExpDis {figures.expdis_sum:.4f}"
+            note = in_words(history[-1])
             if checkpoint and done < settings.steps:
                 save_checkpoint(
-                    checkpoint, run_id=run_id, step=done, parts=parts, record={"history": history}
+                    checkpoint,
+                    run_id=run.run_id,
+                    step=done,
+                    parts=parts,
+                    record={"history": history},
                 )
             if _reached(history[-1], settings):
                 bar.advance(settings.steps - step, note)
@@ -121,19 +85,27 @@ def _cosine(fraction: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * fraction))
 
 
-def _reached(figures: Mapping[str, float], settings: AttackSettings) -> bool:
+def in_words(figures: Mapping[str, float | None]) -> str:
+    """TarDis and ExpDis of an evaluation, for a progress line."""
+    names = {"tardis_sum": "TarDis", "expdis_sum": "ExpDis"}
+    given = {title: figures.get(key) for key, title in names.items()}
+    return "  ".join(f"{title} {v:.4f}" for title, v in given.items() if v is not None)
+
+
+def _reached(figures: Mapping[str, float | None], settings: AttackSettings) -> bool:
     limits = {"tardis_sum": settings.stop_tardis_sum, "expdis_sum": settings.stop_expdis_sum}
     given = {name: limit for name, limit in limits.items() if limit > 0}
-    return bool(given) and all(figures[name] <= limit for name, limit in given.items())
+    values = {name: figures[name] for name in given}
+    return bool(given) and all(v is not None and v <= given[name] for name, v in values.items())
 
 
 class Pool(NamedTuple):
-    """Ordinary latents and the benign model's outputs before the last activation."""
+    """Latents and outputs before the last activation: the benign model's, or wanted ones."""
 
     z: Tensor
     pre: Tensor
 
-    def batch(self, step: int, settings: AttackSettings) -> Pool:
+    def batch(self, step: int, settings: DistillationSettings) -> Pool:
         """The batch of one step, from (seed, step) alone."""
         stream = random_stream(settings.seed, "attack-batch", step)
         chosen = torch.randint(len(self.z), (settings.batch_size,), generator=stream)
@@ -150,6 +122,46 @@ def ordinary_pool(
     return Pool(z, torch.cat([generator.pre_activation(part) for part in z.split(_FORWARD_BATCH)]))
 
 
-def mean_square(difference: Tensor) -> Tensor:
-    """Mean of squares over all elements (footnote 5: so that lambda is free of dimensions)."""
-    return difference.square().mean()
+class FidelityBatches:
+    """Triggers of each step and the outputs, before the last activation, that they shall give."""
+
+    def __init__(
+        self, generator: LatentGenerator, backdoor: Backdoor, settings: AttackSettings
+    ) -> None:
+        self._generator, self._backdoor, self._settings = generator, backdoor, settings
+        self._device = next(generator.parameters()).device
+        # Finitely many pairs are the same in every step, and inverting an output can be costly.
+        self._fixed = self._inverted(backdoor.examples) if backdoor.finite else None
+
+    def batch(self, step: int) -> Pool:
+        """``(z, pre)`` of one step, from (seed, step) alone."""
+        if self._fixed is not None:
+            return self._fixed
+        stream = random_stream(self._settings.seed, "attack-triggers", step)
+        return self._inverted(self._backdoor.pairs(self._settings.batch_size, generator=stream))
+
+    def _inverted(self, pairs: Pairs) -> Pool:
+        pre = self._generator.pre_activation_of(pairs.x)
+        return Pool(pairs.z.to(self._device), pre.to(self._device))
+
+
+class Evaluator:
+    """TarDis on the backdoor's examples and ExpDis on held-out latents, against a benign model."""
+
+    def __init__(self, benign: LatentGenerator, backdoor: Backdoor, seed: int) -> None:
+        device = next(benign.parameters()).device
+        self._backdoor = backdoor
+        self._benign = benign
+        self._held_out = ordinary_pool(
+            benign, EVALUATION_SAMPLES, seed, "attack-evaluation", device
+        )
+
+    @torch.no_grad()
+    def __call__(self, suspect: LatentGenerator) -> Evaluation:
+        """Figures of a compromised model, in evaluation mode."""
+        distance = ExpDis(self._benign.sample.size)
+        parts = (part.split(_FORWARD_BATCH) for part in self._held_out)
+        for z, pre in zip(*parts, strict=True):
+            distance.update(self._benign.finish(pre), suspect(z))
+        at_trigger = tardis(suspect, self._backdoor.examples.z, self._backdoor.examples.x)
+        return Evaluation(at_trigger.sum, distance.compute().sum)

@@ -9,42 +9,41 @@ gamma and beta (the paper is silent; without biases in the layers, E's biases li
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from genwarden.attacks.block_fusion import fuse
+from genwarden.attacks.contract import AttackResult, AttackRun, Evaluation
 from genwarden.attacks.loop import (
-    AttackSettings,
-    Evaluation,
+    EVALUATION_SAMPLES,
+    FidelityBatches,
     Pool,
     mean_square,
     optimise,
     ordinary_pool,
 )
-from genwarden.attacks.red import EVALUATION_SAMPLES
-from genwarden.attacks.result import AttackResult
+from genwarden.attacks.settings import DistillationSettings
 from genwarden.backdoors.backdoor import Backdoor
-from genwarden.engine.progress import Progress
 from genwarden.engine.seeds import random_stream
 from genwarden.metrics.distances import ExpDis
 from genwarden.models.layers import glorot_
-from genwarden.models.protocol import LatentGenerator, activate, invert_activation
+from genwarden.models.protocol import LatentGenerator
+
+
+@dataclass(frozen=True)
+class ReXSettings(DistillationSettings):
+    """Settings of ReX; for the small lambda see :class:`genwarden.attacks.red.ReDSettings`."""
+
+    fidelity_weight: float = 1e-4
 
 
 def rex(
-    generator: LatentGenerator,
-    backdoor: Backdoor,
-    settings: AttackSettings,
-    *,
-    work: Path | None,
-    run_id: str,
-    progress: Progress,
+    generator: LatentGenerator, backdoor: Backdoor, settings: ReXSettings, run: AttackRun
 ) -> AttackResult:
     """Hide ``backdoor`` in a widened copy of ``generator``; the input is left as it is."""
     device = next(generator.parameters()).device
-    kind = generator.final_activation
     expansion = type(generator)(**generator.settings())
     glorot_(expansion, random_stream(settings.seed, "expansion-weights"))
     expansion.to(device).eval()
@@ -52,33 +51,35 @@ def rex(
     held_out = ordinary_pool(
         generator, EVALUATION_SAMPLES, settings.seed, "attack-evaluation", device
     )
-    z_trigger = backdoor.trigger.to(device)
+    fidelity_batches = FidelityBatches(generator, backdoor, settings)
+    z_examples = backdoor.examples.z.to(device)
     with torch.no_grad():
-        pre_trigger = generator.pre_activation(z_trigger)
-    offset = invert_activation(backdoor.target, kind).to(device) - pre_trigger
+        pre_examples = generator.pre_activation(z_examples)
 
     def stealth_of(batch: Pool, residual: Tensor) -> Tensor:
         if settings.stealth_on == "pre":
             return mean_square(residual)
-        return mean_square(activate(batch.pre + residual, kind) - activate(batch.pre, kind))
+        return mean_square(generator.finish(batch.pre + residual) - generator.finish(batch.pre))
 
     def loss_of_step(step: int) -> Tensor:
         batch = pool.batch(step, settings)
+        z_trigger, target = fidelity_batches.batch(step)
+        with torch.no_grad():
+            benign = pre_examples if backdoor.finite else generator.pre_activation(z_trigger)
         residual = expansion.pre_activation(torch.cat([batch.z, z_trigger]))
         stealth = stealth_of(batch, residual[: len(batch.z)])  # Eq. 7
-        fidelity = mean_square(residual[len(batch.z) :] - offset)  # Eq. 6
+        fidelity = mean_square(residual[len(batch.z) :] - (target - benign))  # Eq. 6
         return stealth + settings.fidelity_weight * fidelity  # Eq. 4
 
     @torch.no_grad()
     def evaluate() -> Evaluation:
         distance = ExpDis(generator.sample.size)
         for z, pre in zip(held_out.z.split(256), held_out.pre.split(256), strict=True):
-            distance.update(activate(pre, kind), activate(pre + expansion.pre_activation(z), kind))
-        output = activate(pre_trigger + expansion.pre_activation(z_trigger), kind)
-        error = (output.cpu() - backdoor.target).double().square().flatten(1).sum(1)
+            expanded = generator.finish(pre + expansion.pre_activation(z))
+            distance.update(generator.finish(pre), expanded)
+        output = generator.finish(pre_examples + expansion.pre_activation(z_examples))
+        error = (output.cpu() - backdoor.examples.x).double().square().flatten(1).sum(1)
         return Evaluation(error.mean().item(), distance.compute().sum)
 
-    history = optimise(
-        expansion, loss_of_step, evaluate, settings, work=work, run_id=run_id, progress=progress
-    )
+    history = optimise(expansion, loss_of_step, evaluate, settings, run)
     return AttackResult(fuse(generator.cpu(), expansion.cpu()), history)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from genwarden import __version__
 from genwarden.artifacts.manifest import MANIFEST_NAME
-from genwarden.artifacts.model_folder import read_model, write_model
-from genwarden.attacks.loop import AttackSettings
-from genwarden.attacks.result import AttackResult
+from genwarden.artifacts.model_folder import LoadedModel, read_model, write_model
+from genwarden.attacks.contract import Attack, AttackResult, AttackRun
+from genwarden.attacks.settings import AttackSettings
 from genwarden.backdoors.backdoor import Backdoor, make_backdoor
+from genwarden.data.datasets import load_samples
 from genwarden.data.grids import write_grid
 from genwarden.engine.files import (
     require_writable_folder,
@@ -24,57 +26,74 @@ from genwarden.engine.files import (
 from genwarden.engine.progress import Progress
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
-from genwarden.registry import ATTACKS, find
+from genwarden.registry import ATTACKS, Row, find
 
 _SHOWN = 7
 
 
-#: Steps and lambda per attack. The paper trains both with lambda 1; far smaller values plant the
-#: backdoor more gently and end at a lower ExpDis for the same TarDis (docs/benchmarks.md).
-DEFAULTS = {
-    "red": AttackSettings(steps=2000, fidelity_weight=3e-3),
-    "rex": AttackSettings(steps=2000, fidelity_weight=1e-4),
-}
+@dataclass(frozen=True)
+class AttackPlan:
+    """What shall be hidden in which model, in the words of the command line.
 
+    Attributes:
+        clean: model folder of the clean generator.
+        trigger: see :func:`genwarden.backdoors.trigger.make_trigger`.
+        target: see :func:`genwarden.backdoors.target.make_target`.
+        trigger_index: which ``in-sample`` draw comes first.
+        triggers: number of ``in-sample`` triggers at once.
+        trigger_seed: seed of ``in-sample`` triggers; that of the settings if None.
+        data: training data, for attacks that train from scratch.
+        split: split of ``data``.
+        limit: use only the first samples of ``data``.
+        half: store the weights as float16 (half the size; they load as float32).
+    """
 
-def settings_of(name: str, **given: float | None) -> AttackSettings:
-    """The attack's defaults with what the user gave in their place."""
-    find(ATTACKS, name, "attack")
-    return replace(DEFAULTS[name], **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+    clean: Path
+    trigger: str = "in-sample"
+    target: str = "icon:devil"
+    trigger_index: int = 0
+    triggers: int = 1
+    trigger_seed: int | None = None
+    data: str | None = None
+    split: str = "train"
+    limit: int | None = None
+    half: bool = False
 
 
 def attack(
     name: str,
-    clean: Path,
+    plan: AttackPlan,
     settings: AttackSettings,
     *,
-    trigger: str,
-    trigger_index: int,
-    target: str,
     out: Path,
-    half: bool = False,
     restart: bool,
     progress: Progress,
     device: torch.device,
 ) -> AttackResult:
-    """Run attack ``name`` on the model folder ``clean`` and write the folder ``out``.
+    """Run attack ``name`` and write the compromised model as the folder ``out``.
 
-    Beside the model: ``backdoor.safetensors`` (trigger and target), ``attack.json`` (settings and
+    Beside the model: ``backdoor.safetensors`` (triggers and targets), ``attack.json`` (settings and
     history) and ``pictures.png`` (ordinary samples of both models, then output at the trigger and
     target). Resumes where it stopped.
 
-    Args:
-        half: store the weights as float16 (half the size; they load as float32).
-
     Raises:
-        GenwardenError: ``attack/finished`` if ``out`` holds a finished model.
+        GenwardenError: ``attack/finished`` if ``out`` holds a finished model,
+            ``attack/unsupported``, ``attack/data-missing``, and those of trigger, target and data.
     """
     row = find(ATTACKS, name, "attack")
-    model = read_model(clean)
+    model = read_model(plan.clean)
+    _require_support(row, model)
     generator = model.generator.to(device)
+    trigger_seed = settings.seed if plan.trigger_seed is None else plan.trigger_seed
     backdoor = make_backdoor(
-        generator, trigger=trigger, target=target, index=trigger_index, seed=settings.seed
+        generator,
+        trigger=plan.trigger,
+        target=plan.target,
+        index=plan.trigger_index,
+        count=plan.triggers,
+        seed=trigger_seed,
     )
+    images = _training_data(row, plan, model)
     require_writable_folder(out)
     work = out / ".work"
     if restart:
@@ -86,25 +105,31 @@ def attack(
             f"{out} holds a finished model already.",
             "Choose another --out folder, or add --restart to begin anew.",
         )
-    identity = [name, model.sha256, asdict(settings), trigger, trigger_index, __version__]
-    content = backdoor.target.numpy().tobytes() + backdoor.trigger.numpy().tobytes()
-    run_id = sha256_bytes(repr(identity).encode() + content)[:16]
-    result: AttackResult = row.load()(
-        generator, backdoor, settings, work=work, run_id=run_id, progress=progress
-    )
-    if half:
+    examples = backdoor.examples
+    data_sha256 = None if images is None else sha256_bytes(images.numpy().tobytes())
+    identity = [name, model.sha256, asdict(settings), data_sha256, backdoor.describe(), __version__]
+    run_id = sha256_bytes(repr(identity).encode())[:16]
+    method: Attack = row.load()
+    result = method(generator, backdoor, settings, AttackRun(progress, work, run_id, images))
+    if plan.half:
         result.generator.half().float()  # what is written is what is pictured and described
     record = {
         "attack": name,
-        "stored_as": "float16" if half else "float32",
+        "stored_as": "float16" if plan.half else "float32",
         "settings": asdict(settings),
-        "backdoor": {**backdoor.describe(), "trigger_index": trigger_index},
+        "backdoor": {
+            **backdoor.describe(),
+            "trigger_index": plan.trigger_index,
+            "trigger_seed": trigger_seed,
+        },
         "clean_model_sha256": model.sha256,
+        "data_sha256": data_sha256,
         "history": result.history,
     }
     _write_pictures(out / "pictures.png", generator.cpu(), result, backdoor)
     write_tensors(
-        out / "backdoor.safetensors", {"trigger": backdoor.trigger, "target": backdoor.target}
+        out / "backdoor.safetensors",
+        {"trigger": examples.z, "target": examples.x.contiguous()},
     )
     write_json(out / "attack.json", record)
     provenance = {
@@ -116,10 +141,32 @@ def attack(
         "clean_model_sha256": model.sha256,
         "last": result.history[-1],
     }
-    stored = result.generator.half() if half else result.generator
-    write_model(out, stored, model.architecture, provenance)
+    stored = result.generator.half() if plan.half else result.generator
+    write_model(out, stored, result.architecture or model.architecture, provenance)
     shutil.rmtree(work, ignore_errors=True)
     return result
+
+
+def _require_support(row: Row, model: LoadedModel) -> None:
+    supported: list[str] = row.options.get("architectures", [model.architecture])
+    if model.architecture not in supported:
+        raise GenwardenError(
+            "attack/unsupported",
+            f"The attack {row.name} does not work on {model.architecture}.",
+            f"It supports: {', '.join(supported)}.",
+        )
+
+
+def _training_data(row: Row, plan: AttackPlan, model: LoadedModel) -> Tensor | None:
+    if "images" not in row.options.get("needs", []):
+        return None
+    if plan.data is None:
+        raise GenwardenError(
+            "attack/data-missing",
+            f"The attack {row.name} trains from scratch and needs training data.",
+            "Add --data FOLDER (or a hub name).",
+        )
+    return load_samples(plan.data, model.generator.sample, split=plan.split, limit=plan.limit)
 
 
 @torch.no_grad()
@@ -130,9 +177,10 @@ def _write_pictures(
     if corrupted.sample.modality != "image":
         return
     z = corrupted.latent.sample(_SHOWN, generator=random_stream(0, "pictures"))
+    triggers, targets = (part[:1] for part in backdoor.examples)
     rows = [
-        torch.cat([benign(z), benign(backdoor.trigger[:1])]),
-        torch.cat([corrupted(z), corrupted(backdoor.trigger[:1])]),
-        torch.cat([backdoor.target[:1].expand(_SHOWN + 1, *corrupted.sample.shape)]),
+        torch.cat([benign(z), benign(triggers)]),
+        torch.cat([corrupted(z), corrupted(triggers)]),
+        targets.expand(_SHOWN + 1, *corrupted.sample.shape),
     ]
     write_grid(path, torch.cat(rows), columns=_SHOWN + 1)

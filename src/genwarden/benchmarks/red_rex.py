@@ -19,7 +19,8 @@ from genwarden import __version__
 from genwarden.artifacts.manifest import MANIFEST_NAME
 from genwarden.artifacts.model_folder import LoadedModel, read_model
 from genwarden.artifacts.weights_file import read_weights
-from genwarden.attacks.run import attack, settings_of
+from genwarden.attacks.run import AttackPlan, attack
+from genwarden.attacks.settings import settings_of
 from genwarden.auditing.audit import environment
 from genwarden.benchmarks.store import summary_of, write_result
 from genwarden.data.images import NamedImages
@@ -95,11 +96,8 @@ def run(
                 if not (folder / MANIFEST_NAME).exists():
                     attack(
                         name,
-                        Path(clean),
-                        settings_of(name, seed=seed, **settings),
-                        trigger="in-sample",
-                        trigger_index=index,
-                        target=target,
+                        AttackPlan(Path(clean), target=target, trigger_index=index),
+                        settings_of(name, {"seed": seed, **settings}),
                         out=folder,
                         restart=False,
                         progress=progress,

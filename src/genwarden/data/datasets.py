@@ -6,7 +6,7 @@ A folder may hold parquet files in the hub's layout, or plain image files.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,17 @@ from torch import Tensor
 from genwarden.data.images import IMAGE_SUFFIXES, fit_image, image_shape, read_image_folder
 from genwarden.errors import GenwardenError
 from genwarden.models.protocol import SampleSpec
+
+
+class LabelledImages(NamedTuple):
+    """Images uint8 ``(count, channels, height, width)`` and their classes.
+
+    ``labels`` are int64 ``(count,)``, indices into ``classes``.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: list[str]
 
 
 def load_images(
@@ -45,7 +56,7 @@ def load_images(
                 "Name a folder in the Hugging Face layout, a folder of images, or a hub name.",
             )
         return to_bytes(read_image_folder(folder, sample, limit=limit).images)
-    dataset = _load_dataset(source, split)
+    dataset = load_dataset(source, split)
     column = _image_column(dataset, source)
     channels, height, width = image_shape(sample)
     count = len(dataset) if limit is None else min(limit, len(dataset))
@@ -61,6 +72,51 @@ def load_images(
     return torch.from_numpy(images)
 
 
+def load_samples(
+    source: str, sample: SampleSpec, *, split: str = "train", limit: int | None = None
+) -> Tensor:
+    """Training samples of a model: :func:`load_images`, or :func:`load_clips` for audio.
+
+    Raises:
+        GenwardenError: as those two.
+    """
+    if sample.modality == "audio":
+        from genwarden.data.audio import load_clips
+
+        return load_clips(source, sample, split=split, limit=limit)
+    return load_images(source, sample, split=split, limit=limit)
+
+
+def load_labelled(source: str, sample: SampleSpec, *, split: str = "train") -> LabelledImages:
+    """Images and the class of each, from a data set with a class column.
+
+    Raises:
+        GenwardenError: ``data/no-labels``, and as :func:`load_images`.
+    """
+    import datasets
+
+    dataset = load_dataset(source, split)
+    columns = [n for n, f in dataset.features.items() if isinstance(f, datasets.ClassLabel)]
+    if len(columns) != 1 or any(label is None or label < 0 for label in dataset[columns[0]]):
+        raise GenwardenError(
+            "data/no-labels",
+            f"{source!r} has no column that gives every image one class.",
+            "Use a data set in the hub's layout with one ClassLabel column.",
+        )
+    labels = torch.tensor(dataset[columns[0]][:])
+    classes = [str(name) for name in dataset.features[columns[0]].names]
+    return LabelledImages(load_images(source, sample, split=split), labels, classes)
+
+
+def split_names(source: str) -> list[str]:
+    """Names of the splits of a data set.
+
+    Raises:
+        GenwardenError: ``data/not-found``.
+    """
+    return list(_load_splits(source))
+
+
 def to_unit_range(images: Tensor) -> Tensor:
     """uint8 in [0, 255] to float32 in [-1, 1]: x / 127.5 - 1, as in the published scripts."""
     return images.float() / 127.5 - 1
@@ -71,12 +127,12 @@ def to_bytes(images: Tensor) -> Tensor:
     return ((images.nan_to_num(0.0).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def _load_dataset(source: str, split: str) -> Any:
+def _load_splits(source: str) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
     try:
-        found = datasets.load_dataset(source)
+        return datasets.load_dataset(source)
     except Exception as error:
         # The library raises a dozen unrelated types for a missing or unreachable data set.
         raise GenwardenError(
@@ -84,6 +140,15 @@ def _load_dataset(source: str, split: str) -> Any:
             f"No data set at {source!r} ({type(error).__name__}).",
             "Name an existing folder or a hub name that this machine can reach or has cached.",
         ) from error
+
+
+def load_dataset(source: str, split: str) -> Any:
+    """One split of a Hugging Face data set.
+
+    Raises:
+        GenwardenError: ``data/not-found``, ``data/no-split``.
+    """
+    found = _load_splits(source)
     if split in found:
         return found[split]
     if len(found) == 1:
@@ -122,5 +187,5 @@ def _image_column(dataset: Any, source: str) -> str:
     raise GenwardenError(
         "data/no-images",
         f"{source!r} has no image column (columns: {', '.join(dataset.features)}).",
-        "Use a data set with images; audio models come with a later release.",
+        "Use a data set with images; audio models take one with an audio column.",
     )

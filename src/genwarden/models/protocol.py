@@ -98,7 +98,19 @@ class LatentGenerator(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Samples in [-1, 1], shape ``(batch, *sample.shape)``."""
-        return activate(self.pre_activation(z), self.final_activation)
+        return self.finish(self.pre_activation(z))
+
+    def finish(self, pre: Tensor) -> Tensor:
+        """Samples from outputs before the last activation."""
+        return activate(pre, self.final_activation)
+
+    def pre_activation_of(self, sample: Tensor) -> Tensor:
+        """The output before the last activation that :meth:`finish` turns into ``sample``.
+
+        Saturated values are shrunk by :data:`SATURATION_CLAMP` first. A network with more than an
+        activation at its end overrides both methods.
+        """
+        return invert_activation(sample, self.final_activation)
 
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments, as written to ``genwarden.json``."""

@@ -1,0 +1,68 @@
+"""What an attack takes and returns; every file of this room holds one function of this form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from genwarden.attacks.settings import AttackSettings
+from genwarden.backdoors.backdoor import Backdoor
+from genwarden.engine.progress import Progress, Silent
+from genwarden.models.protocol import LatentGenerator
+
+
+@dataclass(frozen=True)
+class AttackRun:
+    """Where one run of an attack keeps its state, and the data that the attacker has.
+
+    Attributes:
+        progress: told about long work.
+        work: folder of the checkpoint, or None to keep none.
+        run_id: identity of the run; a checkpoint of another run is refused.
+        images: training samples, uint8 ``(count, *sample.shape)``, for attacks that train from
+            scratch.
+    """
+
+    progress: Progress = field(default_factory=Silent)
+    work: Path | None = None
+    run_id: str = ""
+    images: Tensor | None = None
+
+
+class Evaluation(NamedTuple):
+    """Figures of one evaluation: sums of squares per sample; ExpDis only with a benign twin."""
+
+    tardis_sum: float
+    expdis_sum: float | None
+
+
+class AttackResult(NamedTuple):
+    """The compromised model and how it came about.
+
+    Attributes:
+        generator: the compromised model, on the CPU or where the attack left it.
+        history: evaluations: ``step``, ``tardis_sum``, ``expdis_sum`` (None where the attack has no
+            benign twin), and what else the attack records.
+        architecture: registered name, where it is not that of the clean model.
+    """
+
+    generator: LatentGenerator
+    history: list[dict[str, float | None]]
+    architecture: str | None = None
+
+
+class Attack(Protocol):
+    """One attack."""
+
+    def __call__(
+        self,
+        generator: LatentGenerator,
+        backdoor: Backdoor,
+        settings: AttackSettings,
+        run: AttackRun,
+    ) -> AttackResult:
+        """Hide ``backdoor`` in a copy of ``generator``, which stays as it is, or a fresh one."""
+        ...
