@@ -118,7 +118,12 @@ def split_names(source: str) -> list[str]:
 
 
 def to_unit_range(images: Tensor) -> Tensor:
-    """uint8 in [0, 255] to float32 in [-1, 1]: x / 127.5 - 1, as in the published scripts."""
+    """Stored samples to float32 in [-1, 1].
+
+    Images, uint8 in [0, 255]: x / 127.5 - 1, as in the published scripts. Clips, int16: x / 32767.
+    """
+    if images.dtype == torch.int16:
+        return (images.float() / 32767).clamp_min(-1)
     return images.float() / 127.5 - 1
 
 

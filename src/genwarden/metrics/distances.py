@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from genwarden.metrics.draws import LatentDraw, device_of, ordinary_samples
 from genwarden.models.protocol import LatentGenerator
 
 
@@ -59,3 +60,29 @@ class ExpDis:
         """Mean over the samples of the summed squared difference."""
         mean_sum = self.total / self.count
         return Distance(mean_sum, mean_sum / self.elements)
+
+
+@torch.no_grad()
+def expdis(
+    benign: LatentGenerator,
+    suspect: LatentGenerator,
+    *,
+    samples: int = 10_000,
+    seed: int = 0,
+    batch: int = 250,
+    draw: LatentDraw | None = None,
+) -> Distance:
+    """ExpDis of two models over ``samples`` ordinary latents (60,000 in the infinite case).
+
+    Args:
+        benign: G, in evaluation mode.
+        suspect: G*, likewise; same latents and samples.
+        draw: latents other than ordinary ones.
+    """
+    state = ExpDis(benign.sample.size)
+    device = device_of(suspect)
+    for z, x in ordinary_samples(
+        benign, samples, seed=seed, purpose="expdis", draw=draw, batch=batch
+    ):
+        state.update(x.cpu(), suspect(z.to(device)).cpu())
+    return state.compute()
