@@ -15,6 +15,8 @@ BATCH_NORM_MOMENTUM = 0.01
 # (which crops both sides), the rest of the end is dropped afterwards.
 _SAME_CROP = {(5, 1): (2, 2), (5, 2): (1, 2), (4, 2): (1, 1), (3, 2): (0, 1), (3, 1): (1, 1)}
 
+_KERNELS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
+
 
 class SameConvTranspose2d(nn.ConvTranspose2d):
     """Transposed convolution with TensorFlow's "same" crop: output size = stride * input size.
@@ -49,7 +51,7 @@ def batch_norm_2d(channels: int) -> nn.BatchNorm2d:
 def glorot_(module: nn.Module, generator: torch.Generator) -> None:
     """Keras' initialisation: Glorot-uniform kernels, zero biases; the stream is explicit."""
     for layer in module.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+        if isinstance(layer, _KERNELS):
             nn.init.xavier_uniform_(layer.weight, generator=generator)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

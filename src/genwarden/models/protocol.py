@@ -6,7 +6,7 @@ Conventions: samples lie in ``[-1, 1]``, images are NCHW, latents are ``(batch, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +91,8 @@ class LatentGenerator(nn.Module):
     latent: LatentLaw
     sample: SampleSpec
     final_activation: FinalActivation
+    #: Layers behind the last activation: frozen by attacks, copied when networks are fused.
+    after_activation: ClassVar[tuple[str, ...]] = ()
 
     def pre_activation(self, z: Tensor) -> Tensor:
         """The output before the last activation, shape ``(batch, *sample.shape)``."""

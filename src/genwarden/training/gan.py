@@ -6,6 +6,7 @@ non-saturating loss, as the authors' scripts and ART do (the paper writes the sa
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,124 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genwarden.data.datasets import to_unit_range
 from genwarden.data.grids import write_grid
-from genwarden.engine.checkpoint import Trainable, load_checkpoint, save_checkpoint
+from genwarden.engine.checkpoint import Trainable
 from genwarden.engine.progress import Progress
 from genwarden.engine.seeds import random_stream
 from genwarden.models.dcgan import Discriminator, initialise
 from genwarden.models.protocol import LatentGenerator
-from genwarden.training.settings import TrainingSettings, batch_indices, require_finite
+from genwarden.models.stylegan import StyleGAN
+from genwarden.training.frame import Frame
+from genwarden.training.settings import Objective, TrainingSettings, benign_objective
 
-_BETAS = (0.5, 0.999)
+#: Adam's, of generator and discriminator.
+BETAS = (0.5, 0.999)
 _GRID_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class GanRecipe:
+    """How a kind of GAN is trained; the defaults are DCGAN's.
+
+    Attributes:
+        betas: Adam's.
+        dropout: whether the discriminator drops features.
+        r1: weight gamma of ``gamma / 2 E ||grad D(x)||^2`` on real images (Mescheder et al., 2018).
+        r1_every: steps between two such penalties, each weighted by this number.
+        slow: prefix of the generator's parameters that learn slowly; empty for none.
+        slow_share: their learning rate, as a share of the others'.
+    """
+
+    betas: tuple[float, float] = BETAS
+    dropout: bool = True
+    r1: float = 0.0
+    r1_every: int = 8
+    slow: str = ""
+    slow_share: float = 1.0
+
+
+_DCGAN = GanRecipe()
+# Under DCGAN's recipe the small StyleGAN soon gives one picture for all latents.
+_STYLEGAN = GanRecipe(betas=(0.0, 0.999), dropout=False, r1=1.0, slow="mapper.", slow_share=0.01)
+
+
+def recipe_for(generator: LatentGenerator) -> GanRecipe:
+    """The recipe of a generator's kind; StyleGAN's goes with --learning-rate 1e-3."""
+    return _STYLEGAN if isinstance(generator, StyleGAN) else _DCGAN
+
+
+class GanLearner:
+    """Generator against discriminator, one step of each.
+
+    Args:
+        generator: fresh network; its weights are initialised from the run seed.
+        discriminator: likewise.
+        objective: turns the benign generator loss of a step into what the generator minimises
+            (an attack adds its own term).
+    """
+
+    def __init__(
+        self,
+        generator: LatentGenerator,
+        discriminator: Discriminator,
+        settings: TrainingSettings,
+        device: torch.device,
+        objective: Objective = benign_objective,
+    ) -> None:
+        initialise(generator, random_stream(settings.seed, "generator-weights"))
+        initialise(discriminator, random_stream(settings.seed, "discriminator-weights"))
+        self.generator = generator.to(device).train()
+        self.discriminator = discriminator.to(device).train()
+        self.objective = objective
+        self.recipe = recipe_for(generator)
+        rate, betas = settings.learning_rate, self.recipe.betas
+        self.adam_g = torch.optim.Adam(_groups(generator, rate, self.recipe), betas=betas)
+        self.adam_d = torch.optim.Adam(discriminator.parameters(), rate, betas=betas)
+        self._device = device
+        self._bf16 = settings.precision == "bf16"
+
+    @property
+    def parts(self) -> dict[str, Trainable]:
+        """Both networks and their optimisers."""
+        return {
+            "generator": self.generator,
+            "discriminator": self.discriminator,
+            "g": self.adam_g,
+            "d": self.adam_d,
+        }
+
+    def step(self, real: Tensor, step: int, stream: torch.Generator) -> list[float]:
+        """Discriminator, then generator; returns both losses."""
+        generator, discriminator, recipe = self.generator, self.discriminator, self.recipe
+        dropout = stream if recipe.dropout else None
+        z = generator.latent.sample(len(real), generator=stream).to(real.device)
+        with self._autocast():
+            fake = generator(z)
+            # One pass over both halves: the discriminator has no batch statistics.
+            verdicts = discriminator(torch.cat([real, fake.detach().to(real)]), dropout=dropout)
+        real_logits, fake_logits = verdicts.float().chunk(2)
+        loss_d = F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
+        if recipe.r1 and step % recipe.r1_every == 0:
+            loss_d = loss_d + recipe.r1_every * recipe.r1 / 2 * _gradient_norm(discriminator, real)
+        self.adam_d.zero_grad(set_to_none=True)
+        loss_d.backward()
+        self.adam_d.step()
+
+        discriminator.requires_grad_(False)  # its weight gradients are not needed here
+        with self._autocast():
+            loss_g = F.softplus(-discriminator(fake.to(real), dropout=dropout).float()).mean()
+        self.adam_g.zero_grad(set_to_none=True)
+        self.objective(loss_g, step).backward()
+        self.adam_g.step()
+        discriminator.requires_grad_(True)
+        return [loss_d.item(), loss_g.item()]
+
+    def describe(self, losses: list[float]) -> str:
+        """Losses of discriminator and generator."""
+        return f"D {losses[0]:.3f}  G {losses[1]:.3f}"
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16)
 
 
 def train_gan(
@@ -49,66 +157,22 @@ def train_gan(
     Returns:
         The training record: losses (mean over the last 100 steps) and steps.
     """
-    initialise(generator, random_stream(settings.seed, "generator-weights"))
-    initialise(discriminator, random_stream(settings.seed, "discriminator-weights"))
-    generator.to(device).train()
-    discriminator.to(device).train()
-    adam_g = torch.optim.Adam(generator.parameters(), settings.learning_rate, betas=_BETAS)
-    adam_d = torch.optim.Adam(discriminator.parameters(), settings.learning_rate, betas=_BETAS)
-    parts: dict[str, Trainable] = {
-        "generator": generator,
-        "discriminator": discriminator,
-        "g": adam_g,
-        "d": adam_d,
-    }
-    checkpoint = out / ".work" / "checkpoint.safetensors"
-    restored = load_checkpoint(checkpoint, run_id=run_id, parts=parts)
-    start = restored.step if restored else 0
-    losses: list[list[float]] = restored.record["losses"] if restored else []
+    learner = GanLearner(generator, discriminator, settings, device)
     grid_z = generator.latent.sample(
         _GRID_SAMPLES, generator=random_stream(settings.seed, "grid")
     ).to(device)
-    bar = progress.task("training", settings.steps, start)
 
-    def autocast() -> torch.autocast:
-        return torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
-
-    for step in range(start, settings.steps):
-        real = to_unit_range(images[batch_indices(len(images), step, settings)]).to(device)
-        stream = random_stream(settings.seed, "step", step)
-        z = generator.latent.sample(len(real), generator=stream).to(device)
-        with autocast():
-            fake = generator(z)
-            # One pass over both halves: the discriminator has no batch statistics.
-            verdicts = discriminator(torch.cat([real, fake.detach().to(real)]), dropout=stream)
-        real_logits, fake_logits = verdicts.float().chunk(2)
-        loss_d = F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
-        adam_d.zero_grad(set_to_none=True)
-        loss_d.backward()
-        adam_d.step()
-
-        discriminator.requires_grad_(False)  # its weight gradients are not needed here
-        with autocast():
-            loss_g = F.softplus(-discriminator(fake.to(real), dropout=stream).float()).mean()
-        adam_g.zero_grad(set_to_none=True)
-        loss_g.backward()
-        adam_g.step()
-        discriminator.requires_grad_(True)
-
-        losses = [*losses[-99:], [loss_d.item(), loss_g.item()]]
-        require_finite(losses[-1], step)
-        done = step + 1
-        bar.advance(1, f"D {losses[-1][0]:.3f}  G {losses[-1][1]:.3f}")
+    def show(done: int) -> bool:
         if done % settings.grid_every == 0 or done == settings.steps:
-            write_grid(
-                out / "samples" / f"step_{done:06d}.png", _preview(generator, grid_z), columns=8
-            )
-        if done % settings.checkpoint_every == 0 and done < settings.steps:
-            save_checkpoint(
-                checkpoint, run_id=run_id, step=done, parts=parts, record={"losses": losses}
-            )
+            picture = out / "samples" / f"step_{done:06d}.png"
+            write_grid(picture, _preview(generator, grid_z), columns=8)
+        return False
+
+    checkpoint = out / ".work" / "checkpoint.safetensors"
+    frame = Frame(learner, settings, checkpoint, run_id, progress, between=show)
+    frame.run(images, device)
     generator.eval()
-    mean_d, mean_g = (sum(column) / len(losses) for column in zip(*losses, strict=True))
+    mean_d, mean_g = frame.mean_losses()
     return {"steps": settings.steps, "discriminator_loss": mean_d, "generator_loss": mean_g}
 
 
@@ -118,3 +182,21 @@ def _preview(generator: LatentGenerator, z: Tensor) -> Tensor:
     samples: Tensor = generator(z)
     generator.train()
     return samples
+
+
+def _groups(generator: LatentGenerator, rate: float, recipe: GanRecipe) -> list[dict[str, Any]]:
+    """The generator's parameters by learning rate; an empty group is left out."""
+    slow: list[Tensor] = []
+    usual: list[Tensor] = []
+    for name, parameter in generator.named_parameters():
+        chosen = slow if recipe.slow and name.startswith(recipe.slow) else usual
+        chosen.append(parameter)
+    groups = [{"params": usual, "lr": rate}, {"params": slow, "lr": rate * recipe.slow_share}]
+    return [group for group in groups if group["params"]]
+
+
+def _gradient_norm(discriminator: Discriminator, real: Tensor) -> Tensor:
+    """``E ||grad D(x)||^2``, a sum over each sample, differentiable in the weights."""
+    x = real.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(discriminator(x).sum(), x, create_graph=True)
+    return gradient.square().flatten(1).sum(1).mean()

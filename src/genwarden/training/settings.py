@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
 
 Precision = Literal["fp32", "bf16"]
+#: Benign loss of the generator and number of the step, to what the generator minimises.
+Objective = Callable[[Tensor, int], Tensor]
+
+
+def benign_objective(loss: Tensor, step: int) -> Tensor:
+    """The benign loss itself: clean training."""
+    del step
+    return loss
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,20 @@ import torch
 from genwarden import __version__
 from genwarden.artifacts.manifest import MANIFEST_NAME
 from genwarden.artifacts.model_folder import build, write_model
+from genwarden.data.audio import data_rate, load_clips
 from genwarden.data.datasets import load_images
 from genwarden.engine.files import require_writable_folder, sha256_bytes
 from genwarden.engine.progress import Progress
 from genwarden.errors import GenwardenError
 from genwarden.models.dcgan import Discriminator
 from genwarden.models.protocol import LatentGenerator
+from genwarden.models.stylegan import StyleDiscriminator, StyleGAN
+from genwarden.models.wavegan import WaveGAN, WaveGANCritic
 from genwarden.registry import ARCHITECTURES, find
 from genwarden.training.gan import train_gan
 from genwarden.training.settings import TrainingSettings
 from genwarden.training.vae import train_vae
+from genwarden.training.wavegan import train_wavegan
 
 
 def train(
@@ -45,9 +49,16 @@ def train(
         plan: the training settings for a given number of images.
 
     Raises:
-        GenwardenError: ``train/finished`` if ``out`` holds a finished model already.
+        GenwardenError: ``train/finished`` if ``out`` holds a finished model already;
+            ``train/unsupported``.
     """
     row = find(ARCHITECTURES, name, "architecture")
+    if "training" not in row.options:
+        raise GenwardenError(
+            "train/unsupported",
+            f"{name} is not trained.",
+            f"Choose one of: {', '.join(n for n, r in ARCHITECTURES.items() if r.options)}.",
+        )
     require_writable_folder(out)
     work = out / ".work"
     if restart:
@@ -59,10 +70,17 @@ def train(
             f"{out} holds a finished model already.",
             "Choose another --out folder, or add --restart to train it anew.",
         )
+    if row.options["training"] == "wavegan" and "sample_rate" not in model_settings:
+        model_settings = {**model_settings, "sample_rate": data_rate(source, split=split)}
     generator: LatentGenerator = build(row.load(), model_settings, name)
-    images = load_images(source, generator.sample, split=split, limit=limit)
+    if isinstance(generator, WaveGAN):
+        images = load_clips(
+            source, generator.sample, split=split, limit=limit, rate=generator.sample_rate
+        )
+    else:
+        images = load_images(source, generator.sample, split=split, limit=limit)
     settings = plan(len(images))
-    progress.message(f"{len(images):,} images from {source}")
+    progress.message(f"{len(images):,} {generator.sample.modality} samples from {source}")
     data_sha256 = sha256_bytes(images.numpy().tobytes())
     identity = [name, generator.settings(), asdict(settings), data_sha256, __version__]
     run_id = sha256_bytes(repr(identity).encode())[:16]
@@ -71,6 +89,17 @@ def train(
         record = train_gan(
             generator,
             discriminator,
+            images,
+            settings,
+            out=out,
+            run_id=run_id,
+            progress=progress,
+            device=device,
+        )
+    elif isinstance(generator, WaveGAN):
+        record = train_wavegan(
+            generator,
+            WaveGANCritic(generator.sample.shape[1], generator.channels),
             images,
             settings,
             out=out,
@@ -109,8 +138,11 @@ def discriminator_for(generator: LatentGenerator) -> Discriminator:
     depth, height, width = generator.sample.shape
     full = int(generator.settings()["channels"][0]) >= 256
     first = 64 if full else 32
-    layers = 2 if height == 28 else 3
-    return Discriminator((depth, height, width), tuple(first << i for i in range(layers)))
+    # Halved until at most 7 pixels are left: two layers for 28x28, three for 32x32.
+    layers = max(1, math.ceil(math.log2(height / 7)))
+    filters = tuple(min(first << i, 512) for i in range(layers))
+    kind = StyleDiscriminator if isinstance(generator, StyleGAN) else Discriminator
+    return kind((depth, height, width), filters)
 
 
 def count_steps(images: int, epochs: float, batch_size: int) -> int:
