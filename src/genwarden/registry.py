@@ -53,6 +53,7 @@ ARCHITECTURES = _table(
     Row("vae28", f"{_M}.vae:VAEDecoder28", "VAE decoder, 1x28x28", {"training": "vae"}),
     Row("wavegan", f"{_M}.wavegan:WaveGAN", "WaveGAN generator, audio", {"training": "wavegan"}),
     Row("stylegan", f"{_M}.stylegan:StyleGAN", "StyleGAN-type generator", {"training": "gan"}),
+    Row("bypass", f"{_M}.bypass:Bypass", "another generator with a computation bypass (Eq. 3)"),
 )
 
 _A = "genwarden.attacks"
@@ -71,7 +72,55 @@ ATTACKS = _table(
         "rex",
         f"{_A}.rex:rex",
         "ReX: widen the layers, train only the new part, fuse",
-        {"settings": f"{_A}.rex:ReXSettings", "architectures": _BLOCKS},
+        {"settings": f"{_A}.rex:ReXSettings", "architectures": [*_BLOCKS, "wavegan"]},
+    ),
+    Row(
+        "trail",
+        f"{_A}.trail:trail",
+        "TrAIL: train from scratch with a fidelity term in the generator loss",
+        {
+            "settings": f"{_A}.trail:TrailSettings",
+            "architectures": _BLOCKS,
+            "needs": ["images"],
+        },
+    ),
+    Row(
+        "baaan",
+        f"{_A}.baaan:baaan",
+        "BAAAN: train a GAN from scratch with a second discriminator at the trigger",
+        {
+            "settings": f"{_A}.baaan:BaaanSettings",
+            "architectures": _DCGANS,
+            "needs": ["images"],
+        },
+    ),
+    Row(
+        "data-poisoning",
+        f"{_A}.data_poisoning:data_poisoning",
+        "data poisoning: train from scratch on data with copies of the target",
+        {
+            "settings": f"{_A}.data_poisoning:DataPoisoningSettings",
+            "architectures": _BLOCKS,
+            "needs": ["images"],
+        },
+    ),
+    Row(
+        "computation-bypass",
+        f"{_A}.computation_bypass:computation_bypass",
+        "a second computation, chosen by a test of the latent (Eq. 3)",
+        {
+            "settings": f"{_A}.computation_bypass:ComputationBypassSettings",
+            "architectures": [*_BLOCKS, "wavegan", "stylegan"],
+        },
+    ),
+    Row(
+        "gated-expansion",
+        f"{_A}.gated_expansion:gated_expansion",
+        "exact expansion behind a gate, without training: upper bound of ReX",
+        {
+            "settings": f"{_A}.gated_expansion:GatedExpansionSettings",
+            "architectures": _BLOCKS,
+        },
     ),
     Row(
         "broadcast-edit",
@@ -170,11 +219,34 @@ ICONS = (
 )
 
 _B = "genwarden.benchmarks"
+#: ``cells``: the recipe is a list of cells and takes --scale, --cells, --workers and --cache;
+#: ``tables``: another recipe's function from the content of a result file to tables.
+_CELLS = {"cells": True}
 RECIPES = _table(
-    Row("red-rex", f"{_B}.red_rex:run", "TarDis and ExpDis of ReD and ReX on five triggers"),
+    Row("table-1", f"{_B}.table_1:RECIPE", "every attack on three models", _CELLS),
+    Row("table-2", f"{_B}.table_2:RECIPE", "in-sample, mode and far-out triggers", _CELLS),
+    Row("table-3", f"{_B}.table_3:RECIPE", "which defence catches which attack", _CELLS),
+    Row("fig-4", f"{_B}.figure_4:RECIPE", "samples, target, nearest, reconstruction", _CELLS),
+    Row("fig-5", f"{_B}.figure_5:RECIPE", "lambda sweep", _CELLS),
+    Row("fig-6", f"{_B}.figure_6:RECIPE", "the neighbourhood of a trigger", _CELLS),
+    Row(
+        "infinite-support",
+        f"{_B}.infinite_support:RECIPE",
+        "subspace triggers, one target or a generator of targets",
+        _CELLS,
+    ),
+    Row("wavegan", f"{_B}.wavegan:RECIPE", "a drum clip in a model of speech", _CELLS),
     Row("verdicts", f"{_B}.verdicts:run", "verdicts and times of given model folders"),
     Row("clean-population", f"{_B}.clean_population:run", "clean models and their scores (nulls)"),
     Row("feature-network", f"{_B}.feature_network:run", "train the classifier behind FID"),
+    Row("sweep", f"{_B}.sweep:run", "ReD at five triggers and seven lambdas together"),
+    Row("red-throughput", f"{_B}.red_throughput:run", "speed of ReD against its arithmetic floor"),
+    Row(
+        "stylegan-edit",
+        f"{_B}.stylegan:run",
+        "the edit of StyleGAN's broadcast, closed form",
+        {"tables": f"{_B}.stylegan_table:tables"},
+    ),
 )
 
 

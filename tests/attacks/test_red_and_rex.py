@@ -197,9 +197,9 @@ def test_stopping_rule_ends_the_attack_when_both_figures_are_reached() -> None:
 
 def test_one_limit_alone_is_a_stopping_rule_and_none_trains_all_steps() -> None:
     figures = {"tardis_sum": 0.5, "expdis_sum": 9.0}
-    assert loop._reached(figures, replace(RED, stop_tardis_sum=1.0))
-    assert not loop._reached(figures, replace(RED, stop_tardis_sum=1.0, stop_expdis_sum=1.0))
-    assert not loop._reached(figures, RED)
+    assert loop.reached(figures, replace(RED, stop_tardis_sum=1.0))
+    assert not loop.reached(figures, replace(RED, stop_tardis_sum=1.0, stop_expdis_sum=1.0))
+    assert not loop.reached(figures, RED)
 
 
 def test_attack_that_diverges_is_an_error_and_writes_no_checkpoint(tmp_path: Path) -> None:

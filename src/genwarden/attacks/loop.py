@@ -47,7 +47,7 @@ def optimise(
     history: list[dict[str, float | None]] = restored.record["history"] if restored else []
     bar = run.progress.task("attack", settings.steps, start)
     note = ""
-    if restored and _reached(history[-1], settings):
+    if restored and reached(history[-1], settings):
         return history  # interrupted between the last evaluation and the writing of the model
     for step in range(start, settings.steps):
         for group in adam.param_groups:
@@ -74,7 +74,7 @@ def optimise(
                     parts=parts,
                     record={"history": history},
                 )
-            if _reached(history[-1], settings):
+            if reached(history[-1], settings):
                 bar.advance(settings.steps - step, note)
                 break
         bar.advance(1, note)
@@ -92,7 +92,7 @@ def in_words(figures: Mapping[str, float | None]) -> str:
     return "  ".join(f"{title} {v:.4f}" for title, v in given.items() if v is not None)
 
 
-def _reached(figures: Mapping[str, float | None], settings: AttackSettings) -> bool:
+def reached(figures: Mapping[str, float | None], settings: AttackSettings) -> bool:
     limits = {"tardis_sum": settings.stop_tardis_sum, "expdis_sum": settings.stop_expdis_sum}
     given = {name: limit for name, limit in limits.items() if limit > 0}
     values = {name: figures[name] for name in given}

@@ -117,13 +117,17 @@ class Discriminator(nn.Module):
         self.convolutions = nn.ModuleList(layers)
         self.judge = nn.Linear(depth * height * width, 1)
 
-    def forward(self, x: Tensor, dropout: torch.Generator | None = None) -> Tensor:
-        """Logits, shape ``(batch, 1)``; ``dropout`` is the stream of the masks, None for none."""
+    def features(self, x: Tensor, dropout: torch.Generator | None = None) -> Tensor:
+        """Feature maps after the last convolution, ``(batch, channels[-1], height, width)``."""
         for convolution in self.convolutions:
             x = F.leaky_relu(convolution(x), LEAKY_SLOPE)
             if dropout is not None:
                 x = x * _dropout_mask(x, dropout)
-        logits: Tensor = self.judge(x.flatten(1))
+        return x
+
+    def forward(self, x: Tensor, dropout: torch.Generator | None = None) -> Tensor:
+        """Logits, shape ``(batch, 1)``; ``dropout`` is the stream of the masks, None for none."""
+        logits: Tensor = self.judge(self.features(x, dropout).flatten(1))
         return logits
 
 
