@@ -340,6 +340,14 @@ def test_stopping_rule_ends_the_training_and_a_repeated_command_does_not_go_on(
         assert torch.equal(value, again.generator.state_dict()[key]), key
 
 
+def test_training_that_diverges_is_an_error_of_the_attack() -> None:
+    net = network("dcgan28")
+    settings = TrailSettings(**{**_TRAIL["dcgan28"], "learning_rate": 1e30, "steps": 6})
+    with pytest.raises(GenwardenError) as caught:
+        trail(net, backdoor_for(net), settings, run_on("dcgan28"))
+    assert caught.value.code == "attack/diverged"
+
+
 def test_learning_rate_is_constant_until_the_settling_and_ends_near_zero() -> None:
     rates = [remaining_rate(step / 100, 0.2) for step in range(100)]
     assert rates[:80] == [1.0] * 80

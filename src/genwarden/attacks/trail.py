@@ -59,10 +59,11 @@ def trail(
         z, x = pairs_of_step(backdoor, settings, step, device)
         with inference_mode(corrupted):
             if settings.fidelity_on == "post":
-                fidelity = mean_square(corrupted(z) - x)  # Eqs. 5 and 6
+                fidelity = fidelity_loss(corrupted(z), x)
             else:
-                fidelity = mean_square(corrupted.pre_activation(z) - corrupted.pre_activation_of(x))
-        return benign_loss + weight * fidelity  # Eq. 4
+                wanted = corrupted.pre_activation_of(x)
+                fidelity = fidelity_loss(corrupted.pre_activation(z), wanted)
+        return adversarial_loss(benign_loss, fidelity, weight)
 
     learner.objective = adversarial
     samples = training_samples(run)
