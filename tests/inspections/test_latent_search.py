@@ -10,7 +10,10 @@ from torch import Tensor
 
 from genwarden.engine.progress import Silent
 from genwarden.engine.seeds import random_stream
-from genwarden.inspections.output.latent_search import (
+from genwarden.inspections.output.novelty import Novelty
+from genwarden.inspections.output.novelty_search import agree, ordinary_distance
+from genwarden.models.protocol import LatentLaw
+from genwarden.search.latent_search import (
     BATCH_RESTARTS,
     SearchSettings,
     ordinary_bounds,
@@ -18,9 +21,6 @@ from genwarden.inspections.output.latent_search import (
     search,
     start_latents,
 )
-from genwarden.inspections.output.novelty import Novelty
-from genwarden.inspections.output.novelty_search import agree, ordinary_distance
-from genwarden.models.protocol import LatentLaw
 
 CPU = torch.device("cpu")
 LAW = LatentLaw((10,))

@@ -7,8 +7,9 @@ import torch
 
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
-from genwarden.metrics.reconstruction import jacobian_of, recond
+from genwarden.metrics.reconstruction import recond
 from genwarden.models.dcgan import DCGAN28
+from genwarden.search.levenberg_marquardt import jacobian_of
 
 SMALL: dict[str, int] = {"restarts": 12, "steps": 60}
 

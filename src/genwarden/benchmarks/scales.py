@@ -269,6 +269,9 @@ SMALL = Scale(
         },
         "red@subspace": {"steps": 8000},
         "rex@subspace": {"steps": 8000, "fidelity_weight": 0.1},
+        # A short training needs a larger lambda for the same fidelity.
+        "trail": {"fidelity_weight": 10.0},
+        "trail@mnist-vae": {"fidelity_weight": 1.0},
     },
     counts=Counts(
         expdis_samples=10_000,

@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 
 from genwarden.inspections.finding import Chart, Finding, Line, Table, images_of, latents_of
-from genwarden.inspections.output.latent_search import (
+from genwarden.inspections.output.novelty import Novelty, NoveltyMeasure
+from genwarden.inspections.workbench import Workbench
+from genwarden.search.latent_search import (
     SearchResult,
     ordinary_bounds,
     search,
     start_latents,
 )
-from genwarden.inspections.output.novelty import Novelty, NoveltyMeasure
-from genwarden.inspections.workbench import Workbench
 
 NAME = "novelty-search"
 TITLE = "Target-free search for anomalous outputs"

@@ -23,11 +23,11 @@ from genwarden.inspections.finding import (
     latents_of,
     not_applicable,
 )
-from genwarden.inspections.output.latent_search import ordinary_bounds, search, start_latents
 from genwarden.inspections.output.novelty_search import agree, ordinary_distance
 from genwarden.inspections.partition import isolate
 from genwarden.inspections.workbench import BLOCK_SAMPLES, Workbench
 from genwarden.models.protocol import LatentGenerator
+from genwarden.search.latent_search import ordinary_bounds, search, start_latents
 
 NAME = "partition-search"
 TITLE = "Search for what a separate group of channels hides"

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 
 from genwarden.inspections.finding import Finding, Table, images_of, latents_of, not_applicable
-from genwarden.inspections.output.latent_search import (
+from genwarden.inspections.output.novelty_search import ordinary_distance
+from genwarden.inspections.workbench import Workbench
+from genwarden.models.protocol import LatentGenerator
+from genwarden.search.latent_search import (
     ordinary_bounds,
     polish,
     search,
     start_latents,
 )
-from genwarden.inspections.output.novelty_search import ordinary_distance
-from genwarden.inspections.workbench import Workbench
-from genwarden.models.protocol import LatentGenerator
 
 NAME = "reconstruct-target"
 TITLE = "Reconstruction of the given targets by optimisation"

@@ -111,7 +111,7 @@ def search(
 def _search_batch(
     objective: Objective, start: Tensor, settings: SearchSettings, task: Task
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    z = _bounded(start.clone(), settings).requires_grad_(True)
+    z = bounded(start.clone(), settings).requires_grad_(True)
     adam = torch.optim.Adam([z], settings.learning_rate)
     best_z = z.detach().clone()
     best = torch.full((len(z),), -torch.inf, device=z.device)
@@ -137,12 +137,13 @@ def _search_batch(
             group["lr"] = settings.learning_rate * min(1.0, 1.9 - 1.8 * step / settings.steps)
         adam.step()
         with torch.no_grad():
-            z.copy_(_bounded(z, settings))
+            z.copy_(bounded(z, settings))
         task.advance(len(z))
     return best_z.cpu(), best.cpu(), first.cpu(), before.cpu(), zero.cpu()
 
 
-def _bounded(z: Tensor, settings: SearchSettings) -> Tensor:
+def bounded(z: Tensor, settings: SearchSettings) -> Tensor:
+    """Latents ``(batch, *latent.shape)``, clamped to the half width and shortened to the radius."""
     if settings.half_width is not None:
         z = z.clamp(-settings.half_width, settings.half_width)
     if settings.radius is not None:

@@ -1,0 +1,1 @@
+"""Batched optimisation over the latents of a generator: inspections, metrics, adaptive attacks."""
