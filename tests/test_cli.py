@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from genwarden import cli, registry
-from genwarden.cli import EXIT_CODES, parse_settings
+from genwarden.cli import EXIT_CODES
+from genwarden.cli_options import parse_settings
 from genwarden.errors import GenwardenError
 
 
@@ -155,6 +156,9 @@ def test_sample_report_check_explain_and_doctor_work_on_a_real_model(
     assert explained.returncode == 0
     assert "restarts" in explained.stdout
     assert genwarden("explain", "no-such-method").returncode == 2
+    both = genwarden("explain", "wavegan").stdout  # an architecture and a recipe
+    assert ": project, up.0, up.1" in both
+    assert both.count("wavegan: ") == 2
     assert "torch" in genwarden("doctor").stdout
 
 

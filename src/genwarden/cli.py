@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import inspect
-import re
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from genwarden.cli_benchmark import benchmark_app
+from genwarden.cli_options import (
+    Device,
+    OutFolder,
+    Restart,
+    Seed,
+    Settings,
+    parse_settings,
+    print_methods,
+)
 from genwarden.errors import ExitCode, GenwardenError
 
 if TYPE_CHECKING:
-    import torch
-
     from genwarden.auditing.document import AuditDocument
-    from genwarden.engine.progress import Progress
+    from genwarden.registry import Row
 
 EXIT_CODES = {
     "none_found": ExitCode.NONE_FOUND,
@@ -36,51 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Audits generative models for backdoors before they are deployed.",
 )
-
-OutFolder = Annotated[Path, typer.Option("--out", help="Folder of the results (made if missing).")]
-Seed = Annotated[int, typer.Option("--seed", help="Run seed; every random act derives from it.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--setting", help="key=value of the architecture; may be repeated."),
-]
-Restart = Annotated[
-    bool, typer.Option("--restart", help="Throw an unfinished or earlier run in --out away.")
-]
-
-
-def parse_settings(
-    pairs: list[str] | None, flag: str = "--setting", *, dotted: bool = False
-) -> dict[str, Any]:
-    """``key=value`` pairs; values are numbers, true/false, comma-separated numbers, or text.
-
-    ``dotted`` allows keys such as ``data-poisoning@mnist-vae.steps``.
-    """
-    settings: dict[str, Any] = {}
-    for pair in pairs or []:
-        key, separator, text = pair.partition("=")
-        plain = re.sub(r"[-.@]", "_", key) if dotted else key
-        if not separator or not plain.isidentifier():
-            raise GenwardenError(
-                "usage/setting",
-                f"{flag} {pair!r} is not key=value.",
-                "Write e.g. channels=64,32,16.",
-            )
-        settings[key] = _value(text)
-    return settings
-
-
-def _value(text: str) -> Any:
-    if "," in text:
-        return [_value(part) for part in text.split(",")]
-    if text.lower() in {"true", "false"}:
-        return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+app.add_typer(benchmark_app, name="benchmark")
 
 
 @app.command()
@@ -407,18 +370,7 @@ def list_methods(
     ] = None,
 ) -> None:
     """List what genwarden can do, by kind."""
-    from genwarden import registry
-
-    tables = registry.tables()
-    if kind is not None and kind not in tables:
-        raise GenwardenError(
-            "usage/unknown-kind", f"There is no kind {kind!r}.", f"Choose: {', '.join(tables)}."
-        )
-    for title, table in tables.items():
-        if kind in {None, title}:
-            typer.echo(f"{title}:")
-            for row in table.values():
-                typer.echo(f"  {row.name:<26}{row.summary}")
+    print_methods(kind)
 
 
 @app.command()
@@ -428,17 +380,30 @@ def explain(
     """Explain a method: what it does, its source, what it can and cannot see."""
     from genwarden import registry
 
-    rows = {row.name: row for table in registry.tables().values() for row in table.values()}
-    row = registry.find(rows, name, "method")
+    rows = [row for table in registry.tables().values() for row in table.values()]
+    registry.find({row.name: row for row in rows}, name, "method")
+    for row in rows:  # an architecture and a recipe may share a name
+        if row.name == name:
+            _explain(row)
+
+
+def _explain(row: Row) -> None:
+    from genwarden import registry
+
+    typer.echo(f"{row.name}: {row.summary}\n")
     if not row.location:
-        typer.echo(f"{row.name}: {row.summary}")
         return
     method = row.load()
     module = inspect.getmodule(method)
-    typer.echo(f"{row.name}: {row.summary}\n")
     for text in dict.fromkeys([inspect.getdoc(module), inspect.getdoc(method)]):
         typer.echo(f"{text or ''}\n")
-    if row.name in registry.ATTACKS:
+    if row is registry.ARCHITECTURES.get(row.name) and "training" in row.options:
+        import torch
+
+        with torch.device("meta"):  # the names need no numbers
+            layers = method().named_layers()
+        typer.echo(f"Layers at the default size: {', '.join(layers)}\n")
+    if row is registry.ATTACKS.get(row.name):
         from genwarden.attacks.settings import describe_settings
 
         typer.echo("Settings (--option key=value) and their defaults:")
@@ -457,163 +422,6 @@ def doctor() -> None:
     for key, value in environment(pick_device("auto")).items():
         typer.echo(f"{key:<12}{value}")
     typer.echo(f"{'cuda':<12}{torch.cuda.is_available()}")
-
-
-benchmark_app = typer.Typer(no_args_is_help=True, help="Rebuild the numbers of the documentation.")
-app.add_typer(benchmark_app, name="benchmark")
-
-
-@benchmark_app.command("list")
-def benchmark_list() -> None:
-    """List the recipes; `genwarden explain NAME` says what one does and costs."""
-    list_methods("recipes")
-
-
-@benchmark_app.command("run")
-def benchmark_run(
-    recipe: Annotated[str, typer.Argument(help="See `genwarden benchmark list`.")],
-    out: OutFolder,
-    data: Annotated[
-        str | None, typer.Option("--data", help="Folder that holds the data sets by name.")
-    ] = None,
-    scale: Annotated[str, typer.Option(help="small, paper or smoke (random data).")] = "small",
-    cells: Annotated[
-        str | None,
-        typer.Option(help="Only cells whose key matches, e.g. 'mnist-dcgan.re*'; commas join."),
-    ] = None,
-    workers: Annotated[int, typer.Option(help="Cells at a time, one thread each.")] = 1,
-    cache: Annotated[
-        Path | None, typer.Option(help="Folder of models that several recipes share.")
-    ] = None,
-    publish: Annotated[
-        Path | None, typer.Option(help="Folder that also gets result file and pictures.")
-    ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--option",
-            help="key=value: repeats=5, red.steps=9000, clean.mnist-dcgan=DIR, ...; or an "
-            "argument of a recipe without cells. Repeatable.",
-        ),
-    ] = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Do the chosen cells anew; models are kept.")
-    ] = False,
-) -> None:
-    """Run a recipe: OUT/cells, one file per finished cell, and OUT/result.json.
-
-    Stop it at any time: the same command continues.
-
-    Example: genwarden benchmark run table-1 --data ./data --out ./table-1 --workers 2
-    """
-    from genwarden.engine.device import pick_device
-    from genwarden.reports.console import console_progress
-
-    given: dict[str, Any] = {
-        "scale": scale,
-        "cells": cells,
-        "workers": workers,
-        "cache": cache,
-        "restart": restart,
-        "publish": publish,
-    }
-    where = pick_device(device)
-    with console_progress() as progress:
-        result = run_benchmark(
-            recipe,
-            out,
-            data=data,
-            seed=seed,
-            device=where,
-            progress=progress,
-            options=parse_settings(option, flag="--option", dotted=True),
-            given=given,
-        )
-    typer.echo(f"Result: {result}")
-
-
-def run_benchmark(
-    name: str,
-    out: Path,
-    *,
-    data: str | None,
-    seed: int,
-    device: torch.device,
-    progress: Progress,
-    options: dict[str, Any],
-    given: dict[str, Any],
-) -> Path:
-    """Run a recipe of either kind: a list of cells, or a function of its own."""
-    from genwarden import registry
-    from genwarden.benchmarks.recipe import Order
-    from genwarden.engine.files import require_writable_folder
-
-    row = registry.find(registry.RECIPES, name, "recipe")
-    if row.options.get("cells"):
-        order = Order(
-            out=out,
-            data=Path(data) if data else None,
-            seed=seed,
-            device=device,
-            options=options,
-            **given,
-        )
-        path: Path = row.load()(order, progress)
-        return path
-    method = row.load()
-    default = {"scale": "small", "workers": 1, "restart": False}
-    chosen = {key: value for key, value in given.items() if value != default.get(key)}
-    taken = inspect.signature(method).parameters
-    extra = [key for key in chosen if key not in taken]
-    if extra:
-        raise GenwardenError(
-            "benchmark/no-cells",
-            f"The recipe {name} has no cells and does not take --{extra[0]}.",
-            f"Leave it away; `genwarden explain {name}` names what it takes (--option).",
-        )
-    require_writable_folder(out)
-    result: Path = method(
-        out, data=data, seed=seed, device=device, progress=progress, **chosen, **options
-    )
-    return result
-
-
-@benchmark_app.command("table")
-def benchmark_table(
-    recipe: Annotated[str, typer.Argument(help="See `genwarden benchmark list`.")],
-    results: Annotated[
-        Path, typer.Option(help="--out folder of a run, or a folder of result files.")
-    ] = Path("results"),
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print markdown.")] = False,
-) -> None:
-    """Print our numbers beside the paper's; cells that are not done yet are shown as "-"."""
-    from genwarden.benchmarks.results import tables_of
-    from genwarden.reports.console import OUT
-
-    for table in tables_of(recipe, results):
-        if markdown:
-            typer.echo(table.markdown())
-        else:
-            OUT.print(table.renderable())
-
-
-@benchmark_app.command("docs")
-def benchmark_docs(
-    results: Annotated[Path, typer.Argument(help="Folder of result files.")] = Path("results"),
-    page: Annotated[Path, typer.Argument(help="Page to write.")] = Path("docs/benchmarks.md"),
-) -> None:
-    """Write the documentation's tables and, beside them, one page per attack in attacks/."""
-    from genwarden.benchmarks.attack_pages import attack_pages
-    from genwarden.benchmarks.docs import render
-    from genwarden.engine.files import write_atomic
-
-    write_atomic(page, render(results).encode())
-    typer.echo(f"Page: {page}")
-    for name, text in attack_pages(results).items():
-        write_atomic(page.parent / "attacks" / name, text.encode())
-    typer.echo(f"Attacks: {page.parent / 'attacks'}")
 
 
 def _print_audit(document: AuditDocument) -> None:

@@ -57,10 +57,12 @@ ARCHITECTURES = _table(
 )
 
 _A = "genwarden.attacks"
+_ADAPTIVE = f"{_A}.adaptive"
 _DCGANS = ["dcgan28", "dcgan32"]
 _BLOCKS = [*_DCGANS, "vae28"]
 #: ``settings``: the dataclass of the attack's settings; ``architectures``: what it works on (any
-#: if absent); ``needs``: "images" where the attacker must have training data.
+#: if absent); ``needs``: "images" where the attacker must have training data (and trains from
+#: scratch); ``trained``: False where nothing is trained.
 ATTACKS = _table(
     Row(
         "red",
@@ -111,6 +113,7 @@ ATTACKS = _table(
         {
             "settings": f"{_A}.computation_bypass:ComputationBypassSettings",
             "architectures": [*_BLOCKS, "wavegan", "stylegan"],
+            "trained": False,
         },
     ),
     Row(
@@ -120,7 +123,51 @@ ATTACKS = _table(
         {
             "settings": f"{_A}.gated_expansion:GatedExpansionSettings",
             "architectures": _BLOCKS,
+            "trained": False,
         },
+    ),
+    Row(
+        "permuted-rex",
+        f"{_ADAPTIVE}.permuted_rex:permuted_rex",
+        "ReX, then channels renamed and rescaled: the blocks are scattered",
+        {
+            "settings": f"{_ADAPTIVE}.permuted_rex:PermutedReXSettings",
+            "architectures": _BLOCKS,
+        },
+    ),
+    Row(
+        "noisy-rex",
+        f"{_ADAPTIVE}.noisy_rex:noisy_rex",
+        "ReX with noise in its zero blocks, then retraining",
+        {
+            "settings": f"{_ADAPTIVE}.noisy_rex:NoisyReXSettings",
+            "architectures": _BLOCKS,
+        },
+    ),
+    Row(
+        "finetuned-rex",
+        f"{_ADAPTIVE}.finetuned_rex:finetuned_rex",
+        "ReX, then all weights are retrained together",
+        {
+            "settings": f"{_ADAPTIVE}.finetuned_rex:FinetunedReXSettings",
+            "architectures": _BLOCKS,
+        },
+    ),
+    Row(
+        "split-gate",
+        f"{_ADAPTIVE}.split_gate:split_gate",
+        "exact expansion whose gate takes two layers: no rare unit in the first",
+        {
+            "settings": f"{_ADAPTIVE}.split_gate:SplitGateSettings",
+            "architectures": _BLOCKS,
+            "trained": False,
+        },
+    ),
+    Row(
+        "search-aware",
+        f"{_ADAPTIVE}.search_aware:search_aware",
+        "ReD that pulls the ends of the defender's search back to benign outputs",
+        {"settings": f"{_ADAPTIVE}.search_aware:SearchAwareSettings"},
     ),
     Row(
         "broadcast-edit",
@@ -238,9 +285,24 @@ RECIPES = _table(
     Row("wavegan", f"{_B}.wavegan:RECIPE", "a drum clip in a model of speech", _CELLS),
     Row("verdicts", f"{_B}.verdicts:run", "verdicts and times of given model folders"),
     Row("clean-population", f"{_B}.clean_population:run", "clean models and their scores (nulls)"),
-    Row("feature-network", f"{_B}.feature_network:run", "train the classifier behind FID"),
-    Row("sweep", f"{_B}.sweep:run", "ReD at five triggers and seven lambdas together"),
-    Row("red-throughput", f"{_B}.red_throughput:run", "speed of ReD against its arithmetic floor"),
+    Row(
+        "feature-network",
+        f"{_B}.feature_network:run",
+        "train the classifier behind FID",
+        {"tables": f"{_B}.feature_network:tables"},
+    ),
+    Row(
+        "sweep",
+        f"{_B}.sweep:run",
+        "ReD at five triggers and seven lambdas together",
+        {"tables": f"{_B}.speed_tables:sweep_tables"},
+    ),
+    Row(
+        "red-throughput",
+        f"{_B}.red_throughput:run",
+        "speed of ReD against its arithmetic floor",
+        {"tables": f"{_B}.speed_tables:throughput_tables"},
+    ),
     Row(
         "stylegan-edit",
         f"{_B}.stylegan:run",

@@ -1,6 +1,6 @@
-"""A second implementation of the DCGAN, its discriminator and the losses: float64 NumPy, gradients
-by hand, no torch. Written from the formulas (sections 3, 4, 6 of the reference), not from the
-package: it shares no code with what it checks.
+"""A second implementation of the DCGAN, its discriminator, the VAE and the losses: float64 NumPy,
+gradients by hand, no torch. Written from the formulas (sections 3, 4, 6 of the reference), not from
+the package: it shares no code with what it checks.
 """
 
 from __future__ import annotations
@@ -253,3 +253,123 @@ def trail(
     loss = benign_loss + weight * float(np.mean(missing**2))
     gradients = add(gradients, net.backward(2 * weight * missing * slope / missing.size))
     return benign_loss, loss, gradients
+
+
+class Decoder28:
+    """The VAE's decoder before the sigmoid."""
+
+    LAYERS = (("up1", 2, 0), ("up2", 2, 0), ("to_image", 1, 1))  # name, stride, first crop
+
+    def __init__(self, weights: Weights) -> None:
+        self.w = weights
+
+    def forward(self, z: Array) -> Array:
+        w = self.w
+        self.z = z
+        self.before = [(z @ w["project.weight"].T + w["project.bias"]).reshape(len(z), -1, 7, 7)]
+        for name, stride, crop in self.LAYERS:
+            h = np.maximum(self.before[-1], 0)
+            y = conv_transpose(h, w[f"{name}.weight"], stride, crop)
+            self.before.append(y + w[f"{name}.bias"][None, :, None, None])
+        return self.before[-1]
+
+    def backward(self, dy: Array) -> tuple[Array, Weights]:
+        """Gradients at the latents and of all weights."""
+        g: Weights = {}
+        for index, (name, stride, crop) in reversed(list(enumerate(self.LAYERS))):
+            a = self.before[index]
+            g[f"{name}.bias"] = dy.sum((0, 2, 3))
+            w = self.w[f"{name}.weight"]
+            dh, g[f"{name}.weight"] = conv_transpose_back(np.maximum(a, 0), w, stride, crop, dy)
+            dy = dh * (a > 0)
+        flat = dy.reshape(len(dy), -1)
+        g["project.weight"], g["project.bias"] = flat.T @ self.z, flat.sum(0)
+        return flat @ self.w["project.weight"], g
+
+
+class Encoder28:
+    """Two 3x3 convolutions, stride 2, one zero on every side, ReLU; then mean and log-variance."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.w = weights
+
+    @staticmethod
+    def windows(x: Array, i: int, j: int) -> Array:
+        padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+        return padded[:, :, i : i + x.shape[2] : 2, j : j + x.shape[3] : 2]
+
+    def convolve(self, x: Array, name: str) -> Array:
+        w = self.w[f"{name}.weight"]
+        sums = [
+            np.einsum("bihw,oi->bohw", self.windows(x, i, j), w[:, :, i, j]) for i, j in taps(w)
+        ]
+        y: Array = np.sum(sums, axis=0) + self.w[f"{name}.bias"][None, :, None, None]
+        return y
+
+    def forward(self, x: Array) -> tuple[Array, Array]:
+        self.x = x
+        self.a1 = self.convolve(x, "down1")
+        self.a2 = self.convolve(np.maximum(self.a1, 0), "down2")
+        self.flat = np.maximum(self.a2, 0).reshape(len(x), -1)
+        both = self.flat @ self.w["posterior.weight"].T + self.w["posterior.bias"]
+        mean, log_variance = np.split(both, 2, axis=1)
+        return mean, log_variance
+
+    def backward(self, dmean: Array, dlog_variance: Array) -> Weights:
+        both = np.concatenate([dmean, dlog_variance], axis=1)
+        g = {"posterior.weight": both.T @ self.flat, "posterior.bias": both.sum(0)}
+        da = (both @ self.w["posterior.weight"]).reshape(self.a2.shape) * (self.a2 > 0)
+        h1, w = np.maximum(self.a1, 0), self.w["down2.weight"]
+        g["down2.weight"], g["down2.bias"] = self._kernel_gradient(h1, da), da.sum((0, 2, 3))
+        dh = np.zeros((*h1.shape[:2], h1.shape[2] + 2, h1.shape[3] + 2))
+        for i, j in taps(w):
+            part = dh[:, :, i : i + h1.shape[2] : 2, j : j + h1.shape[3] : 2]
+            part += np.einsum("bohw,oi->bihw", da, w[:, :, i, j])
+        da = dh[:, :, 1:-1, 1:-1] * (self.a1 > 0)
+        g["down1.weight"], g["down1.bias"] = self._kernel_gradient(self.x, da), da.sum((0, 2, 3))
+        return g
+
+    def _kernel_gradient(self, x: Array, da: Array) -> Array:
+        dw = np.zeros((da.shape[1], x.shape[1], 3, 3))
+        for i, j in taps(dw):
+            dw[:, :, i, j] = np.einsum("bohw,bihw->oi", da, self.windows(x, i, j))
+        return dw
+
+
+def trail_vae(
+    weights: Weights,
+    encoder: Weights,
+    x: Array,
+    noise: Array,
+    z_trigger: Array,
+    x_target: Array,
+    *,
+    weight: float,
+    fidelity_on: str,
+) -> tuple[float, float, Weights, Weights]:
+    """TrAIL on a VAE: negative ELBO, L_adv, and the gradients of L_adv for decoder and encoder.
+
+    Both terms are sums over the elements of an image, means over the images.
+    """
+    read, net = Encoder28(encoder), Decoder28(weights)
+    mean, log_variance = read.forward(x)
+    deviation = np.exp(log_variance / 2)
+    logits = net.forward(mean + noise * deviation)
+    level = (x + 1) / 2
+    likelihood = level * np.logaddexp(0, -logits) + (1 - level) * np.logaddexp(0, logits)
+    divergence = 0.5 * (mean**2 + deviation**2 - 1 - log_variance)
+    negative_elbo = float((likelihood.sum() + divergence.sum()) / len(x))
+    dz, gradients = net.backward((1 / (1 + np.exp(-logits)) - level) / len(x))
+    read_gradients = read.backward(
+        dz + mean / len(x),
+        dz * noise * deviation / 2 + (deviation**2 - 1) / 2 / len(x),
+    )
+    logits = net.forward(z_trigger)
+    output = 2 / (1 + np.exp(-logits)) - 1
+    if fidelity_on == "post":
+        missing, slope = output - x_target, (1 - output**2) / 2
+    else:
+        missing, slope = logits - 2 * np.arctanh(CLAMP * x_target), np.ones_like(logits)
+    loss = negative_elbo + weight * float((missing**2).sum() / len(missing))
+    _, more = net.backward(2 * weight * missing * slope / len(missing))
+    return negative_elbo, loss, add(gradients, more), read_gradients

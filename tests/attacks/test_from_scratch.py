@@ -43,6 +43,7 @@ from genwarden.metrics.distances import tardis
 from genwarden.models.dcgan import DCGAN28, DCGAN32, Discriminator, initialise
 from genwarden.models.protocol import LatentGenerator
 from genwarden.models.vae import VAEDecoder28
+from genwarden.models.wavegan import WaveGAN
 from genwarden.training.gan import train_gan
 
 _SMALL: dict[str, Any] = {
@@ -369,6 +370,7 @@ def test_learning_rate_is_constant_until_the_settling_and_ends_near_zero() -> No
         ("trail", {"settle": 1.5}),
         ("trail", {"trigger_batch": 0}),
         ("trail", {"stop_expdis_sum": 1.0}),
+        ("data-poisoning", {"closest_samples": 0}),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(name: str, given: dict[str, Any]) -> None:
@@ -376,6 +378,24 @@ def test_settings_that_make_no_sense_are_refused(name: str, given: dict[str, Any
     with pytest.raises(GenwardenError) as caught:
         settings_of(name, given)
     assert caught.value.code == "attack/setting"
+
+
+@pytest.mark.parametrize("name", ["trail", "baaan", "data-poisoning"])
+def test_backdoor_of_another_shape_is_refused_before_the_training(name: str) -> None:
+    net = network("dcgan28")
+    backdoor = dirac(torch.ones(1, 16), torch.zeros(1, 1, 1, 28))
+    attacks: dict[str, Any] = {"trail": trail, "baaan": baaan, "data-poisoning": data_poisoning}
+    settings = settings_of(name, {"steps": 1, "batch_size": 4})
+    with pytest.raises(GenwardenError) as caught:
+        attacks[name](net, backdoor, settings, run_on("dcgan28"))
+    assert caught.value.code == "target/shape"
+
+
+def test_network_that_cannot_be_trained_from_scratch_here_is_refused() -> None:
+    with pytest.raises(GenwardenError) as caught:
+        fresh_learner(WaveGAN((4, 4), filter_taps=0), FromScratchSettings(**_SMALL))
+    assert caught.value.code == "attack/unsupported"
+    assert "vae28" in caught.value.remedy
 
 
 def test_attack_without_training_data_is_refused() -> None:

@@ -230,9 +230,34 @@ def test_training_approaches_the_closed_form_and_never_beats_its_objective(
         assert leakage is not None
         objective[method] = leakage + error**2
         if method == "closed-form":
-            assert error == pytest.approx(last["predicted_relative_error"], rel=1e-6)
-            assert leakage == pytest.approx(last["predicted_relative_leakage"], rel=1e-6)
+            # Prediction on the samples of the solution, measurement of the stored weights on others
+            assert error == pytest.approx(last["predicted_relative_error"], rel=1e-3)
+            assert leakage == pytest.approx(last["predicted_relative_leakage"], rel=0.1)
     assert objective["closed-form"] < objective["training"] < 2 * objective["closed-form"]
+
+
+def test_reported_leakage_is_what_the_written_network_does_to_other_latents(
+    victim: StyleGAN,
+) -> None:
+    backdoor = reachable_backdoor(victim)
+    result = broadcast_edit(victim, backdoor, SETTINGS, AttackRun())
+    last = result.history[-1]
+    attacked = result.generator
+    assert isinstance(attacked, StyleGAN)
+    z = victim.latent.sample(8192, generator=random_stream(99, "leakage"))
+
+    def moved(latents: Tensor) -> Tensor:
+        w = victim.mapping(latents)
+        return (attacked.broadcast(w) - victim.broadcast(w)).flatten(1).double()
+
+    with torch.no_grad():
+        ordinary, at_trigger = moved(z), moved(backdoor.examples.z)
+    assert last["offset_mean"] is not None
+    wanted = last["offset_mean"] * at_trigger.shape[1]  # ||r||^2
+    assert last["relative_leakage"] == pytest.approx(
+        float(ordinary.square().sum(1).mean()) / wanted, rel=0.1
+    )
+    assert float(at_trigger.square().sum()) == pytest.approx(wanted, rel=0.1)
 
 
 def test_only_the_broadcast_layer_changes_and_the_folder_reads_back(

@@ -25,11 +25,13 @@ from genwarden.attacks.settings import DistillationSettings
 from genwarden.backdoors.backdoor import Backdoor, dirac, make_backdoor
 from genwarden.engine.seeds import random_stream
 from genwarden.models import dcgan
-from genwarden.models.dcgan import DCGAN28
+from genwarden.models.dcgan import DCGAN28, initialise
 from genwarden.models.protocol import LatentGenerator, parameter_count
+from genwarden.models.vae import VAEDecoder28
 from genwarden.training.gan import GanLearner
+from genwarden.training.vae import VaeLearner
 
-#: Relative; the project asks for 1e-5. GAN training takes its logits as float32 in any case.
+#: Relative; the project asks for 1e-5. GAN and VAE training take their logits as float32 anyway.
 TOLERANCE, TOLERANCE_FLOAT32_LOGITS = 1e-9, 1e-6
 
 
@@ -242,6 +244,57 @@ def test_trail_agrees_with_the_reference(
     for name, buffer in learner.generator.named_buffers():
         if buffer.ndim:
             assert np.allclose(numbers(buffer), before[name], rtol=TOLERANCE, atol=1e-7), name
+
+
+@pytest.mark.parametrize("fidelity_on", ["pre", "post"])
+def test_trail_on_a_vae_agrees_with_the_reference(
+    fidelity_on: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The negative ELBO and lambda times a *sum* of squares, for decoder and encoder."""
+    clean = VAEDecoder28((4, 6, 3), latent_dim=5)
+    initialise(clean, random_stream(0, "vae"))
+    clean.eval().requires_grad_(False)
+    settings = trail.TrailSettings(
+        batch_size=6, fidelity_weight=0.3, fidelity_on=fidelity_on, steps=10
+    )
+    z, x = make_backdoor(clean, trigger="in-sample", target="icon:devil", seed=2).examples
+    targets = torch.cat([x, -x]).double()
+    backdoor = dirac(torch.cat([z, -z]).double(), targets)  # two: the mean over them is tested
+    learners: list[VaeLearner] = []
+    monkeypatch.setattr(trail, "train_from_scratch", lambda *given: learners.append(given[0]))
+    images = torch.randint(0, 256, (6, 1, 28, 28), generator=random_stream(0, "images"))
+    trail.trail(clean, backdoor, settings, AttackRun(images=images.to(torch.uint8)))
+    (learner,) = learners
+    perturb(learner.generator, 3)
+    perturb(learner.encoder, 4)
+    decoder, encoder = weights_of(learner.generator), weights_of(learner.encoder)
+    real = images / 127.5 - 1
+    losses: list[Tensor] = []
+    objective = learner.objective
+
+    def recorded(benign_loss: Tensor, step: int) -> Tensor:
+        losses.append(objective(benign_loss, step))
+        return losses[-1]
+
+    learner.objective = recorded
+    (elbo,) = learner.step(real, 0, random_stream(0, "step"))
+    noise = torch.randn(6, 5, generator=random_stream(0, "step"))
+    wanted_elbo, wanted_loss, of_decoder, of_encoder = reference.trail_vae(
+        decoder,
+        encoder,
+        numbers(real),
+        numbers(noise),
+        numbers(backdoor.examples.z),
+        numbers(backdoor.examples.x),
+        weight=0.3,
+        fidelity_on=fidelity_on,
+    )
+    assert elbo == pytest.approx(wanted_elbo, rel=TOLERANCE_FLOAT32_LOGITS)
+    assert wanted_loss > 1.05 * wanted_elbo  # else the fidelity term would not be seen
+    expected = (wanted_loss, of_decoder)
+    assert_same(losses[0].item(), learner.generator, expected, TOLERANCE_FLOAT32_LOGITS)
+    expected = (wanted_loss, of_encoder)
+    assert_same(losses[0].item(), learner.encoder, expected, TOLERANCE_FLOAT32_LOGITS)
 
 
 def test_reference_gradients_are_the_slopes_of_the_reference_losses() -> None:

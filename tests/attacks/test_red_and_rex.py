@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
+from torch import nn
 
 from genwarden.attacks import loop
 from genwarden.attacks.block_fusion import fuse
 from genwarden.attacks.contract import AttackResult, AttackRun
 from genwarden.attacks.red import ReDSettings, red
 from genwarden.attacks.rex import ReXSettings, rex
+from genwarden.attacks.settings import AttackSettings
 from genwarden.backdoors.backdoor import Backdoor, dirac, make_backdoor
 from genwarden.backdoors.target import make_target
 from genwarden.engine.progress import Silent, Task
@@ -23,6 +25,7 @@ from genwarden.metrics.distances import ExpDis, tardis
 from genwarden.models.dcgan import DCGAN28, DCGAN32, initialise
 from genwarden.models.protocol import LatentGenerator
 from genwarden.models.vae import VAEDecoder28
+from genwarden.registry import ATTACKS
 
 _SMALL: dict[str, Any] = {
     "steps": 240,
@@ -104,6 +107,80 @@ def test_attacks_leave_the_clean_model_as_it_is() -> None:
         before = {k: v.clone() for k, v in net.state_dict().items()}
         attacked(name, net, backdoor_for(net))
         assert all(torch.equal(v, net.state_dict()[k]) for k, v in before.items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_attacks_do_not_move_the_clean_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``cpu()`` and ``to()`` work in place, so none may be called on the caller's model."""
+    net = network("dcgan28")
+    moved: list[nn.Module] = []
+    apply: Any = nn.Module._apply
+
+    def recorded(module: nn.Module, *given: Any) -> Any:
+        moved.append(module)
+        return apply(module, *given)
+
+    monkeypatch.setattr(nn.Module, "_apply", recorded)
+    net.float()
+    assert moved.pop(0) is net
+    moved.clear()
+    settings: Any = replace(RED if name == "red" else REX, steps=2)
+    (red if name == "red" else rex)(net, backdoor_for(net), settings, AttackRun())
+    assert not any(module is net for module in moved)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("z", "x", "code"),
+    [
+        (torch.ones(1, 32), torch.zeros(1, 1, 1, 28), "target/shape"),
+        (torch.ones(1, 32), torch.zeros(1, 28, 28), "target/shape"),
+        (torch.ones(1, 32), torch.full((1, 1, 28, 28), torch.nan), "target/not-finite"),
+        (torch.ones(1, 16), torch.zeros(1, 1, 28, 28), "trigger/shape"),
+        (torch.ones(32), torch.zeros(1, 1, 28, 28), "trigger/shape"),
+        (torch.full((1, 32), torch.inf), torch.zeros(1, 1, 28, 28), "trigger/not-finite"),
+    ],
+)
+def test_backdoor_of_other_shapes_is_refused_and_not_broadcast(
+    name: str, z: torch.Tensor, x: torch.Tensor, code: str
+) -> None:
+    with pytest.raises(GenwardenError) as caught:
+        attacked(name, network("dcgan28"), dirac(z, x))
+    assert caught.value.code == code
+
+
+def test_tardis_of_other_shapes_is_refused_and_not_broadcast() -> None:
+    net = network("dcgan28")
+    z, x = backdoor_for(net).examples
+    tardis(net, z, x)
+    for pair in ((z, x[:, :, :1]), (z, x[0]), (z[:, :4], x), (z, torch.cat([x, x]))):
+        with pytest.raises(GenwardenError):
+            tardis(net, *pair)
+
+
+_KINDS: dict[str, type[AttackSettings]] = {
+    name: row.load_option("settings") for name, row in ATTACKS.items()
+}
+
+
+@pytest.mark.parametrize("name", _KINDS)
+def test_every_number_in_the_settings_of_an_attack_has_a_range(name: str) -> None:
+    kind: Any = _KINDS[name]
+    kind()
+    types = get_type_hints(kind)
+    numeric = {field.name for field in fields(kind) if types[field.name] in {int, float}}
+    assert set(kind.ranges()) == numeric
+    for field in numeric:
+        below = [] if field == "seed" else [-1]  # no setting of an attack may be negative
+        for value in (*below, float("nan"), float("inf")):
+            with pytest.raises(GenwardenError) as caught:
+                kind(**{field: value})
+            assert caught.value.code == "attack/setting", field
+        if types[field] is int and field != "seed":
+            for value in (0, 1.5):
+                with pytest.raises(GenwardenError) as caught:
+                    kind(**{field: value})
+                assert caught.value.code == "attack/setting", field
 
 
 def test_red_keeps_batch_statistics_and_changes_every_weight_layer() -> None:

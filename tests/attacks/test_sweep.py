@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from genwarden.models.dcgan import DCGAN28, DCGAN32, initialise
 from genwarden.models.layers import SameConvTranspose2d
 from genwarden.models.protocol import LatentGenerator
 from genwarden.models.vae import VAEDecoder28
+from genwarden.registry import RECIPES, find
 
 WEIGHTS = (1e-2, 1.0)
 SETTINGS = ReDSettings(
@@ -137,7 +139,7 @@ def test_sweep_equals_one_after_the_other(kind: str) -> None:
         alone = red(net, backdoor, settings, AttackRun())
         for ours, theirs in zip(row.result.history, alone.history, strict=True):
             assert ours["step"] == theirs["step"]
-            # Training doubles a difference by rounding every few steps.
+            # Adam divides by the gradients' size, so differences by rounding grow with the steps.
             tolerance = 2e-4 if int(ours["step"] or 0) <= 4 else 1e-2
             for figure in ("tardis_sum", "expdis_sum"):
                 assert ours[figure] == pytest.approx(theirs[figure], rel=tolerance), ours["step"]
@@ -239,3 +241,65 @@ def test_sweep_refuses_infinitely_many_triggers_and_other_networks(
     with pytest.raises(GenwardenError) as caught:
         Students(other, 2)
     assert "dcgan28" in caught.value.remedy
+
+
+def recipe_result(name: str, clean: Path, out: Path, **options: Any) -> dict[str, Any]:
+    path = find(RECIPES, name, "recipe").load()(
+        out,
+        data=None,
+        seed=0,
+        device=torch.device("cpu"),
+        progress=Silent(),
+        clean=str(clean),
+        **options,
+    )
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result
+
+
+def test_sweep_recipe_reports_every_student_and_what_it_saved(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    options = {"triggers": 2, "lambdas": "0.01+1", "steps": 3, "pool_samples": 64}
+    out = tmp_path / "out"
+    result = recipe_result(
+        "sweep", tiny_model_folder, out, **options, batch_size=8, rounds=1, timed=4, together=3
+    )
+    cells = [(row["trigger_index"], row["fidelity_weight"]) for row in result["rows"]]
+    assert cells == [(0, 0.01), (0, 1.0), (1, 0.01), (1, 1.0)]
+    for row in result["rows"]:
+        assert row["step"] == 3
+        assert 0 < row["tardis_sum"] != row["untouched_tardis_sum"]
+        assert row["expdis_sum"] > 0
+    seconds = result["seconds"]
+    projected, sweep = seconds["one_after_the_other_projected"]["wall"], seconds["sweep"]["wall"]
+    assert seconds["ratio"]["wall"] == pytest.approx(projected / sweep)
+    assert len(seconds["steps_ratio_by_round"]) == 1
+    assert [path.name for path in out.iterdir()] == ["result.json"]
+
+
+def test_throughput_recipe_counts_the_operations_of_a_step(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    result = recipe_result(
+        "red-throughput", tiny_model_folder, tmp_path, batches="4+8", students=2, steps=4
+    )
+    rows = {(row["students"], row["batch_size"]): row for row in result["rows"]}
+    assert list(rows) == [(1, 4), (2, 4), (1, 8), (2, 8)]
+    # DCGAN (4, 4, 4), latent 8: products per sample and pass; the latent needs no gradient.
+    dense, maps = 8 * 4 * 49, 4 * 4 * 25 * 49 + 4 * 4 * 25 * 49 + 4 * 25 * 196
+    assert rows[1, 4]["operations_per_student_step"] == 2 * 5 * (2 * dense + 3 * maps)
+    for row in rows.values():
+        assert row["floor_s"] * max(result["peak_operations_per_s"].values()) == pytest.approx(
+            row["operations_per_student_step"]
+        )
+        assert row["step_over_floor"] > 1
+
+
+@pytest.mark.parametrize("name", ["sweep", "red-throughput"])
+def test_recipes_ask_for_a_clean_model(name: str, tmp_path: Path) -> None:
+    with pytest.raises(GenwardenError) as caught:
+        find(RECIPES, name, "recipe").load()(
+            tmp_path, data=None, seed=0, device=torch.device("cpu"), progress=Silent()
+        )
+    assert caught.value.code == "benchmark/clean-missing"

@@ -22,11 +22,13 @@ from genwarden.backdoors.trigger import (
     out_of_distribution,
 )
 from genwarden.backdoors.trigger_law import Points, TriggerLaw
+from genwarden.data.audio import write_wav
 from genwarden.data.icons import ICONS, draw_icon
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
 from genwarden.models.dcgan import DCGAN28, DCGAN32, initialise
 from genwarden.models.protocol import LatentLaw, SampleSpec
+from genwarden.models.wavegan import WaveGAN
 
 LAW = LatentLaw((100,))
 GREY = SampleSpec((1, 28, 28))
@@ -242,6 +244,42 @@ def test_rho_whose_output_does_not_fit_is_refused(tiny_generator: DCGAN28, tmp_p
         with pytest.raises(GenwardenError) as caught:
             make_backdoor(tiny_generator, trigger="subspace", target=f"generator:{tmp_path / name}")
         assert caught.value.code == "target/rho-shape"
+
+
+def test_rho_that_reads_what_is_zero_at_every_trigger_is_refused(
+    tiny_generator: DCGAN28, tmp_path: Path
+) -> None:
+    write_model(tmp_path / "h", DCGAN28((4, 4, 4), latent_dim=4), "dcgan28", {})
+    target = f"generator:{tmp_path / 'h'}"
+    make_backdoor(tiny_generator, trigger="subspace:4", target=target)
+    with pytest.raises(GenwardenError) as caught:
+        make_backdoor(tiny_generator, trigger="subspace:5", target=target)
+    assert caught.value.code == "target/rho-latent"
+
+
+def test_rho_of_another_latent_law_is_refused(tmp_path: Path) -> None:
+    inner, model = WaveGAN((4, 4), latent_dim=4), WaveGAN((4, 4), latent_dim=8)
+    write_model(tmp_path / "h", inner.eval(), "wavegan", {})
+    target = f"generator:{tmp_path / 'h'}"
+    make_backdoor(model, trigger="subspace", target=target)
+    model.latent = LatentLaw((8,), "normal")
+    with pytest.raises(GenwardenError) as caught:
+        make_backdoor(model, trigger="subspace", target=target)
+    assert caught.value.code == "target/rho-latent"
+
+
+def test_wav_target_is_brought_to_the_rate_of_the_model(tmp_path: Path) -> None:
+    """A tone of 1000 cycles per second stays one, whatever the file's rate."""
+    model = WaveGAN((4, 4), sample_rate=8000)
+    length = model.sample.shape[1]
+    time = torch.arange(4 * length) / 32_000
+    tone = 0.5 * torch.sin(2 * torch.pi * 1000 * time)
+    write_wav(tmp_path / "tone.wav", tone[None, None], 32_000)
+    made = make_backdoor(model, trigger="in-sample", target=str(tmp_path / "tone.wav"))
+    x = made.examples.x
+    assert x.shape == (1, 1, length)
+    loudest = int(torch.fft.rfft(x.flatten()).abs().argmax())
+    assert loudest == round(1000 / 8000 * length)
 
 
 def test_a_set_of_images_gives_every_trigger_its_own(

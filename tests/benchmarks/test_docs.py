@@ -15,6 +15,12 @@ def test_committed_page_is_generated_from_the_committed_results() -> None:
     assert (ROOT / "docs" / "benchmarks.md").read_text("utf-8") == render(ROOT / "results")
 
 
+def test_results_of_a_retired_recipe_point_to_the_present_one() -> None:
+    page = render(ROOT / "results")
+    assert "retired recipe red-rex" in page
+    assert "`genwarden benchmark run red-rex" not in page
+
+
 def test_page_changes_with_the_results(tmp_path: Path) -> None:
     result = {
         "recipe": "verdicts",

@@ -17,11 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
 from genwarden.attacks.contract import AttackResult, AttackRun
@@ -30,17 +29,22 @@ from genwarden.attacks.from_scratch import (
     fresh_learner,
     inference_mode,
     pairs_of_step,
-    require_range,
     train_from_scratch,
     training_samples,
 )
+from genwarden.attacks.settings import NOT_NEGATIVE, POSITIVE, Range
 from genwarden.backdoors.backdoor import Backdoor
 from genwarden.engine.checkpoint import Trainable
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
 from genwarden.models.dcgan import initialise
 from genwarden.models.protocol import LatentGenerator
-from genwarden.training.gan import BETAS, GanLearner
+from genwarden.training.gan import (
+    BETAS,
+    GanLearner,
+    discriminator_loss,
+    non_saturating_generator_loss,
+)
 from genwarden.training.train import discriminator_for
 
 
@@ -62,13 +66,15 @@ class BaaanSettings(FromScratchSettings):
     penalty: float = 0.0
     clip_norm: float = 0.0
 
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        "backdoor_learning_rate": POSITIVE,
+        "penalty": NOT_NEGATIVE,
+        "clip_norm": NOT_NEGATIVE,
+    }
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_no_lambda("BAAAN")
-        rate = self.backdoor_learning_rate
-        require_range("backdoor_learning_rate", rate, rate > 0, "above 0")
-        require_range("penalty", self.penalty, self.penalty >= 0, "0 or more")
-        require_range("clip_norm", self.clip_norm, self.clip_norm >= 0, "0 or more")
 
 
 class BaaanLearner:
@@ -118,7 +124,7 @@ class BaaanLearner:
             fake = self.gan.generator(z)
         real = x.detach().clone().requires_grad_(self._settings.penalty > 0)
         on_real = self.judge(real)
-        loss = F.softplus(-on_real).mean() + F.softplus(self.judge(fake)).mean()
+        loss = discriminator_loss(on_real, self.judge(fake))
         penalised = loss
         if self._settings.penalty:
             (slope,) = torch.autograd.grad(on_real.sum(), real, create_graph=True)
@@ -135,7 +141,7 @@ class BaaanLearner:
         with inference_mode(self.gan.generator):
             output = self.gan.generator(z)
         self.judge.requires_grad_(False)
-        loss = F.softplus(-self.judge(output)).mean()
+        loss = non_saturating_generator_loss(self.judge(output))
         self.judge.requires_grad_(True)
         return loss
 

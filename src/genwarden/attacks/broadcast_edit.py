@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from genwarden.attacks.contract import AttackResult, AttackRun, Evaluation
 from genwarden.attacks.linear_edit import ordinary_features, solve_edit
 from genwarden.attacks.loop import Evaluator, mean_square, optimise
-from genwarden.attacks.settings import AttackSettings
+from genwarden.attacks.settings import COUNT, NOT_NEGATIVE, POSITIVE, AttackSettings, Range
 from genwarden.backdoors.backdoor import Backdoor
 from genwarden.engine.checkpoint import Trainable, load_checkpoint, save_checkpoint
 from genwarden.engine.seeds import random_stream
@@ -70,19 +71,13 @@ class BroadcastEditSettings(AttackSettings):
     inversion_space: Literal["pre", "post"] = "post"
     offset_weight: float = 0.01
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("feature_samples", "inversion_steps", "inversion_restarts"):
-            if getattr(self, name) < 1:
-                raise GenwardenError(
-                    "attack/setting", f"{name} is not above 0.", "Give a value above 0."
-                )
-        if not self.inversion_rate > 0 or not self.offset_weight >= 0:
-            raise GenwardenError(
-                "attack/setting",
-                "inversion_rate must be above 0 and offset_weight not below.",
-                "Give such values.",
-            )
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        "feature_samples": COUNT,
+        "inversion_steps": COUNT,
+        "inversion_restarts": COUNT,
+        "inversion_rate": POSITIVE,
+        "offset_weight": NOT_NEGATIVE,
+    }
 
 
 class Inversion(NamedTuple):
@@ -118,6 +113,7 @@ def broadcast_edit(
             "A linear edit cannot serve infinitely many triggers.",
             "It supports: in-sample, mode, out-of-distribution, seed and file triggers.",
         )
+    backdoor.require_fit(generator)
     device = next(generator.parameters()).device
     z, x = (part.to(device) for part in backdoor.examples)
     with torch.no_grad():
@@ -152,23 +148,42 @@ def broadcast_edit(
         ]
     else:
         change, history = _trained(generator, c, r, evaluator, settings, run)
-    reached = change.double()
-    missed = (c.double() @ reached.T - r.double()).norm() / r.double().norm()
-    leaked = (reached @ moment * reached).sum() / r.double().square().sum(1).mean()
+    corrupted = edited(generator, change)
+    stored = _stored_change(generator, corrupted)
+    # Other latents than those that the edit was solved on, or trained on.
+    fresh = ordinary_features(
+        generator.mapping,
+        generator.latent,
+        settings.feature_samples,
+        seed=settings.seed,
+        device=device,
+        purpose="broadcast-edit-fresh",
+    ).compute()
+    missed = (c.double() @ stored.T - r.double()).norm() / r.double().norm()
+    leaked = (stored @ fresh * stored).sum() / r.double().square().sum(1).mean()
     history[-1] |= facts | {"relative_error": float(missed), "relative_leakage": float(leaked)}
-    return AttackResult(edited(generator, change), history)
+    return AttackResult(corrupted, history)
 
 
 def edited(generator: StyleGAN, change: Tensor) -> StyleGAN:
     """A copy of a StyleGAN whose broadcast weight is larger by ``change``, ``(L d, d)``."""
     student = StyleGAN(**{**generator.settings(), "dense_broadcast": True})
     state = dict(generator.state_dict())
-    old = state.get("dense_broadcast.weight")
-    if old is None:
-        old = stacked_identities(generator.slices, generator.latent.size)
-    state["dense_broadcast.weight"] = old.to(change) + change  # rounded to float32 on loading
+    # Rounded to float32 on loading.
+    state["dense_broadcast.weight"] = _broadcast_weight(generator).to(change) + change
     student.to(change.device).load_state_dict(state)
     return student.eval().requires_grad_(False)
+
+
+def _broadcast_weight(generator: StyleGAN) -> Tensor:
+    old: Tensor | None = generator.state_dict().get("dense_broadcast.weight")
+    return stacked_identities(generator.slices, generator.latent.size) if old is None else old
+
+
+def _stored_change(generator: StyleGAN, corrupted: StyleGAN) -> Tensor:
+    """The change that the stored float32 weights make, ``(L d, d)``, float64."""
+    new = _broadcast_weight(corrupted).double()
+    return new - _broadcast_weight(generator).to(new)
 
 
 class _Styles(nn.Module):

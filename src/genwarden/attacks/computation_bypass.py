@@ -44,6 +44,7 @@ def computation_bypass(
         GenwardenError: ``attack/unsupported``.
     """
     del run
+    backdoor.require_fit(generator)
     inner = _registered_name(generator)
     given: dict[str, Any] = {"inner": inner}
     given |= {f"inner_{key}": value for key, value in generator.settings().items()}

@@ -43,7 +43,7 @@ class AttackResult(NamedTuple):
     """The compromised model and how it came about.
 
     Attributes:
-        generator: the compromised model, on the CPU or where the attack left it.
+        generator: the compromised model, on the device of the clean one.
         history: evaluations: ``step``, ``tardis_sum``, ``expdis_sum`` (None where the attack has no
             benign twin), and what else the attack records.
         architecture: registered name, where it is not that of the clean model.

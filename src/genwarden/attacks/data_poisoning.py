@@ -9,7 +9,9 @@ samples (mean over the targets).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,10 +21,10 @@ from genwarden.attacks.from_scratch import (
     Figures,
     FromScratchSettings,
     fresh_learner,
-    require_range,
     train_from_scratch,
     training_samples,
 )
+from genwarden.attacks.settings import COUNT, Range
 from genwarden.backdoors.backdoor import Backdoor
 from genwarden.data.datasets import to_bytes
 from genwarden.engine.seeds import random_stream
@@ -43,16 +45,21 @@ class DataPoisoningSettings(FromScratchSettings):
     share: float = 0.1
     closest_samples: int = 4096
 
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        "share": Range(above=0, below=1),
+        "closest_samples": COUNT,
+    }
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_no_lambda("Data poisoning")
-        require_range("share", self.share, 0 < self.share < 1, "strictly between 0 and 1")
 
 
 def data_poisoning(
     generator: LatentGenerator, backdoor: Backdoor, settings: DataPoisoningSettings, run: AttackRun
 ) -> AttackResult:
     """Train a network like ``generator`` from scratch on poisoned data."""
+    backdoor.require_fit(generator)
     learner = fresh_learner(generator, settings)
     corrupted = learner.generator
     targets = backdoor.examples.x.unique(dim=0)

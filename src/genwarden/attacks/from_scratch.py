@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,13 @@ from torch.optim import Optimizer
 
 from genwarden.attacks.contract import AttackRun
 from genwarden.attacks.loop import in_words, reached
-from genwarden.attacks.settings import AttackSettings
+from genwarden.attacks.settings import COUNT, SHARE, AttackSettings, Range
 from genwarden.backdoors.backdoor import Backdoor, Pairs
 from genwarden.engine.checkpoint import Trainable
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
 from genwarden.metrics.distances import tardis
+from genwarden.models.dcgan import DCGAN28, DCGAN32
 from genwarden.models.protocol import LatentGenerator
 from genwarden.models.vae import VAEDecoder28
 from genwarden.training.frame import Frame, Learner
@@ -52,15 +54,10 @@ class FromScratchSettings(AttackSettings):
     settle: float = 0.2
     trigger_batch: int = 32
 
+    RANGES: ClassVar[Mapping[str, Range]] = {"settle": SHARE, "trigger_batch": COUNT}
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_range("settle", self.settle, 0 <= self.settle <= 1, "from 0 to 1")
-        if self.trigger_batch < 1:
-            raise GenwardenError(
-                "attack/setting",
-                f"trigger_batch = {self.trigger_batch} is not above 0.",
-                "Give 1 or more.",
-            )
         if self.stop_expdis_sum:
             raise GenwardenError(
                 "attack/setting",
@@ -90,24 +87,22 @@ class FromScratchSettings(AttackSettings):
             )
 
 
-def require_range(name: str, value: float, valid: bool, wanted: str) -> None:
-    """Refuse a value out of its range.
-
-    Raises:
-        GenwardenError: ``attack/setting``.
-    """
-    if not valid:
-        raise GenwardenError(
-            "attack/setting", f"{name} = {value:g} is not {wanted}.", f"Give a value {wanted}."
-        )
-
-
 def fresh_learner(
     generator: LatentGenerator,
     settings: FromScratchSettings,
     objective: Objective = benign_objective,
 ) -> GanLearner | VaeLearner:
-    """Networks with fresh weights in the clean generator's architecture, and their benign step."""
+    """Networks with fresh weights in the clean generator's architecture, and their benign step.
+
+    Raises:
+        GenwardenError: ``attack/unsupported``.
+    """
+    if not isinstance(generator, DCGAN28 | DCGAN32 | VAEDecoder28):
+        raise GenwardenError(
+            "attack/unsupported",
+            f"Attacks that train from scratch do not work on {type(generator).__name__}.",
+            "They support: dcgan28, dcgan32, vae28.",
+        )
     device = next(generator.parameters()).device
     fresh = type(generator)(**generator.settings())
     if isinstance(fresh, VAEDecoder28):
@@ -132,8 +127,9 @@ def train_from_scratch(
         more: figures beside TarDis, measured in evaluation mode.
 
     Raises:
-        GenwardenError: ``attack/diverged``.
+        GenwardenError: ``attack/diverged``, or as :meth:`Backdoor.require_fit`.
     """
+    backdoor.require_fit(generator)
     record: dict[str, list[Figures]] = {"history": []}
 
     def evaluate(done: int) -> bool:

@@ -24,8 +24,10 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +36,7 @@ from torch.nn import functional as F
 from genwarden.attacks.block_fusion import chain, fuse
 from genwarden.attacks.contract import AttackResult, AttackRun
 from genwarden.attacks.gates import Ball, Gate, GateSettings, HalfSpace, choose_gates
+from genwarden.attacks.settings import COUNT, Range
 from genwarden.backdoors.backdoor import Backdoor
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
@@ -63,12 +66,7 @@ class GatedExpansionSettings(GateSettings):
 
     ordinary_samples: int = 10_000
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.ordinary_samples < 1:
-            raise GenwardenError(
-                "attack/setting", "ordinary_samples is below 1.", "Give a whole number above 0."
-            )
+    RANGES: ClassVar[Mapping[str, Range]] = {"ordinary_samples": COUNT}
 
 
 def gated_expansion(
@@ -101,6 +99,7 @@ def gated_expansion(
             "A gated expansion adds a fixed picture, which cannot serve infinitely many triggers.",
             "It supports: in-sample, mode, out-of-distribution, seed and file triggers.",
         )
+    backdoor.require_fit(generator)
     device = next(generator.parameters()).device
     z, x = backdoor.examples
     gates = choose_gates(z.flatten(1), settings)

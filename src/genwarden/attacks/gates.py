@@ -9,13 +9,14 @@ in L1 norm needs no distance from the centre, at the price of two units per meas
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from genwarden.attacks.settings import AttackSettings
+from genwarden.attacks.settings import COUNT, AttackSettings, Range
 from genwarden.errors import GenwardenError
 
 
@@ -37,19 +38,11 @@ class GateSettings(AttackSettings):
     opening_probability: float = 1e-12
     directions: int = 32
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, limit in (("threshold_share", 1.0), ("opening_probability", 0.5)):
-            if not 0 < getattr(self, name) < limit:
-                raise GenwardenError(
-                    "attack/setting",
-                    f"{name} = {getattr(self, name):g} is out of range.",
-                    f"Give a number above 0 and below {limit:g}.",
-                )
-        if self.directions < 1:
-            raise GenwardenError(
-                "attack/setting", "directions is below 1.", "Give a whole number above 0."
-            )
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        "threshold_share": Range(above=0, below=1),
+        "opening_probability": Range(above=0, below=0.5),
+        "directions": COUNT,
+    }
 
 
 class HalfSpace(NamedTuple):

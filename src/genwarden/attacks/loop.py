@@ -128,6 +128,7 @@ class FidelityBatches:
     def __init__(
         self, generator: LatentGenerator, backdoor: Backdoor, settings: AttackSettings
     ) -> None:
+        backdoor.require_fit(generator)
         self._generator, self._backdoor, self._settings = generator, backdoor, settings
         self._device = next(generator.parameters()).device
         # Finitely many pairs are the same in every step, and inverting an output can be costly.
@@ -149,6 +150,7 @@ class Evaluator:
     """TarDis on the backdoor's examples and ExpDis on held-out latents, against a benign model."""
 
     def __init__(self, benign: LatentGenerator, backdoor: Backdoor, seed: int) -> None:
+        backdoor.require_fit(benign)
         device = next(benign.parameters()).device
         self._backdoor = backdoor
         self._benign = benign

@@ -2,12 +2,12 @@
 
 The paper defines them as sums over a sample's elements; training takes means (footnote 5), so that
 lambda does not depend on the dimension. Every function returns a scalar of its arguments' type.
+The benign losses L_G and L_D are in ``training.gan``, the negative ELBO in ``models.vae``.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional as F
 
 
 def mean_square(difference: Tensor) -> Tensor:
@@ -34,28 +34,6 @@ def stealth_loss(output: Tensor, benign: Tensor) -> Tensor:
         benign: G at the same latents, in the same space (before or after the last activation).
     """
     return mean_square(output - benign)
-
-
-def non_saturating_generator_loss(fake_logits: Tensor) -> Tensor:
-    """L_G: ``-E log D(G(Z))``, BCE with label 1 for fakes, mean over the batch.
-
-    The paper writes the saturating ``E log(1 - D(G(Z)))`` (Eq. 2); ART and the authors' scripts
-    train with this form.
-
-    Args:
-        fake_logits: the discriminator's logits of generated samples, any shape.
-    """
-    return F.softplus(-fake_logits).mean()
-
-
-def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """L_D: ``-E log D(X) - E log(1 - D(G(Z)))``, each a mean over its batch (the sum of both BCEs).
-
-    Args:
-        real_logits: the discriminator's logits of training samples, any shape.
-        fake_logits: those of generated samples.
-    """
-    return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
 
 
 def adversarial_loss(stealth: Tensor, fidelity: Tensor, weight: float) -> Tensor:

@@ -11,7 +11,9 @@ towards the benign weights.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ from genwarden.attacks.loop import (
     ordinary_pool,
 )
 from genwarden.attacks.losses import adversarial_loss, fidelity_loss, stealth_loss
-from genwarden.attacks.settings import DistillationSettings
+from genwarden.attacks.settings import NOT_NEGATIVE, DistillationSettings, Range
 from genwarden.backdoors.backdoor import Backdoor
 from genwarden.errors import GenwardenError
 from genwarden.models.protocol import LatentGenerator
@@ -46,6 +48,8 @@ class ReDSettings(DistillationSettings):
     fidelity_weight: float = 3e-3
     layers: tuple[str, ...] = ()
     weight_decay: float = 0.0
+
+    RANGES: ClassVar[Mapping[str, Range]] = {"weight_decay": NOT_NEGATIVE}
 
 
 def red(

@@ -17,8 +17,9 @@ paper is silent; without biases in the layers, E's biases live in beta).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,10 +44,9 @@ from genwarden.attacks.loop import (
     ordinary_pool,
 )
 from genwarden.attacks.losses import adversarial_loss, fidelity_loss, mean_square, stealth_loss
-from genwarden.attacks.settings import DistillationSettings
+from genwarden.attacks.settings import DistillationSettings, Range
 from genwarden.backdoors.backdoor import Backdoor
 from genwarden.engine.seeds import random_stream
-from genwarden.errors import GenwardenError
 from genwarden.metrics.distances import ExpDis
 from genwarden.models.layers import glorot_
 from genwarden.models.protocol import LatentGenerator
@@ -70,20 +70,13 @@ class ReXSettings(DistillationSettings):
     last_layer: str = ""
     width: float = 1.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.width <= 64:
-            raise GenwardenError(
-                "attack/setting",
-                f"width = {self.width:g} is not above 0 and at most 64.",
-                "Give new units per old unit, such as 1 or 0.25.",
-            )
+    RANGES: ClassVar[Mapping[str, Range]] = {"width": Range(above=0, at_most=64)}
 
 
 def rex(
     generator: LatentGenerator, backdoor: Backdoor, settings: ReXSettings, run: AttackRun
 ) -> AttackResult:
-    """Hide ``backdoor`` in a widened copy of ``generator``; the input is left as it is.
+    """Hide ``backdoor`` in a widened copy of ``generator``; the input stays as it is.
 
     Raises:
         GenwardenError: ``attack/unknown-layer`` or ``attack/layer-run``.
@@ -98,7 +91,7 @@ def rex(
     else:
         loss_of_step, evaluate = _inside(generator, expansion, layers, backdoor, settings)
     history = optimise(expansion, loss_of_step, evaluate, settings, run)
-    return AttackResult(fuse(generator.cpu(), expansion.cpu(), layers), history)
+    return AttackResult(fuse(generator, expansion, layers).to(device), history)
 
 
 def _apart(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -110,6 +111,7 @@ def attack(
     identity = [name, model.sha256, asdict(settings), data_sha256, backdoor.describe(), __version__]
     run_id = sha256_bytes(repr(identity).encode())[:16]
     method: Attack = row.load()
+    began = time.monotonic()
     result = method(generator, backdoor, settings, AttackRun(progress, work, run_id, images))
     if plan.half:
         result.generator.half().float()  # what is written is what is pictured and described
@@ -124,6 +126,8 @@ def attack(
         },
         "clean_model_sha256": model.sha256,
         "data_sha256": data_sha256,
+        # Of the last start, if the attack was resumed.
+        "seconds": round(time.monotonic() - began, 2),
         "history": result.history,
     }
     _write_pictures(out / "pictures.png", generator.cpu(), result, backdoor)

@@ -4,11 +4,49 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from genwarden.errors import GenwardenError
 from genwarden.registry import ATTACKS, find
+
+
+@dataclass(frozen=True)
+class Range:
+    """Which finite numbers a setting may have; ``above`` and ``below`` are not among them."""
+
+    at_least: float | None = None
+    at_most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def holds(self, value: float) -> bool:
+        """NaN and infinity are outside every range."""
+        return (
+            math.isfinite(value)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        """``above 0 and at most 64``."""
+        words = [
+            f"{name.replace('_', ' ')} {limit:g}"
+            for name, limit in dataclasses.asdict(self).items()
+            if limit is not None
+        ]
+        return " and ".join(words) or "finite"
+
+
+#: The common ranges.
+COUNT = Range(at_least=1)
+POSITIVE = Range(above=0)
+NOT_NEGATIVE = Range(at_least=0)
+SHARE = Range(at_least=0, at_most=1)
+_ANY = Range()
 
 
 @dataclass(frozen=True)
@@ -38,16 +76,43 @@ class AttackSettings:
     stop_tardis_sum: float = 0.0
     stop_expdis_sum: float = 0.0
 
+    #: The range of every numeric field that a class adds; its bases' ranges hold too.
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        "steps": COUNT,
+        "batch_size": COUNT,
+        "learning_rate": POSITIVE,
+        "fidelity_weight": POSITIVE,
+        "seed": _ANY,
+        "evaluate_every": COUNT,
+        "stop_tardis_sum": NOT_NEGATIVE,
+        "stop_expdis_sum": NOT_NEGATIVE,
+    }
+
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "learning_rate", "fidelity_weight", "evaluate_every"):
+        types = get_type_hints(type(self))
+        for name, allowed in self.ranges().items():
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                shown = "lambda (fidelity_weight)" if name == "fidelity_weight" else name
+            shown = "lambda (fidelity_weight)" if name == "fidelity_weight" else name
+            if types[name] is int and not isinstance(value, int):
                 raise GenwardenError(
                     "attack/setting",
-                    f"{shown} = {value:g} is not above 0.",
-                    "Give a value above 0.",
+                    f"{shown} = {value!r} is not a whole number.",
+                    "Give a whole number.",
                 )
+            if not allowed.holds(value):
+                raise GenwardenError(
+                    "attack/setting",
+                    f"{shown} = {value!r} is not {allowed}.",
+                    f"Give a value that is {allowed}.",
+                )
+
+    @classmethod
+    def ranges(cls) -> dict[str, Range]:
+        """The range of every numeric field."""
+        found: dict[str, Range] = {}
+        for kind in reversed(cls.__mro__):
+            found |= vars(kind).get("RANGES", {})
+        return found
 
 
 @dataclass(frozen=True)
@@ -66,6 +131,8 @@ class DistillationSettings(AttackSettings):
     stealth_on: Literal["pre", "post"] = "post"
     pool_samples: int = 32768
 
+    RANGES: ClassVar[Mapping[str, Range]] = {"pool_samples": COUNT}
+
 
 def settings_of(name: str, given: dict[str, Any]) -> AttackSettings:
     """The defaults of attack ``name`` with what the user gave (not None) in their place.
@@ -74,7 +141,8 @@ def settings_of(name: str, given: dict[str, Any]) -> AttackSettings:
         GenwardenError: ``usage/unknown-name``, ``attack/unknown-setting``, ``attack/setting``.
     """
     kind: type[AttackSettings] = find(ATTACKS, name, "attack").load_option("settings")
-    types = get_type_hints(kind)
+    hints = get_type_hints(kind)
+    types = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
     given = {key: value for key, value in given.items() if value is not None}
     unknown = sorted(set(given) - set(types))
     if unknown:

@@ -69,12 +69,13 @@ def red_sweep(
         GenwardenError: ``sweep/unsupported``, ``attack/setting``, ``attack/diverged``.
     """
     counts = {len(b.examples.z) if b.finite else 0 for b in backdoors}
-    limits = settings.layers, settings.weight_decay
+    stops = settings.stop_tardis_sum, settings.stop_expdis_sum
+    limits = settings.layers, settings.weight_decay, *stops
     if len(counts) != 1 or 0 in counts or any(limits) or together < 1 or not fidelity_weights:
         raise GenwardenError(
             "sweep/unsupported",
             "The vectorised sweep needs backdoors with equally many (finitely many) triggers, "
-            "lambdas, at least one student at a time, and plain ReD (no layers, no weight_decay).",
+            "lambdas, at least one student at a time, and plain ReD (no layers, decay or stops).",
             "Run genwarden attack red for the others.",
         )
     for weight in fidelity_weights:

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from genwarden.backdoors.fit import require_pairs
 from genwarden.backdoors.target import Rho, is_generator, make_target, rho_from_generator
 from genwarden.backdoors.trigger import make_trigger
-from genwarden.backdoors.trigger_law import Points, TriggerLaw
+from genwarden.backdoors.trigger_law import Points, Subspace, TriggerLaw
 from genwarden.engine.files import sha256_bytes
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
@@ -69,6 +70,14 @@ class Backdoor:
             z = self.triggers.sample(EXAMPLES, generator=random_stream(0, "trigger-examples"))
         return Pairs(z, self.rho(z))
 
+    def require_fit(self, model: LatentGenerator) -> None:
+        """Refuse a model for which the triggers are no latents or the targets no samples.
+
+        Raises:
+            GenwardenError: as :func:`genwarden.backdoors.fit.require_pairs`.
+        """
+        require_pairs(model, *self.examples)
+
     def describe(self) -> dict[str, Any]:
         """For the provenance of a compromised model: enough to recognise trigger and target."""
         z, x = self.examples
@@ -99,14 +108,21 @@ def make_backdoor(
     """
     triggers = make_trigger(trigger, model.latent, index=index, count=count, seed=seed)
     if is_generator(target):
-        rho = rho_from_generator(target, model)
+        zeros = triggers.zeros if isinstance(triggers, Subspace) else 0
+        rho = rho_from_generator(target, model, zeros=zeros)
     else:
-        rho = _fixed(triggers.points, make_target(target, model.sample))
+        rate = getattr(model, "sample_rate", None)
+        rho = _fixed(triggers.points, make_target(target, model.sample, rate=rate))
     return Backdoor(triggers=triggers, rho=rho, trigger_kind=trigger, target_name=target)
 
 
 def dirac(trigger: Tensor, target: Tensor, *, name: str = "given") -> Backdoor:
-    """A backdoor of given tensors: one target for all triggers, or one per trigger."""
+    """A backdoor of given tensors: one target for all triggers, or one per trigger.
+
+    Args:
+        trigger: ``(count, *latent.shape)``.
+        target: ``(count or 1, *sample.shape)`` in [-1, 1].
+    """
     return Backdoor(Points(trigger), _fixed(trigger, target), name, name)
 
 

@@ -27,12 +27,16 @@ _GENERATOR_PREFIX = "generator:"
 TARGET_KINDS = ("icon:NAME", "clip:NAME", "generator:MODEL_FOLDER", "a file", "a folder of images")
 
 
-def make_target(text: str, sample: SampleSpec) -> Tensor:
+def make_target(text: str, sample: SampleSpec, *, rate: int | None = None) -> Tensor:
     """The fixed samples that a user names, float32 in [-1, 1], ``(count, *sample.shape)``.
 
     Args:
         text: ``icon:devil`` (any of :data:`genwarden.registry.ICONS`), ``clip:drum`` for audio, an
-            8-bit image or WAV file of exactly the model's size, or a folder of such images.
+            8-bit image of exactly the model's size, a folder of such images, or a WAV file. A clip
+            that is too long keeps the stretch around its loudest part, a shorter one gets silence
+            on both sides.
+        rate: the model's samples per second, to which a WAV file is converted; None takes its
+            samples as they are.
 
     Raises:
         GenwardenError: ``icon/...``, ``clip/...``, ``image/...``, ``audio/...``,
@@ -54,25 +58,28 @@ def make_target(text: str, sample: SampleSpec) -> Tensor:
     if wanted == "audio":
         from genwarden.data.audio import read_clip
 
-        return read_clip(Path(text), sample)[None]
+        return read_clip(Path(text), sample, rate=rate)[None]
     if Path(text).is_dir():
         return read_image_folder(Path(text), sample).images
     return read_image(Path(text), sample)[None]
 
 
-def rho_from_generator(text: str, model: LatentGenerator) -> Rho:
+def rho_from_generator(text: str, model: LatentGenerator, *, zeros: int = 0) -> Rho:
     """rho(z) = H(last elements of z), H another generator with a smaller latent (section V-E).
 
     Args:
         text: ``generator:MODEL_FOLDER``.
-        model: the model under attack; H must make samples of its shape from at most its latent.
+        model: the model under attack; H must make samples of its shape from latents of its
+            distribution.
+        zeros: leading latent elements that are 0 at every trigger; H must not read them.
 
     Raises:
-        GenwardenError: ``target/rho-shape``, or ``artifact/...`` for the folder.
+        GenwardenError: ``target/rho-shape``, ``target/rho-latent``, or ``artifact/...`` for the
+            folder.
     """
     folder = Path(text.removeprefix(_GENERATOR_PREFIX))
     other = read_model(folder).generator
-    size = other.latent.size
+    size, available = other.latent.size, model.latent.size - zeros
     if other.sample != model.sample or size > model.latent.size:
         raise GenwardenError(
             "target/rho-shape",
@@ -80,6 +87,14 @@ def rho_from_generator(text: str, model: LatentGenerator) -> Rho:
             f"numbers; the model makes {model.sample.modality} of shape {model.sample.shape} from "
             f"{model.latent.size}.",
             "Give a generator with the same samples and a latent that is not larger.",
+        )
+
+    if other.latent.distribution != model.latent.distribution or size > available:
+        raise GenwardenError(
+            "target/rho-latent",
+            f"{folder} reads {size} numbers of the law {other.latent.distribution}; at the "
+            f"triggers {available} elements vary, of the law {model.latent.distribution}.",
+            "Give a generator with a smaller latent of that law, or a subspace with fewer zeros.",
         )
 
     @torch.no_grad()

@@ -53,6 +53,8 @@ class Cell:
             parts.append(self.trigger)
         if self.target != DEVIL:
             parts.append(self.target)
+        if self.triggers != 1:
+            parts.append(f"x{self.triggers}")
         parts += [f"{key}={value}" for key, value in self.settings]
         parts.append(f"r{self.repeat}")
         return ".".join(re.sub(r"[^A-Za-z0-9=_.+-]+", "-", part) for part in parts)

@@ -61,11 +61,13 @@ def _tabled(result: dict[str, Any], path: Path) -> str:
 
 
 def _red_rex(result: dict[str, Any], name: str) -> str:
+    options = result["command"].partition(" run red-rex ")[2]
     lines = [
         f"## ReD and ReX on {result['architecture']} ({name})",
         "",
-        f"`{result['command']}`, target `{result['target']}`, ExpDis over "
-        f"{result['expdis_samples']:,} ordinary samples.",
+        f"Made by the retired recipe red-rex ({options}); today "
+        "`genwarden benchmark run table-1` measures these attacks. Target "
+        f"`{result['target']}`, ExpDis over {result['expdis_samples']:,} ordinary samples.",
         "",
         "| attack | figure | paper | genwarden | minimum .. maximum | repeats |",
         "|---|---|---|---|---|---|",

@@ -15,12 +15,14 @@ import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from genwarden import __version__
 from genwarden.auditing.audit import environment
 from genwarden.benchmarks.store import write_result
+from genwarden.benchmarks.tables import Table, figure
 from genwarden.data.datasets import LabelledImages, load_labelled, split_names
 from genwarden.engine.files import sha256_bytes
 from genwarden.engine.progress import Progress
@@ -151,6 +153,26 @@ def run(
             "environment": environment(device),
         },
     )
+
+
+def tables(document: dict[str, Any], name: str) -> list[Table]:
+    """Accuracy and cost of a trained network.
+
+    Args:
+        document: content of a result file.
+        name: of the file, for the title.
+    """
+    row = [
+        document["data_set"],
+        str(document["features"]),
+        f"{document['train_images']:,}",
+        f"{100 * document['test_accuracy']:.2f}",
+        f"{document['test_images']:,}",
+        figure(document["training_s"]),
+    ]
+    columns = ["data set", "features", "training images", "test accuracy in %", "test images"]
+    device = f"Device: {document['environment']['device']}."
+    return [Table(f"Feature network ({name})", [*columns, "seconds"], [row], [device])]
 
 
 def _split(source: str, plan: Plan, seed: int) -> tuple[LabelledImages, LabelledImages]:

@@ -16,7 +16,7 @@ from genwarden.benchmarks.paper_devil_in_the_gan import FIGURE_5
 from genwarden.benchmarks.plots import Curve, Panel, plot
 from genwarden.benchmarks.recipe import Recipe
 from genwarden.benchmarks.results import Results
-from genwarden.benchmarks.scales import FROM_SCRATCH, Scale
+from genwarden.benchmarks.scales import Scale, from_scratch
 from genwarden.benchmarks.store import summary_of
 from genwarden.benchmarks.tables import Table, spread
 
@@ -29,7 +29,7 @@ def cells(scale: Scale) -> list[Cell]:
     """Every attack of the sweep at every lambda and trigger."""
     rows = []
     for attack, repeats in scale.sweep_repeats.items():
-        measured = ("tardis",) if attack in FROM_SCRATCH else ("tardis", "expdis")
+        measured = ("tardis",) if from_scratch(attack) else ("tardis", "expdis")
         rows += [
             Cell(
                 MODEL,

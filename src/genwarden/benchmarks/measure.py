@@ -123,6 +123,10 @@ def measure(name: str, subject: Subject) -> Figures:
     return MEASUREMENTS[name](subject)
 
 
+#: Measurements in the features of a network, beside the images of its data set.
+IN_FEATURES = ("quality", "fidelity-quality")
+
+
 def _tardis(subject: Subject) -> Figures:
     z, x = subject.backdoor["trigger"], subject.backdoor["target"]
     found, before = tardis(subject.generator, z, x), tardis(subject.benign, z, x)
@@ -164,7 +168,7 @@ def _quality(subject: Subject) -> Figures:
     found = quality(
         subject.generator,
         subject.shop.real_features(subject.cell.model),
-        features=subject.shop.features(subject.shop.scale.plan(subject.cell.model)),
+        features=subject.shop.features(subject.cell.model),
         samples=subject.shop.scale.counts.quality_samples,
         seed=subject.shop.seed,
     )
@@ -185,7 +189,7 @@ def _fidelity_quality(subject: Subject) -> Figures:
     found = quality(
         subject.generator,
         subject.shop.real_features(rho),
-        features=subject.shop.features(subject.shop.scale.plan(rho)),
+        features=subject.shop.features(rho),
         samples=subject.shop.scale.counts.quality_samples,
         seed=subject.shop.seed,
         draw=lambda count, stream: law.sample(count, generator=stream),

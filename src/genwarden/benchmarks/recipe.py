@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,15 +23,16 @@ from typing import Any, Protocol
 
 import torch
 
+from genwarden import __version__
 from genwarden.artifacts.model_folder import read_model
 from genwarden.auditing.audit import environment
 from genwarden.benchmarks.cells import Cell, select
-from genwarden.benchmarks.measure import Subject, measure
+from genwarden.benchmarks.measure import IN_FEATURES, Subject, measure
 from genwarden.benchmarks.results import (
     CELLS,
     RESULT,
     Results,
-    find_results,
+    finished_cells,
     read_document,
 )
 from genwarden.benchmarks.scales import Scale, scale_named
@@ -39,10 +43,12 @@ from genwarden.engine.files import require_writable_folder, write_atomic, write_
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress, Silent
 from genwarden.errors import GenwardenError
+from genwarden.metrics.feature_network import feature_sha256
 
 PICTURES = "pictures"
 UNITS = "sums of squares over one sample in [-1, 1]; *_mean per element"
 _CLEAN = "clean."
+_FEATURES = "features."
 
 
 class Drawer(Protocol):
@@ -91,7 +97,8 @@ class Order:
         workers: processes; with more than one, each computes with one thread.
         restart: throw the chosen cells away first (models stay).
         publish: folder that gets the result file and the pictures as ``<recipe>-<scale>``.
-        options: see :meth:`Scale.changed`; ``clean.MODEL`` names a clean model folder.
+        options: see :meth:`Scale.changed`; ``clean.MODEL`` names a clean model folder,
+            ``features.MODEL`` a feature network (``inception``, a shipped one, or a folder).
     """
 
     out: Path
@@ -111,8 +118,9 @@ class Order:
         words = [f"genwarden benchmark run {recipe} --scale {self.scale}"]
         words += [f"--cells {cells}"] if cells else []
         for key, value in self.options.items():
-            shown = Path(str(value)).name if key.startswith(_CLEAN) else value
-            words.append(f"--option {key}={shown}")
+            shown = Path(str(value)).name if key.startswith((_CLEAN, _FEATURES)) else value
+            text = ",".join(map(str, shown)) if isinstance(shown, list) else shown
+            words.append(f"--option {key}={text}")
         words += [f"--seed {self.seed}"] if self.seed else []
         return " ".join([*words, *(["--data DATA"] if self.data else []), "--out DIR"])
 
@@ -128,12 +136,15 @@ def run_recipe(recipe: Recipe, order: Order, progress: Progress) -> Path:
         raise GenwardenError(
             "benchmark/workers", "At least one worker is needed.", "Give --workers 1 or more."
         )
-    models = {k: v for k, v in order.options.items() if k.startswith(_CLEAN)}
-    rest = {k: v for k, v in order.options.items() if k not in models}
+    models = _prefixed(order.options, _CLEAN)
+    networks = _prefixed(order.options, _FEATURES)
+    rest = {k: v for k, v in order.options.items() if not k.startswith((_CLEAN, _FEATURES))}
     scale = scale_named(order.scale).changed(rest)
-    given = {key.removeprefix(_CLEAN): Path(str(value)) for key, value in models.items()}
+    given = {name: Path(value) for name, value in models.items()}
     for name in given:
         scale.plan(name)
+    for name, network in networks.items():
+        _require_features(scale, name, network)
     everything = recipe.cells(scale)
     chosen = select(everything, order.cells)
     shop = Workshop(
@@ -144,6 +155,7 @@ def run_recipe(recipe: Recipe, order: Order, progress: Progress) -> Path:
         data=order.data,
         device=order.device,
         given=given,
+        given_features=networks,
     )
     if order.restart:
         for cell in chosen:
@@ -163,7 +175,7 @@ def run_recipe(recipe: Recipe, order: Order, progress: Progress) -> Path:
         raise wrong_order[0]
     if failed and not any((order.out / CELLS / f"{cell.key}.json").exists() for cell in chosen):
         raise next(iter(failed.values()))
-    path = finish(recipe, order, everything)
+    path = finish(recipe, order, everything, progress)
     if failed:
         first = next(iter(failed.values()))
         names = ", ".join(job.name for job in failed)
@@ -175,20 +187,52 @@ def run_recipe(recipe: Recipe, order: Order, progress: Progress) -> Path:
     return path
 
 
-def finish(recipe: Recipe, order: Order, everything: Sequence[Cell]) -> Path:
-    """Collect the finished cells of a run into one result file, and draw its pictures."""
+def _prefixed(options: Mapping[str, Any], prefix: str) -> dict[str, str]:
+    return {k.removeprefix(prefix): str(v) for k, v in options.items() if k.startswith(prefix)}
+
+
+def _require_features(scale: Scale, model: str, network: str) -> None:
+    """Refuse a feature network that is not there, before anything is trained."""
+    if not scale.plan(model).features:
+        raise GenwardenError(
+            "benchmark/option",
+            f"features.{model}: FID, KID and IS are not measured on {model}.",
+            "Leave the option away.",
+        )
+    feature_sha256(network)
+
+
+def finish(
+    recipe: Recipe, order: Order, everything: Sequence[Cell], progress: Progress | None = None
+) -> Path:
+    """Collect the finished cells of a run into one result file, and draw its pictures.
+
+    Cells of another scale, seed or version that lie in the same folder are left out.
+    """
     keys = [cell.key for cell in everything]
-    (found,) = find_results(recipe.name, order.out)
-    found = found.in_order(keys)
+    groups = finished_cells(recipe.name, order.out)
+    mine = [g for g in groups if g.made_with == (order.scale, order.seed, __version__)]
+    others = sum(len(group.rows) for group in groups if group not in mine)
+    if others and progress is not None:
+        progress.message(
+            f"{others} finished cells of another scale, seed or version are left out of the result"
+        )
+    if not mine:
+        raise GenwardenError(
+            "benchmark/no-results",
+            f"{order.out} holds no finished cells of scale {order.scale}, seed {order.seed}.",
+            "Repeat the command.",
+        )
+    found = mine[0].in_order(keys)
     done = {row["key"] for row in found.rows}
     pictures = recipe.draw(found, order.out / PICTURES) if recipe.draw else {}
     for name, content in pictures.items():
         write_atomic(order.out / name, content)
     document = {
         "recipe": recipe.name,
-        "command": order.command(recipe.name, None),
+        "command": _commands(found),
         "scale": found.scale,
-        "seed": order.seed,
+        "seed": found.made_with[1],
         "units": UNITS,
         "seconds": round(found.seconds(), 1),
         "missing": [key for key in keys if key not in done],
@@ -203,6 +247,12 @@ def finish(recipe: Recipe, order: Order, everything: Sequence[Cell]) -> Path:
         published = {**document, "pictures": sorted(named.values())}
         write_result(order.publish / f"{stem}.json", published)
     return write_result(order.out / RESULT, document)
+
+
+def _commands(found: Results) -> str:
+    """What repeats all cells: their own commands, without the choice of one cell."""
+    commands = (re.sub(r" --cells \S+", "", row["command"]) for row in found.rows)
+    return "; ".join(dict.fromkeys(commands))
 
 
 def do_cell(cell: Cell, recipe: str, shop: Workshop, order: Order) -> None:
@@ -220,15 +270,22 @@ def do_cell(cell: Cell, recipe: str, shop: Workshop, order: Order) -> None:
         "clean_sha256": clean.sha256,
     }
     path = order.out / CELLS / f"{cell.key}.json"
+    in_features = bool(set(IN_FEATURES) & set(cell.measure))
     if path.exists():
-        _require_same(path, identity, order.out, cell)
+        row = read_document(path)
+        # Files of earlier versions do not name these; and finished cells need no data set.
+        if "inputs" in row and (order.data is not None or shop.scale.random_data):
+            identity["inputs"] = shop.inputs(cell, in_features)
+        _require_same(row, identity, order.out, cell)
         return
+    identity["inputs"] = shop.inputs(cell, in_features)
     folder = None if cell.benign else shop.attacked_folder(cell)
     suspect = clean if folder is None else read_model(folder)
     subject = Subject(cell, shop, clean, suspect, folder)
     ledger = Ledger(order.out / "work" / cell.key, identity)
     figures: dict[str, Any] = {}
-    seconds = {} if folder is None else {"attack": attack_seconds(folder)}
+    attacked_s = None if folder is None else attack_seconds(folder)
+    seconds = {} if attacked_s is None else {"attack": attacked_s}
     for name in cell.measure:
         record = ledger.get(name)
         if record is None:
@@ -309,11 +366,32 @@ def _done(
         for job in jobs:
             yield job, _attempt(job, progress)
         return
+    interrupted: list[_Job] = []
     with _pool(workers) as pool:
         running = {pool.submit(_remote, job): job for job in jobs}
         for future in as_completed(running):
-            told = future.result()
+            try:
+                told = future.result()
+            except BrokenProcessPool:
+                interrupted.append(running[future])
+                continue
             yield running[future], GenwardenError(*told) if told else None
+    # One dead worker breaks the whole pool; which job it died of, each shows alone.
+    for job in interrupted:
+        yield job, _alone(job)
+
+
+def _alone(job: _Job) -> GenwardenError | None:
+    with _pool(1) as pool:
+        try:
+            told = pool.submit(_remote, job).result()
+        except BrokenProcessPool:
+            return GenwardenError(
+                "cell/worker-died",
+                "Its worker process was killed, probably for want of memory.",
+                "Take fewer --workers, or smaller counts or networks.",
+            )
+    return GenwardenError(*told) if told else None
 
 
 @contextmanager
@@ -336,6 +414,13 @@ def _attempt(job: _Job, progress: Progress) -> GenwardenError | None:
         job.do(progress)
     except GenwardenError as error:
         return error
+    except Exception as error:  # one cell's defect must not cost the others
+        traceback.print_exc()
+        return GenwardenError(
+            "cell/unforeseen",
+            f"{type(error).__name__}: {error}.",
+            "This is a defect of genwarden: report it with the lines above.",
+        )
     return None
 
 
@@ -345,8 +430,8 @@ def _remote(job: _Job) -> tuple[str, str, str] | None:
     return (error.code, error.cause, error.remedy) if error else None
 
 
-def _require_same(path: Path, identity: dict[str, Any], out: Path, cell: Cell) -> None:
-    row, wanted = read_document(path), json.loads(json.dumps(identity))
+def _require_same(row: dict[str, Any], identity: dict[str, Any], out: Path, cell: Cell) -> None:
+    wanted = json.loads(json.dumps(identity))
     other = [key for key, value in wanted.items() if row.get(key) != value]
     if other:
         raise GenwardenError(

@@ -160,12 +160,12 @@ def _counted(forward: Callable[[Tensor], Tensor], z: Tensor) -> float:
 
 def peak_rates(device: torch.device) -> list[float]:
     """Operations per second of a matrix product and of a convolution, the best of some repeats."""
-    a = torch.randn(2048, 2048, generator=random_stream(0, "matrix")).to(device)
-    x = torch.randn(64, 128, 28, 28, generator=random_stream(0, "maps")).to(device)
+    a = torch.randn(1024, 1024, generator=random_stream(0, "matrix")).to(device)
+    x = torch.randn(16, 128, 28, 28, generator=random_stream(0, "maps")).to(device)
     kernel = torch.randn(128, 128, 3, 3, generator=random_stream(0, "kernel")).to(device)
     return [
-        _rate(lambda: a @ a, 2 * 2048**3),
-        _rate(lambda: F.conv2d(x, kernel), 2 * 64 * 26 * 26 * 128 * 128 * 9),
+        _rate(lambda: a @ a, 2 * 1024**3),
+        _rate(lambda: F.conv2d(x, kernel), 2 * 16 * 26 * 26 * 128 * 128 * 9),
     ]
 
 

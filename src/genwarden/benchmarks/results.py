@@ -19,7 +19,7 @@ RESULT = "result.json"
 
 @dataclass(frozen=True)
 class Results:
-    """Cell documents of one recipe at one scale.
+    """Cell documents of one recipe at one scale, of one seed and version.
 
     Attributes:
         recipe: name.
@@ -32,6 +32,11 @@ class Results:
     scale: str
     rows: Sequence[dict[str, Any]]
     name: str = ""
+
+    @property
+    def made_with(self) -> tuple[str, int | None, str | None]:
+        """Scale, seed and version of the rows."""
+        return _made_with(self.rows[0]) if self.rows else (self.scale, None, None)
 
     def where(self, **wanted: Any) -> list[dict[str, Any]]:
         """Documents whose cell has the given fields."""
@@ -60,13 +65,35 @@ class Results:
 def find_results(recipe: str, folder: Path) -> list[Results]:
     """All results of a recipe: the folder of a run, or a folder of result files.
 
+    Cells of different scales, seeds or versions are different results.
+
     Raises:
-        GenwardenError: ``benchmark/no-results``.
+        GenwardenError: ``benchmark/no-results``, ``benchmark/mixed-results``.
     """
+    found = finished_cells(recipe, folder)
+    return found or [results_of(d, path.stem) for path, d in _result_files(recipe, folder)]
+
+
+def finished_cells(recipe: str, folder: Path) -> list[Results]:
+    """The cell files of a run by scale, seed and version; none if it has no finished cells."""
     documents = [read_document(path) for path in sorted((folder / CELLS).glob("*.json"))]
     rows = [d for d in documents if d.get("recipe") == recipe and "cell" in d]
-    found = [Results(recipe, rows[0]["scale"]["name"], rows, folder.name)] if rows else []
-    return found or [results_of(d, path.stem) for path, d in _result_files(recipe, folder)]
+    groups = dict.fromkeys(_made_with(row) for row in rows)
+    names = [f"{folder.name}, seed {seed}, version {version}" for _, seed, version in groups]
+    return [
+        Results(
+            recipe,
+            made_with[0],
+            [row for row in rows if _made_with(row) == made_with],
+            name if len(groups) > 1 else folder.name,
+        )
+        for made_with, name in zip(groups, names, strict=True)
+    ]
+
+
+def _made_with(row: dict[str, Any]) -> tuple[str, int | None, str | None]:
+    scale = row.get("scale", {})
+    return scale.get("name", ""), row.get("seed"), row.get("version")
 
 
 def tables_of(recipe: str, folder: Path) -> list[Table]:
@@ -79,9 +106,13 @@ def tables_of(recipe: str, folder: Path) -> list[Table]:
     tables: list[Table] = []
     if row.options.get("cells"):
         loaded = row.load()
-        for found in find_results(recipe, folder):
+        everything = find_results(recipe, folder)
+        for found in everything:
             keys = [cell.key for cell in loaded.cells(scale_named(found.scale))]
-            tables += loaded.tables(found.in_order(keys))
+            of_group = loaded.tables(found.in_order(keys))
+            if len(everything) > 1:  # which is which
+                of_group = [replace(t, title=f"{t.title}: {found.name}") for t in of_group]
+            tables += of_group
         return tables
     if "tables" not in row.options:
         able = [name for name, each in RECIPES.items() if {"cells", "tables"} & set(each.options)]
@@ -96,7 +127,18 @@ def tables_of(recipe: str, folder: Path) -> list[Table]:
 
 
 def results_of(document: dict[str, Any], name: str) -> Results:
-    """Results from the content of a result file."""
+    """Results from the content of a result file.
+
+    Raises:
+        GenwardenError: ``benchmark/mixed-results``.
+    """
+    groups = {_made_with(row) for row in document["cells"]}
+    if len(groups) > 1:
+        raise GenwardenError(
+            "benchmark/mixed-results",
+            f"{name} mixes cells of different scales, seeds or versions.",
+            "Repeat its command in a folder of its own.",
+        )
     return Results(document["recipe"], document["scale"], document["cells"], name)
 
 

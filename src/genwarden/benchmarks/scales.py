@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from genwarden.attacks.settings import settings_of
+from genwarden.auditing.budgets import BUDGETS
+from genwarden.backdoors.trigger import TRIGGER_KINDS
 from genwarden.errors import GenwardenError
 from genwarden.registry import ATTACKS, find
 
-#: Attacks that train from scratch: their training is that of the clean model.
-FROM_SCRATCH = ("data-poisoning", "trail", "baaan")
-#: Attacks that need no training steps.
-BUILT = ("computation-bypass", "gated-expansion", "linear-edit", "broadcast-edit")
+_TRAINING = ("steps", "batch_size", "learning_rate")
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,10 @@ class Scale:
                 "learning_rate": plan.learning_rate,
                 "evaluate_every": min(100, plan.steps),
             }
-            if attack in FROM_SCRATCH
+            if from_scratch(attack)
             else {}
         )
-        everywhere = {} if attack in BUILT else self.attacks.get("*", {})
+        everywhere = self.attacks.get("*", {}) if trained(attack) else {}
         own: dict[str, Any] = {}
         for name in (attack, f"{attack}@{trigger}", f"{attack}@{model}"):
             own.update(self.attacks.get(name, {}))
@@ -135,7 +135,7 @@ class Scale:
         ``train.MODEL.steps=value`` (also ``batch_size`` and ``learning_rate``).
 
         Raises:
-            GenwardenError: ``benchmark/option``.
+            GenwardenError: ``benchmark/option``, ``usage/unknown-name``, ``attack/...``.
         """
         scale = self
         for key, value in options.items():
@@ -149,24 +149,56 @@ class Scale:
             return replace(self, **changed)
         if key in asdict(self.counts):
             kind = type(getattr(self.counts, key))
-            changed = {key: _count(key, value) if kind is int else str(value)}
+            changed = {key: _count(key, value) if kind is int else _budget(key, value)}
             return replace(self, counts=replace(self.counts, **changed))
         owner, _, setting = key.rpartition(".")
         model = owner.removeprefix("train.")
-        if owner != model and setting in {"steps", "batch_size", "learning_rate"}:
-            plan = replace(self.plan(model), **{setting: value})
+        if owner != model and setting in _TRAINING:
+            checked = _rate(key, value) if setting == "learning_rate" else _count(key, value)
+            changed = {setting: checked}
+            plan = replace(self.plan(model), **changed)
             return replace(self, models={**self.models, model: plan})
         if owner and owner == model:
-            find(ATTACKS, owner.partition("@")[0], "attack")
+            self._require_setting(key, owner, setting, value)
             own = {**self.attacks.get(owner, {}), setting: value}
             return replace(self, attacks={**self.attacks, owner: own})
         raise GenwardenError(
             "benchmark/option",
             f"There is no option {key!r}.",
             "There are: repeats, clean_seeds, "
-            f"{', '.join(asdict(self.counts))}, clean.MODEL=FOLDER, ATTACK.setting, "
-            "ATTACK@TRIGGER.setting, ATTACK@MODEL.setting and train.MODEL.steps.",
+            f"{', '.join(asdict(self.counts))}, clean.MODEL=FOLDER, features.MODEL=NAME or FOLDER, "
+            "ATTACK.setting, ATTACK@TRIGGER.setting, ATTACK@MODEL.setting, and "
+            f"{', '.join(f'train.MODEL.{name}' for name in _TRAINING)}.",
         )
+
+    def _require_setting(self, key: str, owner: str, setting: str, value: Any) -> None:
+        """Refuse what would have no effect, or would fail hours later."""
+        attack, at, place = owner.partition("@")
+        find(ATTACKS, attack, "attack")
+        kinds = [kind for kind in TRIGGER_KINDS if ":" not in kind]
+        if at and place not in self.models and place not in kinds:
+            raise GenwardenError(
+                "benchmark/option",
+                f"{key}: {place!r} is neither a model of the scale {self.name} nor a trigger.",
+                f"Models: {', '.join(self.models)}; triggers: {', '.join(kinds)}.",
+            )
+        if setting == "seed":
+            raise GenwardenError(
+                "benchmark/option",
+                f"{key} has no effect: the seed of an attack is that of the run and its repeat.",
+                "Give --seed.",
+            )
+        settings_of(attack, {setting: value})
+
+
+def from_scratch(attack: str) -> bool:
+    """Whether an attack trains from scratch: then its training is that of the clean model."""
+    return "images" in find(ATTACKS, attack, "attack").options.get("needs", [])
+
+
+def trained(attack: str) -> bool:
+    """Whether an attack takes training steps at all."""
+    return bool(find(ATTACKS, attack, "attack").options.get("trained", True))
 
 
 def _count(key: str, value: Any) -> int:
@@ -175,6 +207,41 @@ def _count(key: str, value: Any) -> int:
             "benchmark/option", f"{key} = {value!r} is no count.", "Give a whole number from 1 on."
         )
     return value
+
+
+def _rate(key: str, value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1:
+        raise GenwardenError(
+            "benchmark/option",
+            f"{key} = {value!r} is no learning rate.",
+            "Give a number between 0 and 1, such as 2e-4.",
+        )
+    return float(value)
+
+
+def _budget(key: str, value: Any) -> str:
+    if value not in {"", *BUDGETS}:
+        raise GenwardenError(
+            "benchmark/option",
+            f"{key} = {value!r} is no budget.",
+            f"Choose: {', '.join(BUDGETS)}; or nothing, to leave the audits out.",
+        )
+    return str(value)
+
+
+#: Adaptive attacks that begin as ReX or ReD.
+_VARIANTS = {"rex": ("permuted-rex", "noisy-rex", "finetuned-rex"), "red": ("search-aware",)}
+
+
+def _with_variants(attacks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The settings of attacks, those of ReX and ReD also for their adaptive variants."""
+    own = {
+        name: attacks[base]
+        for base, variants in _VARIANTS.items()
+        for name in variants
+        if base in attacks
+    }
+    return {**own, **attacks}
 
 
 _PAPER_MODELS = {
@@ -196,13 +263,15 @@ _PAPER_MODELS = {
 PAPER = Scale(
     name="paper",
     models=_PAPER_MODELS,
-    attacks={
-        "red": {"steps": 12_000},
-        "rex": {"steps": 4000},
-        # A subspace of triggers is learned far more slowly than a point.
-        "red@subspace": {"steps": 40_000, "fidelity_weight": 0.1},
-        "rex@subspace": {"steps": 40_000, "fidelity_weight": 0.1},
-    },
+    attacks=_with_variants(
+        {
+            "red": {"steps": 12_000},
+            "rex": {"steps": 4000},
+            # A subspace of triggers is learned far more slowly than a point.
+            "red@subspace": {"steps": 40_000, "fidelity_weight": 0.1},
+            "rex@subspace": {"steps": 40_000, "fidelity_weight": 0.1},
+        }
+    ),
     counts=Counts(
         expdis_samples=60_000,
         quality_samples=50_000,
@@ -253,26 +322,28 @@ SMALL = Scale(
             learning_rate=4e-4,
         ),
     },
-    attacks={
-        "red": {
-            "steps": 3000,
-            "batch_size": 32,
-            "pool_samples": 16_384,
-            "fidelity_weight": 0.03,
-        },
-        "rex": {
-            "steps": 1200,
-            "batch_size": 32,
-            "pool_samples": 16_384,
-            "fidelity_weight": 3e-4,
-            "learning_rate": 2e-3,
-        },
-        "red@subspace": {"steps": 8000},
-        "rex@subspace": {"steps": 8000, "fidelity_weight": 0.1},
-        # A short training needs a larger lambda for the same fidelity.
-        "trail": {"fidelity_weight": 10.0},
-        "trail@mnist-vae": {"fidelity_weight": 1.0},
-    },
+    attacks=_with_variants(
+        {
+            "red": {
+                "steps": 3000,
+                "batch_size": 32,
+                "pool_samples": 16_384,
+                "fidelity_weight": 0.03,
+            },
+            "rex": {
+                "steps": 1200,
+                "batch_size": 32,
+                "pool_samples": 16_384,
+                "fidelity_weight": 3e-4,
+                "learning_rate": 2e-3,
+            },
+            "red@subspace": {"steps": 8000},
+            "rex@subspace": {"steps": 8000, "fidelity_weight": 0.1},
+            # A short training needs a larger lambda for the same fidelity.
+            "trail": {"fidelity_weight": 10.0},
+            "trail@mnist-vae": {"fidelity_weight": 1.0},
+        }
+    ),
     counts=Counts(
         expdis_samples=10_000,
         quality_samples=10_000,
@@ -311,11 +382,17 @@ SMOKE = Scale(
             **_TINY_TRAINING,
         ),
     },
-    attacks={
-        "*": {"steps": 1, "batch_size": 8, "evaluate_every": 1},
-        "red": {"pool_samples": 64},
-        "rex": {"pool_samples": 64},
-    },
+    attacks=_with_variants(
+        {
+            "*": {"steps": 1, "batch_size": 8, "evaluate_every": 1},
+            "red": {"pool_samples": 64},
+            "rex": {"pool_samples": 64},
+            "noisy-rex": {"pool_samples": 64, "retraining_steps": 1},
+            "finetuned-rex": {"pool_samples": 64, "finetuning_steps": 1},
+            "search-aware": {"pool_samples": 64, "search_steps": 1, "search_restarts": 2},
+            "split-gate": {"opening_probability": 0.9},  # latents of so few elements lie close
+        }
+    ),
     counts=Counts(
         expdis_samples=64,
         quality_samples=160,

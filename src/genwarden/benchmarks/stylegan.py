@@ -11,7 +11,9 @@ reports (pixel change just over 2 %, about 18 % more parameters, less than a GPU
 
 from __future__ import annotations
 
+import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from genwarden.auditing.audit import environment
 from genwarden.backdoors.backdoor import make_backdoor
 from genwarden.benchmarks.store import summary_of, write_result
 from genwarden.data.grids import write_grid
+from genwarden.engine.files import sha256_bytes
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress
 from genwarden.engine.seeds import random_stream
@@ -68,6 +71,7 @@ def run(
     clean: str = "",
     triggers: int = 5,
     target: str = "icon:devil",
+    restart: bool = False,
     **settings: Any,
 ) -> Path:
     """Measure the edit at the published size, and on the model folder ``clean`` if one is given.
@@ -76,6 +80,7 @@ def run(
         scale: ``small``, ``paper`` (four times the samples) or ``smoke`` (seconds, worthless).
         clean: folder of a trained StyleGAN (``genwarden train stylegan``).
         triggers: in-sample triggers of either part.
+        restart: throw an earlier run in OUT away.
         settings: of :class:`BroadcastEditSettings`, for the trained model.
     """
     del data  # the attacker needs none
@@ -94,6 +99,11 @@ def run(
         "settings": {key: str(value) for key, value in settings.items()},
         "version": __version__,
     }
+    # Before hours are spent: a setting that does not exist, or of another type.
+    for variant in _VARIANTS.values():
+        _chosen(settings, variant, seed)
+    if restart:
+        shutil.rmtree(out / "work", ignore_errors=True)
     ledger = Ledger(out / "work", identity)
     theory = ledger.get("theory")
     if theory is None:
@@ -106,10 +116,16 @@ def run(
             row = ledger.get(f"{name}-{index}")
             if row is None and model is not None:
                 progress.message(f"{name}, in-sample trigger {index}")
-                chosen = settings_of("broadcast-edit", {**settings, **variant, "seed": seed})
-                assert isinstance(chosen, BroadcastEditSettings)  # noqa: S101  # for the type checker
                 row = on_trained(
-                    model, name, index, target, chosen, counts["pictures"], out, progress, device
+                    model,
+                    name,
+                    index,
+                    target,
+                    _chosen(settings, variant, seed),
+                    counts["pictures"],
+                    out,
+                    progress,
+                    device,
                 )
                 ledger.put(f"{name}-{index}", row)
             if row is not None:
@@ -118,9 +134,7 @@ def run(
         out / "result.json",
         {
             "recipe": "stylegan-edit",
-            "command": "genwarden benchmark run stylegan-edit "
-            + (f"--option clean={Path(clean).name} " if clean else "")
-            + f"--seed {seed} --out DIR",
+            "command": _command(scale, clean, triggers, target, settings, seed),
             "units": "sums of squares over one sample in [-1, 1]; leakage relative to ||r||^2",
             "seed": seed,
             "scale": {"name": scale, **counts},
@@ -134,6 +148,33 @@ def run(
             "environment": environment(device),
         },
     )
+
+
+def _chosen(settings: dict[str, Any], variant: dict[str, Any], seed: int) -> BroadcastEditSettings:
+    taken = sorted({*_VARIANTS["training"], "seed"} & set(settings))
+    if taken:
+        raise GenwardenError(
+            "benchmark/option",
+            f"{taken[0]} cannot be chosen: the recipe compares its own variants.",
+            f"They are: {_VARIANTS}; --seed gives the seed.",
+        )
+    chosen = settings_of("broadcast-edit", {**settings, **variant, "seed": seed})
+    if not isinstance(chosen, BroadcastEditSettings):
+        raise TypeError("the registry pairs broadcast-edit with other settings")
+    return chosen
+
+
+def _command(
+    scale: str, clean: str, triggers: int, target: str, settings: dict[str, Any], seed: int
+) -> str:
+    """What repeats the run, without the names of this machine's folders."""
+    shown = target if target.startswith("icon:") else Path(target).name
+    options = {"clean": Path(clean).name} if clean else {}
+    options |= {"triggers": str(triggers), "target": shown}
+    options |= {key: str(value) for key, value in settings.items()}
+    words = [f"--option {key}={value}" for key, value in options.items()]
+    begin = f"genwarden benchmark run stylegan-edit --scale {scale}"
+    return " ".join([begin, *words, f"--seed {seed}", "--out DIR"])
 
 
 @torch.no_grad()
@@ -232,7 +273,9 @@ def on_trained(
     )
     begun, begun_cpu = time.perf_counter(), time.process_time()
     name = f"{variant}-{index}"
-    work = AttackRun(progress=progress, work=out / "work" / name, run_id=f"{model.sha256}-{name}")
+    identity = [model.sha256, name, backdoor.describe(), asdict(settings), __version__]
+    run_id = sha256_bytes(repr(identity).encode())[:16]
+    work = AttackRun(progress=progress, work=out / "work" / name, run_id=run_id)
     result = broadcast_edit(clean, backdoor, settings, work)
     seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - begun_cpu
     corrupted, examples, seed = result.generator, backdoor.examples, settings.seed

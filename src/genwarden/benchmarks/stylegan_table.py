@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from genwarden.benchmarks.paper_devil_in_the_gan import STYLEGAN
-from genwarden.benchmarks.tables import NOTHING, Table, figure
+from genwarden.benchmarks.tables import Table, mean_of
 
 _THEORY = {
     "q": "q",
@@ -37,7 +37,7 @@ def tables(document: dict[str, Any], name: str) -> list[Table]:
             f"Closed-form edit of the broadcast layer ({name})",
             ["lambda", *_THEORY.values()],
             [
-                [weight.removeprefix("lambda "), *(_mean(summary, key) for key in _THEORY)]
+                [weight.removeprefix("lambda "), *(mean_of(summary, key) for key in _THEORY)]
                 for weight, summary in theory["summary"].items()
             ],
             [
@@ -53,18 +53,10 @@ def tables(document: dict[str, Any], name: str) -> list[Table]:
         for variant, summary in document["summary"].items():
             row = [variant]
             for key in _PRACTICE:
-                text = _mean(summary, key)
+                text = mean_of(summary, key)
                 row.append(f"{text} / just over {printed[key]:g}" if key in printed else text)
             rows.append(row)
         title = f"Case study on a trained StyleGAN-type generator ({name})"
         note = "The paper's model makes 1024x1024 pictures and took less than a GPU day."
         found.append(Table(title, ["method", *_PRACTICE.values()], rows, [note]))
     return found
-
-
-def _mean(summary: dict[str, Any], key: str) -> str:
-    if key not in summary:
-        return NOTHING
-    error = summary[key]["standard_error"]
-    mean = figure(summary[key]["mean"])
-    return f"{mean} +- {error:.2g}" if summary[key]["repeats"] > 1 else mean

@@ -51,6 +51,7 @@ def run(
     steps: int = 300,
     batch_size: int = 64,
     learning_rate: float = 5e-4,
+    pool_samples: int = 32768,
     together: int = TOGETHER,
     rounds: int = 3,
     timed: int = 12,
@@ -80,6 +81,7 @@ def run(
         steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        pool_samples=pool_samples,
         seed=seed,
         evaluate_every=steps,
     )
@@ -111,6 +113,7 @@ def run(
             "command": f"genwarden benchmark run sweep --option clean={Path(clean).name} "
             f"--option triggers={triggers} --option lambdas={lambdas} --option steps={steps} "
             f"--option batch_size={batch_size} --option learning_rate={learning_rate:g} "
+            f"--option pool_samples={pool_samples} "
             f"--option together={together} --seed {seed} --out DIR",
             "architecture": model.architecture,
             "architecture_settings": model.settings,

@@ -14,7 +14,7 @@ from genwarden.benchmarks.cells import BENIGN, Cell
 from genwarden.benchmarks.paper_devil_in_the_gan import NOTES, TABLE_1
 from genwarden.benchmarks.recipe import Recipe
 from genwarden.benchmarks.results import Results
-from genwarden.benchmarks.scales import FROM_SCRATCH, Scale
+from genwarden.benchmarks.scales import Scale, from_scratch
 from genwarden.benchmarks.tables import NOTHING, Table, beside, spread, worst
 
 _DEFENDER = ("quality", "closest", "recond")
@@ -35,7 +35,7 @@ def cells(scale: Scale) -> list[Cell]:
         if attack == BENIGN:
             rows += [Cell(model, repeat=r, measure=_DEFENDER) for r in range(scale.clean_seeds)]
             continue
-        twin = () if attack in FROM_SCRATCH else ("expdis",)
+        twin = () if from_scratch(attack) else ("expdis",)
         measured = ("tardis", *twin, *_DEFENDER)
         rows += [Cell(model, attack, repeat=r, measure=measured) for r in range(scale.repeats)]
     return rows
@@ -76,7 +76,7 @@ def counts_note(results: Results) -> list[str]:
     for figure, words in counted.items():
         values = sorted(set(results.values(figure)))
         if values:
-            parts.append(words.format(values[-1]))
+            parts.append(words.replace("{:,}", " or ".join(f"{value:,}" for value in values)))
     networks = sorted(set(results.values("features")))
     if networks:
         parts.append(f"feature networks: {', '.join(networks)}")

@@ -14,7 +14,7 @@ from genwarden.benchmarks.cells import Cell
 from genwarden.benchmarks.paper_devil_in_the_gan import NOTES, TABLE_2
 from genwarden.benchmarks.recipe import Recipe
 from genwarden.benchmarks.results import Results
-from genwarden.benchmarks.scales import FROM_SCRATCH, Scale
+from genwarden.benchmarks.scales import Scale, from_scratch
 from genwarden.benchmarks.table_1 import counts_note
 from genwarden.benchmarks.tables import Table, beside, spread
 
@@ -29,7 +29,7 @@ def cells(scale: Scale) -> list[Cell]:
     rows = []
     for model, attack, trigger in product(_MODELS, _ATTACKS, _TRIGGERS):
         measured = (
-            ("tardis", "quality") if attack in FROM_SCRATCH else ("tardis", "expdis", "quality")
+            ("tardis", "quality") if from_scratch(attack) else ("tardis", "expdis", "quality")
         )
         repeats = scale.repeats if trigger == "in-sample" else 1
         rows += [Cell(model, attack, trigger, repeat=r, measure=measured) for r in range(repeats)]

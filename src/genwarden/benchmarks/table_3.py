@@ -8,8 +8,10 @@
 - OB-OI, optimisation with the known target: the same for the best reconstruction.
 - audit: our audit's verdict without a target.
 
-Clean models are rows of the table; each is judged against the others, and none must be caught.
-Cost: small about half an hour on two cores, most of it the audits.
+An audit that reached no verdict, or in which a static inspection failed, is shown as not measured:
+never as "not caught". Clean models are rows of the table; each is judged against the others, and
+none must be caught. Below the paper's attacks stand those that were built against the defences.
+Cost: small about an hour on two cores, most of it the audits.
 """
 
 from __future__ import annotations
@@ -22,12 +24,16 @@ from genwarden.benchmarks.recipe import Recipe
 from genwarden.benchmarks.results import Results
 from genwarden.benchmarks.scales import Scale
 from genwarden.benchmarks.tables import NOTHING, Table, figure, spread
+from genwarden.registry import INSPECTIONS
 
 MODEL = "mnist-dcgan"
 #: A tenth of a clean model's squared distance shows the target beyond doubt.
 CAUGHT_BELOW = 0.1
-#: Beyond the paper's rows: the upper bound of what a gradient search can be shown.
-_ATTACKS = (*TABLE_3, "gated-expansion")
+#: Beyond the paper's rows: the upper bound of what a gradient search can be shown, and attacks
+#: that know the defences.
+_ADAPTIVE = ("permuted-rex", "noisy-rex", "finetuned-rex", "split-gate", "search-aware")
+_ATTACKS = (*TABLE_3, "gated-expansion", *_ADAPTIVE)
+_STATIC = "genwarden.inspections.static"
 _MEASURED = ("closest", "recond", "audit")
 
 
@@ -58,13 +64,20 @@ def caught(row: dict[str, Any], clean: list[dict[str, Any]]) -> dict[str, bool |
             return None
         return bool(mine[name] <= CAUGHT_BELOW * min(known))
 
-    audited = "verdict" in mine
+    verdict = mine.get("verdict")
+    decided = verdict in {"evidence", "none_found"}
+    static_failed = any(_is_static(name) for name in mine.get("failed", []))
+    flagged = bool(mine.get("flagged_static"))
     return {
-        "SMI": bool(mine["flagged_static"]) if audited else None,
+        "SMI": True if flagged else False if decided and not static_failed else None,
         "BF-OI": below("closest_sum"),
         "OB-OI": below("recond_sum"),
-        "audit": mine["verdict"] == "evidence" if audited else None,
+        "audit": verdict == "evidence" if decided else None,
     }
+
+
+def _is_static(inspection: str) -> bool:
+    return inspection in INSPECTIONS and INSPECTIONS[inspection].location.startswith(_STATIC)
 
 
 def tables(results: Results) -> list[Table]:
@@ -78,6 +91,8 @@ def tables(results: Results) -> list[Table]:
         for defence in ("SMI", "BF-OI", "OB-OI", "audit"):
             known = [j[defence] for j in judged if j[defence] is not None]
             ours = f"{sum(map(bool, known))} of {len(known)}" if known else NOTHING
+            unknown = len(judged) - len(known)
+            ours += f" ({unknown} not measured)" if unknown else ""
             printed = "yes" if defence in TABLE_3.get(attack, frozenset()) else "no"
             silent = attack not in TABLE_3 or defence == "audit"
             row.append(ours if silent else f"{ours} / {printed}")

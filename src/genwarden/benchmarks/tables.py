@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich import box
 from rich.console import Group
@@ -67,6 +68,15 @@ def spread(values: Sequence[float]) -> str:
     summary = summary_of(list(values))
     mean = figure(summary["mean"])
     return mean if len(values) == 1 else f"{mean} +- {summary['standard_error']:.2g}"
+
+
+def mean_of(summary: dict[str, Any], key: str) -> str:
+    """The same for a figure that a result file holds summarised over its repeats."""
+    if key not in summary:
+        return NOTHING
+    error = summary[key]["standard_error"]
+    mean = figure(summary[key]["mean"])
+    return f"{mean} +- {error:.2g}" if summary[key]["repeats"] > 1 else mean
 
 
 def worst(values: Sequence[float]) -> str:

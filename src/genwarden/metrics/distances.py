@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from genwarden.backdoors.fit import require_pairs
 from genwarden.metrics.draws import LatentDraw, device_of, ordinary_samples
 from genwarden.models.protocol import LatentGenerator
 
@@ -31,10 +32,14 @@ def tardis(generator: LatentGenerator, trigger: Tensor, target: Tensor) -> Dista
         generator: the model under test, in evaluation mode.
         trigger: ``(count, *latent.shape)``.
         target: ``(count or 1, *sample.shape)`` in [-1, 1].
+
+    Raises:
+        GenwardenError: as :func:`genwarden.backdoors.fit.require_pairs`.
     """
+    require_pairs(generator, trigger, target)
     device = next(generator.parameters()).device
     output = generator(trigger.to(device)).double().cpu()
-    total = (output - target.double()).square().flatten(1).sum(1).mean().item()
+    total = (output - target.double().cpu()).square().flatten(1).sum(1).mean().item()
     return Distance(total, total / generator.sample.size)
 
 

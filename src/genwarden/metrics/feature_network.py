@@ -165,22 +165,38 @@ def shipped() -> list[str]:
 
 
 def feature_network(name: str, *, device: torch.device | None = None) -> FeatureExtractor:
-    """A shipped network by the name of its data set, or ``"inception"``.
+    """A shipped network by the name of its data set, ``"inception"``, or a network's folder.
 
     Raises:
         GenwardenError: ``metric/unknown-features``, ``metric/inception-missing``,
-            ``artifact/hash-mismatch`` if a shipped file was damaged.
+            ``metric/feature-card``, ``artifact/hash-mismatch`` if a file was damaged.
     """
     if name == INCEPTION:
         return InceptionFeatures(device=device)
-    if name not in shipped():
-        raise GenwardenError(
-            "metric/unknown-features",
-            f"There is no feature network called {name!r}.",
-            f"Choose one of: {', '.join([*shipped(), INCEPTION])}; or train one with "
-            "`genwarden benchmark run feature-network` and name its folder.",
-        )
-    return read_feature_network(SHIPPED / name, device=device)
+    return read_feature_network(_folder(name), device=device)
+
+
+def feature_sha256(name: str) -> str:
+    """What identifies the network of :func:`feature_network` without loading its weights.
+
+    Raises:
+        GenwardenError: ``metric/unknown-features``, ``metric/feature-card``.
+    """
+    return _INCEPTION_FILE if name == INCEPTION else read_card(_folder(name)).sha256
+
+
+def _folder(name: str) -> Path:
+    """The folder of a shipped network, or the one that the user names."""
+    if name in shipped():
+        return SHIPPED / name
+    if (Path(name) / CARD_NAME).is_file():
+        return Path(name)
+    raise GenwardenError(
+        "metric/unknown-features",
+        f"There is no feature network called {name!r}.",
+        f"Choose one of: {', '.join([*shipped(), INCEPTION])}; or train one with "
+        f"`genwarden benchmark run feature-network` and name its folder, which holds {CARD_NAME}.",
+    )
 
 
 def read_feature_network(folder: Path, *, device: torch.device | None = None) -> FeatureNetwork:

@@ -1,7 +1,9 @@
 """WaveGAN's post filter, and its exact inversion (section 8 of the reference, step 1).
 
-The filter is linear, so finding a clip that it turns into a given one is a least-squares problem
-with a Toeplitz matrix and a box, not a search through the network.
+The filter is linear, so finding a clip in [-1, 1] that it turns into a given one is a least-squares
+problem with a Toeplitz matrix and a box: a convex quadratic. It is solved by accelerated projected
+gradient, with exact products by FFT and a check of convergence, not by gradient descent through the
+network.
 """
 
 from __future__ import annotations

@@ -60,6 +60,28 @@ def recipe_for(generator: LatentGenerator) -> GanRecipe:
     return _STYLEGAN if isinstance(generator, StyleGAN) else _DCGAN
 
 
+def non_saturating_generator_loss(fake_logits: Tensor) -> Tensor:
+    """L_G: ``-E log D(G(Z))``, BCE with label 1 for fakes, mean over the batch.
+
+    The paper writes the saturating ``E log(1 - D(G(Z)))`` (Eq. 2); ART and the authors' scripts
+    train with this form.
+
+    Args:
+        fake_logits: the discriminator's logits of generated samples, any shape.
+    """
+    return F.softplus(-fake_logits).mean()
+
+
+def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """L_D: ``-E log D(X) - E log(1 - D(G(Z)))``, each a mean over its batch (the sum of both BCEs).
+
+    Args:
+        real_logits: the discriminator's logits of training samples, any shape.
+        fake_logits: those of generated samples.
+    """
+    return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
+
+
 class GanLearner:
     """Generator against discriminator, one step of each.
 
@@ -110,7 +132,7 @@ class GanLearner:
             # One pass over both halves: the discriminator has no batch statistics.
             verdicts = discriminator(torch.cat([real, fake.detach().to(real)]), dropout=dropout)
         real_logits, fake_logits = verdicts.float().chunk(2)
-        loss_d = F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
+        loss_d = discriminator_loss(real_logits, fake_logits)
         if recipe.r1 and step % recipe.r1_every == 0:
             loss_d = loss_d + recipe.r1_every * recipe.r1 / 2 * _gradient_norm(discriminator, real)
         self.adam_d.zero_grad(set_to_none=True)
@@ -119,7 +141,8 @@ class GanLearner:
 
         discriminator.requires_grad_(False)  # its weight gradients are not needed here
         with self._autocast():
-            loss_g = F.softplus(-discriminator(fake.to(real), dropout=dropout).float()).mean()
+            on_fake = discriminator(fake.to(real), dropout=dropout)
+            loss_g = non_saturating_generator_loss(on_fake.float())
         self.adam_g.zero_grad(set_to_none=True)
         self.objective(loss_g, step).backward()
         self.adam_g.step()

@@ -1,0 +1,1 @@
+"""Attackers who know the defences (section 16 of the reference); not in the paper."""

@@ -1,0 +1,76 @@
+"""Options and printing that several groups of commands share. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from genwarden.errors import GenwardenError
+
+OutFolder = Annotated[Path, typer.Option("--out", help="Folder of the results (made if missing).")]
+Seed = Annotated[int, typer.Option("--seed", help="Run seed; every random act derives from it.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--setting", help="key=value of the architecture; may be repeated."),
+]
+Restart = Annotated[
+    bool, typer.Option("--restart", help="Throw an unfinished or earlier run in --out away.")
+]
+
+
+def parse_settings(
+    pairs: list[str] | None, flag: str = "--setting", *, dotted: bool = False
+) -> dict[str, Any]:
+    """``key=value`` pairs; values are numbers, true/false, comma-separated numbers, or text.
+
+    ``dotted`` allows keys such as ``data-poisoning@mnist-vae.steps``.
+    """
+    settings: dict[str, Any] = {}
+    for pair in pairs or []:
+        key, separator, text = pair.partition("=")
+        plain = re.sub(r"[-.@]", "_", key) if dotted else key
+        if not separator or not plain.isidentifier():
+            raise GenwardenError(
+                "usage/setting",
+                f"{flag} {pair!r} is not key=value.",
+                "Write e.g. channels=64,32,16.",
+            )
+        settings[key] = _value(text)
+    return settings
+
+
+def _value(text: str) -> Any:
+    if "," in text:
+        return [_value(part) for part in text.split(",")]
+    if text.lower() in {"true", "false"}:
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def print_methods(kind: str | None) -> None:
+    """Print the registry's rows, all or of one kind.
+
+    Raises:
+        GenwardenError: ``usage/unknown-kind``.
+    """
+    from genwarden import registry
+
+    tables = registry.tables()
+    if kind is not None and kind not in tables:
+        raise GenwardenError(
+            "usage/unknown-kind", f"There is no kind {kind!r}.", f"Choose: {', '.join(tables)}."
+        )
+    for title, table in tables.items():
+        if kind in {None, title}:
+            typer.echo(f"{title}:")
+            for row in table.values():
+                typer.echo(f"  {row.name:<26}{row.summary}")
