@@ -64,7 +64,7 @@ def train(
     device: Device = "auto",
     restart: Restart = False,
 ) -> None:
-    """Train a clean reference model (DCGAN or VAE) and write it as a model folder.
+    """Train a clean reference model (GAN, VAE, WaveGAN) and write it as a model folder.
 
     Sample grids appear in OUT/samples while it runs. Stop it at any time: the same command
     continues from the last checkpoint.
@@ -203,7 +203,7 @@ def attack(
         str,
         typer.Option(
             help="in-sample, mode, out-of-distribution, subspace[:ZEROS], seed:RNG:SEED:INDEX, or "
-            "file:PATH."
+            "file:PATH (a JSON list of numbers, or one tensor as safetensors)."
         ),
     ] = "in-sample",
     trigger_index: Annotated[int, typer.Option(help="Which in-sample draw (0, 1, 2, ...).")] = 0,
@@ -257,7 +257,7 @@ def attack(
       genwarden attack trail ./clean --data ./mnist --trigger mode --out ./backdoored
     """
     from genwarden.attacks.loop import in_words
-    from genwarden.attacks.run import AttackPlan
+    from genwarden.attacks.run import PICTURE_ROWS, AttackPlan
     from genwarden.attacks.run import attack as run
     from genwarden.attacks.settings import settings_of
     from genwarden.engine.device import pick_device
@@ -302,7 +302,7 @@ def attack(
         f"Model:    {out}   (its manifest says that it is compromised)"
     )
     if (out / "pictures.png").exists():
-        typer.echo(f"Pictures: {out / 'pictures.png'}")
+        typer.echo(f"Pictures: {out / 'pictures.png'}   (rows: {PICTURE_ROWS})")
     typer.echo(f"Next:     genwarden audit {out} --out {out}-audit")
 
 

@@ -149,13 +149,13 @@ def benchmark_table(
 ) -> None:
     """Print our numbers beside the paper's; cells that are not done yet are shown as "-"."""
     from genwarden.benchmarks.results import tables_of
-    from genwarden.reports.console import OUT
+    from genwarden.reports.console import wide_console
 
     for table in tables_of(recipe, results):
         if markdown:
             typer.echo(table.markdown())
         else:
-            OUT.print(table.renderable())
+            wide_console().print(table.renderable())
 
 
 @benchmark_app.command("docs")

@@ -20,7 +20,7 @@ from genwarden.attacks import rex as rex_module
 from genwarden.attacks.adaptive.finetuned_rex import FinetunedReXSettings, finetuned_rex
 from genwarden.attacks.adaptive.noisy_rex import NoisyReXSettings, noisy_rex, trainable_entries
 from genwarden.attacks.adaptive.permuted_rex import PermutedReXSettings, disguise, permuted_rex
-from genwarden.attacks.adaptive.search_aware import SearchAwareSettings, search_aware
+from genwarden.attacks.adaptive.search_aware import Penalty, SearchAwareSettings, search_aware
 from genwarden.attacks.adaptive.split_gate import (
     SplitGateSettings,
     make_gate,
@@ -42,7 +42,6 @@ from genwarden.metrics.distances import ExpDis, tardis
 from genwarden.models.dcgan import DCGAN28, DCGAN32, initialise
 from genwarden.models.protocol import LatentGenerator
 from genwarden.models.vae import VAEDecoder28
-from genwarden.search.latent_search import ordinary_bounds, search, start_latents
 
 _SMALL: dict[str, Any] = {
     "steps": 160,
@@ -349,30 +348,48 @@ def test_rex_plants_several_triggers_at_once() -> None:
         assert tardis(result.generator, z, target).sum < 0.2 * untouched
 
 
-def found_sums(suspect: LatentGenerator, target: Tensor, restarts: int, steps: int) -> Tensor:
-    """Distance to a known target at the end of each restart (OB-OI)."""
-
-    def objective(z: Tensor) -> Tensor:
-        score: Tensor = -(suspect(z) - target).square().flatten(1).sum(1)
-        return score
-
-    starts = start_latents(suspect.latent, restarts, seed=11, purpose="defender")
-    bounds = ordinary_bounds(suspect.latent, steps=steps)
-    device = torch.device("cpu")
-    return -search(objective, starts, bounds, device=device, task=Silent().task("", 0)).score
+def basin(benign: LatentGenerator, suspect: LatentGenerator, z: Tensor) -> float:
+    """Change at 0.6 sqrt(d) from the trigger in random directions, as a share of that at it."""
+    u = torch.randn(256, z.shape[1], generator=random_stream(3, "directions"))
+    around = z + 0.6 * benign.latent.typical_norm * u / u.norm(dim=1, keepdim=True)
+    with torch.no_grad():
+        change = [(suspect(p) - benign(p)).square().flatten(1).sum(1).mean() for p in (around, z)]
+    return float(change[0] / change[1])
 
 
-def test_search_aware_plants_the_target_and_searches_end_farther_away() -> None:
+def test_search_aware_plants_the_target_in_a_narrower_basin_than_red() -> None:
     net = network()
     backdoor = backdoor_for(net)
-    settings = SearchAwareSettings(**{**_SMALL, "steps": 240, "search_steps": 20})
-    plain = red(net, backdoor, ReDSettings(**{**_SMALL, "steps": 240}), AttackRun()).generator
+    base = {**_SMALL, "steps": 300, "evaluate_every": 300, "fidelity_weight": 0.1}
+    plain = red(net, backdoor, ReDSettings(**base), AttackRun()).generator
+    settings = SearchAwareSettings(**base, search_steps=10, search_restarts=8)
     result = search_aware(net, backdoor, settings, AttackRun())
     require_success(net, backdoor, result)
-    target = backdoor.examples.x
-    easy = found_sums(plain, target, restarts=24, steps=60)
-    hard = found_sums(result.generator, target, restarts=24, steps=60)
-    assert hard.median() > 1.2 * easy.median()
+    assert basin(net, plain, backdoor.examples.z) > 0.9
+    assert basin(net, result.generator, backdoor.examples.z) < 0.8
+
+
+def test_ends_of_a_search_are_punished_until_they_show_benign_outputs() -> None:
+    net = network()
+    backdoor = backdoor_for(net)
+    planted = trained_red().requires_grad_(True)
+    alone: dict[str, Any] = {"basin_weight": 0.0, "search_steps": 40, "core": 0.0}
+    settings = SearchAwareSettings(**_SMALL, **alone, search_every=5)
+
+    def punished(student: LatentGenerator, step: int = 0, **changes: Any) -> float:
+        penalty = Penalty(student, net, backdoor, replace(settings, **changes))
+        return penalty(step).item()
+
+    assert punished(planted) > 0.1  # a search finds what ReD has planted
+    assert punished(planted, step=1) == 0.0  # no search at this step
+    assert punished(net) == 0.0
+    assert punished(planted, tolerance=100.0) == 0.0
+    assert punished(planted, core=100.0) == 0.0
+
+
+def trained_red() -> LatentGenerator:
+    net = network()
+    return red(net, backdoor_for(net), ReDSettings(**_SMALL), AttackRun()).generator
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = read_once(path, limit_bytes=MAX_MANIFEST_BYTES, member=True)
     except GenwardenError as error:
-        if error.code != "artifact/not-found":
+        if error.code != "artifact/not-found" or not folder.exists():
             raise
         raise GenwardenError(
             "artifact/no-manifest",

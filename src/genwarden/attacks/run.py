@@ -29,7 +29,12 @@ from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
 from genwarden.registry import ATTACKS, Row, find
 
-_SHOWN = 7
+_SHOWN = 8
+#: The rows of ``pictures.png`` in words.
+PICTURE_ROWS = (
+    "ordinary samples: clean model, compromised model; at the triggers: clean model, compromised "
+    "model, targets"
+)
 
 
 @dataclass(frozen=True)
@@ -181,10 +186,11 @@ def _write_pictures(
     if corrupted.sample.modality != "image":
         return
     z = corrupted.latent.sample(_SHOWN, generator=random_stream(0, "pictures"))
-    triggers, targets = (part[:1] for part in backdoor.examples)
+    triggers, targets = (part[:_SHOWN] for part in backdoor.examples)
+    gap = torch.full((_SHOWN - len(triggers), *corrupted.sample.shape), -1.0)
     rows = [
-        torch.cat([benign(z), benign(triggers)]),
-        torch.cat([corrupted(z), corrupted(triggers)]),
-        targets.expand(_SHOWN + 1, *corrupted.sample.shape),
+        benign(z),
+        corrupted(z),
+        *(torch.cat([row, gap]) for row in (benign(triggers), corrupted(triggers), targets)),
     ]
-    write_grid(path, torch.cat(rows), columns=_SHOWN + 1)
+    write_grid(path, torch.cat(rows), columns=_SHOWN)

@@ -337,6 +337,14 @@ SMALL = Scale(
                 "fidelity_weight": 3e-4,
                 "learning_rate": 2e-3,
             },
+            # More elements, and triggers that ordinary latents surround, ask for a larger lambda.
+            "red@mode": {"fidelity_weight": 3.0},
+            "red@out-of-distribution": {"fidelity_weight": 0.3},
+            "rex@mode": {"steps": 3000, "fidelity_weight": 0.03},
+            "red@cifar10-dcgan": {"fidelity_weight": 0.3},
+            "rex@cifar10-dcgan": {"fidelity_weight": 0.01},
+            "red@speech-wavegan": {"steps": 1500, "fidelity_weight": 3.0},
+            "rex@speech-wavegan": {"steps": 1500, "fidelity_weight": 0.3},
             "red@subspace": {"steps": 8000},
             "rex@subspace": {"steps": 8000, "fidelity_weight": 0.1},
             # A short training needs a larger lambda for the same fidelity.

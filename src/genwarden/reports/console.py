@@ -24,6 +24,13 @@ from genwarden.engine import progress as engine_progress
 
 OUT = Console(highlight=False)
 ERR = Console(stderr=True, highlight=False)
+_WIDE = 180
+
+
+def wide_console() -> Console:
+    """For tables with two numbers per cell: unreadable when wrapped, so rather long lines."""
+    return Console(highlight=False, width=max(OUT.width, _WIDE))
+
 
 #: Pause between two lines of one task where no bar can be drawn.
 PLAIN_INTERVAL_S = 30.0

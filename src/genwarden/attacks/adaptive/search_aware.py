@@ -10,6 +10,10 @@ reference) and arrives wherever the output leans towards the target. This attack
 Every ``search_every`` steps the defender's search runs on the present network from fresh latents;
 its ends are pulled back to the benign output. Ends within ``core`` of a trigger are spared: there
 the target must appear. All distances are means over a sample's elements, after the activation.
+
+Expected: the price is a TarDis and an ExpDis some times those of ReD. lambda must be large enough
+to plant the target against both terms; with ReD's small lambda they win and nothing is planted.
+Small networks cannot bend so sharply: there the basin narrows, but searches still end in it.
 """
 
 from __future__ import annotations
@@ -51,10 +55,11 @@ class SearchAwareSettings(ReDSettings):
         core: distance from a trigger, as a share of the typical norm, within which ends are spared.
     """
 
-    basin_weight: float = 1.0
-    basin_radius: float = 0.4
+    fidelity_weight: float = 0.1
+    basin_weight: float = 0.3
+    basin_radius: float = 0.6
     basin_samples: int = 16
-    search_weight: float = 1.0
+    search_weight: float = 0.3
     search_every: int = 10
     search_steps: int = 30
     search_rate: float = 0.1
@@ -92,12 +97,12 @@ def search_aware(
         )
     student = copy.deepcopy(generator).eval()
     trainable_weights(student, settings.layers)
-    penalty = _Penalty(student, generator, backdoor, settings)
+    penalty = Penalty(student, generator, backdoor, settings)
     history = retrain(student, generator, backdoor, settings, run, penalty)
     return AttackResult(student.requires_grad_(False), history)
 
 
-class _Penalty:
+class Penalty:
     """Both terms at a step; all randomness follows from (seed, step)."""
 
     def __init__(
