@@ -56,5 +56,6 @@ def finetuned_rex(
     result = rex(generator, backdoor, settings, stage(run, "rex"))
     wide = result.generator.eval().requires_grad_(True)
     history = retrain(wide, generator, backdoor, settings.finetuning(), stage(run, "finetuning"))
-    history = [{**row, "step": settings.steps + int(row["step"] or 0)} for row in history]
+    before = result.history[-1]["step"] or 0  # fewer than asked for where ReX stopped early
+    history = [{**row, "step": before + (row["step"] or 0)} for row in history]
     return AttackResult(wide.requires_grad_(False), [*result.history, *history])

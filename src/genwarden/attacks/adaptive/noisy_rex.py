@@ -77,7 +77,8 @@ def noisy_rex(
     for name, weight in wide.named_parameters():
         _freeze_entries(weight, ~trained[name].to(device))
     history = retrain(wide, generator, backdoor, settings.retraining(), stage(run, "retraining"))
-    history = [{**row, "step": settings.steps + int(row["step"] or 0)} for row in history]
+    before = result.history[-1]["step"] or 0  # fewer than asked for where ReX stopped early
+    history = [{**row, "step": before + (row["step"] or 0)} for row in history]
     final = type(wide)(**wide.settings())  # without the hooks
     final.load_state_dict(wide.state_dict())
     return AttackResult(final.to(device).eval().requires_grad_(False), [*result.history, *history])

@@ -49,7 +49,8 @@ def permuted_rex(
     device = next(generator.parameters()).device
     disguised = disguise(result.generator, settings.spread, stream).to(device)
     figures = Evaluator(generator, backdoor, settings.seed)(disguised)
-    history = [*result.history, {"step": settings.steps, **figures._asdict(), "disguised": 1.0}]
+    done = result.history[-1]["step"]
+    history = [*result.history, {"step": done, **figures._asdict(), "disguised": 1.0}]
     return AttackResult(disguised, history)
 
 
