@@ -120,8 +120,8 @@ def run(
             "clean_model_sha256": model.sha256,
             "settings": {k: v for k, v in asdict(settings).items() if k != "fidelity_weight"},
             "target": target,
-            "units": "sums of squares over one sample in [-1, 1]; seconds; where other work runs on "
-            "the machine, only processor time compares",
+            "units": "sums of squares over one sample in [-1, 1]; seconds; where other work runs "
+            "on the machine, only processor time compares",
             "seconds": _seconds(comparison, whole, len(rows), steps),
             "summary": {
                 f"{weight:g}": {
