@@ -24,7 +24,18 @@ from genwarden.metrics.distances import tardis
 from genwarden.models.protocol import LatentGenerator
 
 ASSETS = Path(__file__).parent / "assets"
-EFFORT = Effort("quick", 2048, 0, 128, 200, 0, 0, 0)
+EFFORT = Effort(
+    "quick",
+    ordinary_samples=2048,
+    stream_samples=0,
+    restarts=64,
+    search_steps=100,
+    probe_latents=0,
+    twins=1,
+    twin_steps=250,
+    guessed_seeds=0,
+    draws_per_seed=0,
+)
 MAX_FILE_BYTES = 2_000_000
 CLEAN = {"dcgan-red": "dcgan-clean", "dcgan-rex": "dcgan-clean", "vae-red": "vae-clean"}
 

@@ -310,13 +310,25 @@ def attack(
 def sample(
     model: Annotated[Path, typer.Argument(help="Model folder or weights file.")],
     out: Annotated[Path, typer.Option("--out", help="PNG file to write.")] = Path("samples.png"),
-    count: Annotated[int, typer.Option(min=1, max=4096, help="Number of samples.")] = 64,
+    count: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="Number of samples; default 64.")
+    ] = None,
     columns: Annotated[int, typer.Option(min=1, help="Pictures per row.")] = 8,
     architecture: Annotated[str | None, typer.Option(help="For a bare weights file.")] = None,
     setting: Settings = None,
+    audit_json: Annotated[
+        Path | None,
+        typer.Option("--audit", help="audit.json of this model: make a candidate of it instead."),
+    ] = None,
+    candidate: Annotated[
+        int | None, typer.Option(min=1, help="Which candidate of --audit; default 1.")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Draw ordinary samples of a model as one picture."""
+    """Draw ordinary samples of a model as one picture, or what a candidate trigger makes.
+
+    Example: genwarden sample ./model --audit report/audit.json --candidate 1 --out candidate.png
+    """
     from genwarden.commands.sample import sample_grid
 
     path = sample_grid(
@@ -327,6 +339,8 @@ def sample(
         seed=seed,
         architecture=architecture,
         settings=parse_settings(setting),
+        audit_json=audit_json,
+        candidate=candidate,
     )
     typer.echo(f"Picture: {path}")
 

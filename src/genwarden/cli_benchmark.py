@@ -90,6 +90,52 @@ def benchmark_run(
     typer.echo(f"Result: {result}")
 
 
+@benchmark_app.command("population")
+def benchmark_population(
+    out: OutFolder,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Folder that holds the data sets by name.")
+    ] = None,
+    budget: Annotated[
+        str, typer.Option(help="Budgets of the audits; commas join.")
+    ] = "quick,standard",
+    only: Annotated[
+        str, typer.Option(help="Only members whose key matches, e.g. '*.rex.*'; commas join.")
+    ] = "*",
+    workers: Annotated[int, typer.Option(min=1, help="Members at a time, one thread each.")] = 1,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", help="key=value: audit_seeds=10, ... Repeatable."),
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Audit clean and compromised generators: ROC, AUC, found shares, evidence and times.
+
+    Short for `genwarden benchmark run population`. Stop it at any time: the same command
+    continues.
+
+    Example: genwarden benchmark population --data ./data --out ./population --workers 2
+    """
+    from genwarden.engine.device import pick_device
+    from genwarden.reports.console import console_progress
+
+    given = {"budget": budget, "only": only}
+    where = pick_device(device)
+    with console_progress() as progress:
+        result = run_benchmark(
+            "population",
+            out,
+            data=data,
+            seed=seed,
+            device=where,
+            progress=progress,
+            options={**parse_settings(option, flag="--option"), **given},
+            given={"workers": workers},
+        )
+    typer.echo(f"Result: {result}")
+
+
 def run_benchmark(
     name: str,
     out: Path,

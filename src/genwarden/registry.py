@@ -200,6 +200,7 @@ INSPECTIONS = _table(
         f"{_S}.obfuscating_operations:inspect",
         "operations that hide gradients or add randomness",
     ),
+    Row("low-rank-edit", f"{_S}.low_rank_edit:inspect", "equal blocks edited in a few directions"),
     Row("capacity", f"{_S}.capacity:inspect", "parameters against the published model"),
     Row(
         "sleeper-neurons",
@@ -239,6 +240,13 @@ INSPECTIONS = _table(
     ),
     Row("canonical-latents", f"{_O}.known_latents:inspect_canonical", "0, constants, extremes"),
     Row("guessable-seeds", f"{_O}.known_latents:inspect_seeds", "first draws of popular seeds"),
+    Row("subspace-latents", f"{_O}.subspace_latents:inspect", "latents with guessable zeros"),
+    Row(
+        "repeated-outputs",
+        f"{_O}.repeated_outputs:inspect",
+        "one sample that many ordinary latents make",
+        _CLEAN,
+    ),
     Row(
         "reconstruct-target",
         f"{_O}.reconstruct_target:inspect",
@@ -246,6 +254,18 @@ INSPECTIONS = _table(
         _CLEAN,
     ),
     Row("novelty-search", f"{_O}.novelty_search:inspect", "OB-OI without a target", _CLEAN),
+    Row(
+        "twin-difference",
+        f"{_O}.twin_difference:inspect",
+        "where model and twin differ most (targets near the data)",
+        _CLEAN,
+    ),
+    Row(
+        "principal-latents",
+        f"{_O}.principal_latents:inspect",
+        "outputs along the most sensitive latent directions",
+        _CLEAN,
+    ),
     Row("partition-search", f"{_O}.partition_search:inspect", "OB-OI inside a channel group"),
 )
 
@@ -284,7 +304,18 @@ RECIPES = _table(
     ),
     Row("wavegan", f"{_B}.wavegan:RECIPE", "a drum clip in a model of speech", _CELLS),
     Row("verdicts", f"{_B}.verdicts:run", "verdicts and times of given model folders"),
-    Row("clean-population", f"{_B}.clean_population:run", "clean models and their scores (nulls)"),
+    Row(
+        "population",
+        f"{_B}.population.study:run",
+        "verdicts on clean and compromised generators: ROC, found shares, evidence, times",
+        {"tables": f"{_B}.population.tables:tables"},
+    ),
+    Row(
+        "foreign-models",
+        f"{_B}.population.foreign:run",
+        "verdicts on architectures and sample shapes that no reference model has",
+        {"tables": f"{_B}.population.foreign:tables"},
+    ),
     Row(
         "feature-network",
         f"{_B}.feature_network:run",

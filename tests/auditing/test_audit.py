@@ -28,6 +28,8 @@ TINY = Effort(
     restarts=32,
     search_steps=10,
     probe_latents=16,
+    twins=1,
+    twin_steps=5,
     guessed_seeds=2,
     draws_per_seed=2,
 )

@@ -20,6 +20,8 @@ EFFORT = Effort(
     restarts=8,
     search_steps=8,
     probe_latents=96,
+    twins=1,
+    twin_steps=5,
     guessed_seeds=2,
     draws_per_seed=2,
 )

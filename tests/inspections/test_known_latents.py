@@ -22,7 +22,7 @@ from genwarden.inspections.workbench import Effort, Workbench
 from genwarden.models.dcgan import DCGAN28
 from genwarden.models.protocol import LatentGenerator, LatentLaw, SampleSpec
 
-EFFORT = Effort("quick", 2048, 0, 0, 0, 0, 6, 2)
+EFFORT = Effort("quick", 2048, 0, 0, 0, 0, 0, 0, 6, 2)
 
 
 class Planted(LatentGenerator):

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from genwarden.engine.progress import Silent
 from genwarden.engine.seeds import random_stream
-from genwarden.inspections.output.novelty import Novelty
-from genwarden.inspections.output.novelty_search import agree, ordinary_distance
+from genwarden.inspections.output.novelty import Novelty, ordinary_distance
+from genwarden.inspections.output.novelty_search import agree
 from genwarden.models.protocol import LatentLaw
 from genwarden.search.latent_search import (
     BATCH_RESTARTS,
@@ -50,7 +50,7 @@ def test_search_respects_radius_and_box() -> None:
 
 
 def test_ordinary_bounds_follow_the_latent_law() -> None:
-    assert ordinary_bounds(LAW, steps=1).radius == pytest.approx(1.05 * 10**0.5)
+    assert ordinary_bounds(LAW, steps=1).radius == pytest.approx(10**0.5 + 2)
     uniform = ordinary_bounds(LatentLaw((10,), "uniform"), steps=1)
     assert uniform.half_width == 1.0
     assert uniform.radius is None

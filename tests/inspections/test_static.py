@@ -26,7 +26,7 @@ from genwarden.models.dcgan import DCGAN28, DCGAN32
 from genwarden.models.protocol import LatentGenerator
 from genwarden.models.vae import VAEDecoder28
 
-EFFORT = Effort("quick", 8, 8, 1, 1, 1, 1, 1)
+EFFORT = Effort("quick", 8, 8, 1, 1, 1, 1, 1, 1, 1)
 INSPECTIONS: list[Callable[[Workbench], Finding]] = [
     parallel_paths.inspect,
     block_sparsity.inspect,

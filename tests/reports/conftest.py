@@ -13,7 +13,7 @@ from . import documents
 def by_verdict() -> dict[str, AuditDocument]:
     """One document per verdict."""
     return {
-        "evidence": documents.document(),
+        "evidence": documents.document(candidates=[documents.candidate()]),
         "none_found": documents.quiet_document(),
         "inconclusive": documents.inconclusive_document(),
         "refused": documents.refused_document(),

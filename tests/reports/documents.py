@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from genwarden.auditing.document import AuditDocument, Judged, ModelFacts, Refusal, UserInputs
 from genwarden.data.grids import png_bytes
+from genwarden.inspections.candidate import Basin, Candidate, Carrier
 from genwarden.inspections.finding import (
     Chart,
     Finding,
@@ -304,6 +305,55 @@ def judged(finding: Finding, *, flagged: bool = False) -> Judged:
     return Judged(finding=finding, adjusted_p=p, flagged=flagged)
 
 
+def candidate(text: str = "latent-search", **changes: Any) -> Candidate:
+    """The dossier of the recovered output; ``text`` stands wherever a candidate holds text."""
+    fields: dict[str, Any] = {
+        "inspection": text,
+        "latent": np.random.default_rng(3).normal(0, 1, 100).round(6).tolist(),
+        "latent_norm": 1.04,
+        "output": Images(title="Output", labels=[""], png_base64=[devil(0)]),
+        "isolation": 3.1,
+        "isolation_sum": 1364.0,
+        "basin": Basin(
+            ways=32,
+            half_width=0.9,
+            step_radius=0.5,
+            ordinary_radius=0.8,
+            lipschitz=36.3,
+            wall_lipschitz=28.6,
+            ordinary_lipschitz=17.4,
+        ),
+        "strips": [
+            Images(
+                title="From an ordinary latent through the candidate to another",
+                caption=text,
+                labels=[text, "candidate", text],
+                png_base64=[digits(20)[1], devil(0), digits(20)[2]],
+            )
+        ],
+        "profile": Chart(
+            title="How far the output moves",
+            style="line",
+            x_label=text,
+            y_label="squared distance",
+            lines=[Line(name=text, x=[0.0, 1.0], y=[0.0, 3.0])],
+        ),
+        "carriers": [
+            Carrier(
+                layer=text,
+                channel=26,
+                value=15.9,
+                ordinary_low=-0.4,
+                ordinary_high=0.8,
+                deviation=238.3,
+                usual_deviation=5.3,
+            )
+        ],
+        "command": f"genwarden sample models/mnist-generator-v3 --audit {text} --candidate 1",
+    }
+    return Candidate(**(fields | changes))
+
+
 def document(**changes: Any) -> AuditDocument:
     """The audit of a backdoored model; ``changes`` replace fields."""
     fields: dict[str, Any] = {
@@ -438,6 +488,7 @@ def hostile_document() -> AuditDocument:
             ),
             judged(not_applicable(h, "static", h, h)),
         ],
+        candidates=[candidate(h, output=Images(title=h, labels=[h], png_base64=[h]))],
         ordinary=Images(title=h, caption=h, labels=[h], png_base64=[h]),
         model=model_facts(
             path=f"/models/{h}",

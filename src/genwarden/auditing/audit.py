@@ -21,6 +21,7 @@ import torch
 from genwarden import __version__
 from genwarden.auditing.budgets import budget as budget_named
 from genwarden.auditing.calibration import calibrate
+from genwarden.auditing.candidates import Examined, examine
 from genwarden.auditing.document import (
     AuditDocument,
     ModelFacts,
@@ -86,6 +87,7 @@ class Request:
         training: samples of the training data, float in [-1, 1].
         inputs_sha256: identity of targets and training data for the ledger.
         command: the command line that repeats the audit.
+        sample_command: the command line that makes a candidate again, but for its number.
     """
 
     budget: str
@@ -95,6 +97,7 @@ class Request:
     training: torch.Tensor | None = None
     inputs_sha256: str = ""
     command: str = ""
+    sample_command: str = ""
 
 
 def audit(suspect: Suspect, request: Request, *, work: Path, progress: Progress) -> AuditDocument:
@@ -142,6 +145,17 @@ def audit(suspect: Suspect, request: Request, *, work: Path, progress: Progress)
     # Calibrated after the ledger, so that a resumed audit uses the references of today.
     ordered = [calibrate(findings[name], effort.name) for name in rows]
     decision = decide(ordered, suspect.nonfinite)
+    examined = Examined([], [])
+    if decision.verdict == "evidence" and not suspect.nonfinite:
+        progress.message("candidates: what they make, how far they reach, what carries them")
+        started = time.perf_counter()
+        examined = examine(
+            bench,
+            decision.judged,
+            breakdowns=_BREAKDOWNS,
+            sample_command=request.sample_command,
+        )
+        timing["candidates"] = round(time.perf_counter() - started, 3)
     timing["total"] = round(sum(timing.values()), 3)
     ordinary = None
     if not suspect.nonfinite and generator.sample.modality == "image":
@@ -160,10 +174,11 @@ def audit(suspect: Suspect, request: Request, *, work: Path, progress: Progress)
         budget=asdict(effort),
         seed=request.seed,
         findings=decision.judged,
+        candidates=examined.candidates,
         ordinary=ordinary,
         refusal=_nonfinite_refusal(suspect) if suspect.nonfinite else None,
         command=request.command,
-        limits=LIMITS,
+        limits=[*LIMITS, *examined.failures],
         environment=environment(request.device),
         timing=timing,
     )

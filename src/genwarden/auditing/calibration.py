@@ -1,8 +1,8 @@
 """p-values from clean reference models, for scores that have no exact or self-made null.
 
 The reference file (``auditing/nulls/generators.json``) holds the scores of clean models that
-``genwarden benchmark run clean-population`` trained and inspected; attacks never enter it. With n
-clean scores the p-value is that of a new draw from the same normal law (Student-t prediction,
+``genwarden benchmark population`` trained and inspected (its calibration half); attacks never
+enter it. With n clean scores the p-value is that of a new draw from the same normal law (Student-t prediction,
 n - 1 degrees of freedom), so a small n makes it more cautious by itself. The law is an assumption:
 the finding says so and shows the clean scores.
 """
@@ -45,22 +45,23 @@ def read_table(path: Path) -> dict[str, Any]:
 
 
 @cache
-def _table() -> dict[str, Any]:
+def shipped() -> dict[str, Any]:
+    """The reference file of this installation."""
     return read_table(NULLS)
 
 
 def clear_cache() -> None:
     """Read the reference file again at the next use (after it was published anew)."""
-    _table.cache_clear()
+    shipped.cache_clear()
 
 
-def references(inspection: str, budget: str) -> References:
+def references(inspection: str, budget: str, table: dict[str, Any] | None = None) -> References:
     """Clean scores for an inspection; those of the nearest budget if there are none for this one.
 
     A larger search can only raise a clean score. So a larger budget stands in first (cautious);
     where only a smaller one was measured, p-values may come out too small, and the note says so.
     """
-    table = _table()
+    table = shipped() if table is None else table
     order = ["quick", "standard", "thorough"]
     for name in order[order.index(budget) :] + order[: order.index(budget)][::-1]:
         values = table["scores"].get(name, {}).get(inspection, [])
@@ -85,8 +86,11 @@ def needs_population(inspection: str) -> bool:
     return row is not None and row.options.get("null") == "population"
 
 
-def calibrate(finding: Finding, budget: str) -> Finding:
+def calibrate(finding: Finding, budget: str, table: dict[str, Any] | None = None) -> Finding:
     """Give a scored finding that needs clean models its p-value.
+
+    Args:
+        table: clean scores in place of the shipped ones, as :func:`read_table` gives them.
 
     A score that is the highest over several given targets is corrected for their number
     (Bonferroni), since the references were scored with one target each.
@@ -95,7 +99,7 @@ def calibrate(finding: Finding, budget: str) -> Finding:
         return finding
     if finding.p_value is not None or finding.score is None:
         return finding
-    found = references(finding.inspection, budget)
+    found = references(finding.inspection, budget, table)
     if not found.values:
         return finding
     targets = int(finding.budget.get("targets", 1))
@@ -111,6 +115,15 @@ def calibrate(finding: Finding, budget: str) -> Finding:
                 values=found.values,
             ),
         }
+    )
+
+
+def uncalibrated(finding: Finding) -> Finding:
+    """The finding before it was judged against clean models, to judge it against others."""
+    if finding.null is None or finding.null.source != "population":
+        return finding
+    return finding.model_copy(
+        update={"p_value": None, "null": None, "p_value_reason": "not judged yet"}
     )
 
 

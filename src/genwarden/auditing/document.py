@@ -1,6 +1,7 @@
 """``audit.json``: the only source of every report (DESIGN, "Contracts").
 
-Version 1.0. Apart from ``timing`` and ``environment`` the same command gives the same bytes.
+Version 1.1: 1.0 and ``candidates``. Documents of version 1.0 are still read. Apart from ``timing``
+and ``environment`` the same command gives the same bytes.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from genwarden.inspections.candidate import Candidate
 from genwarden.inspections.finding import Finding, Images
 
-SCHEMA_VERSION: Literal["1.0"] = "1.0"
+SCHEMA_VERSION: Literal["1.1"] = "1.1"
 
 Verdict = Literal["evidence", "none_found", "inconclusive", "refused"]
 
@@ -80,12 +82,14 @@ class AuditDocument(_Strict):
         suspicion: 1 - smallest adjusted p (1.0 for structural evidence); None without a verdict.
         alpha: the level below which an adjusted p-value counts as evidence.
         reasons: why the verdict is what it is, one sentence each.
+        candidates: the latents that flagged findings carry, examined one by one; none unless the
+            verdict is evidence.
         ordinary: ordinary samples of the model, for comparison in reports.
         command: the command that repeats this audit.
         timing: seconds per inspection and in total.
     """
 
-    schema_version: Literal["1.0"] = SCHEMA_VERSION
+    schema_version: Literal["1.0", "1.1"] = SCHEMA_VERSION
     genwarden_version: str
     verdict: Verdict
     suspicion: Annotated[float, Field(ge=0, le=1)] | None
@@ -96,6 +100,7 @@ class AuditDocument(_Strict):
     budget: dict[str, int | float | str]
     seed: int
     findings: list[Judged]
+    candidates: list[Candidate] = Field(default_factory=list)
     ordinary: Images | None = None
     refusal: Refusal | None = None
     command: str

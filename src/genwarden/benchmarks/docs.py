@@ -48,16 +48,21 @@ def _recipe(result: dict[str, Any], path: Path) -> str:
     ]
     tables = RECIPES[result["recipe"]].load().tables(results_of(result, path.stem))
     lines += [table.markdown() for table in tables]
-    for picture in result["pictures"]:
-        lines += [f"![{picture}](../{path.parent.name}/{picture})", ""]
+    lines += _shown(result, path)
     return "\n".join(lines)
 
 
 def _tabled(result: dict[str, Any], path: Path) -> str:
     """Tables of a recipe without cells."""
     tables = RECIPES[result["recipe"]].load_option("tables")(result, path.stem)
-    title = f"## {result['recipe']} ({path.name})"
-    return "\n".join([title, "", f"`{result['command']}`", "", *(t.markdown() for t in tables)])
+    lines = [f"## {result['recipe']} ({path.name})", "", f"`{result['command']}`", ""]
+    lines += [*_shown(result, path), *(table.markdown() for table in tables)]
+    return "\n".join(lines)
+
+
+def _shown(result: dict[str, Any], path: Path) -> list[str]:
+    """Its pictures, which lie beside the result file."""
+    return [f"![{name}](../{path.parent.name}/{name})\n" for name in result.get("pictures", [])]
 
 
 def _red_rex(result: dict[str, Any], name: str) -> str:
@@ -105,24 +110,6 @@ def _red_rex(result: dict[str, Any], name: str) -> str:
     return "\n".join(lines)
 
 
-def _population(result: dict[str, Any], name: str) -> str:
-    lines = [
-        f"## Clean population ({name})",
-        "",
-        f"`{result['command']}`: {len(result['rows'])} clean models, {result['budget']} budget. "
-        "Scores that the audit takes its population p-values from.",
-        "",
-        "| inspection | mean | minimum .. maximum | models |",
-        "|---|---|---|---|",
-    ]
-    for inspection, s in result["summary"].items():
-        lines.append(
-            f"| {inspection} | {s['mean']:.3g} | {s['minimum']:.3g} .. {s['maximum']:.3g} "
-            f"| {s['repeats']} |"
-        )
-    return "\n".join([*lines, ""])
-
-
 def _verdicts(result: dict[str, Any], name: str) -> str:
     lines = [
         f"## Verdicts on held-out models ({name})",
@@ -144,6 +131,5 @@ def _verdicts(result: dict[str, Any], name: str) -> str:
 
 _RENDERERS: dict[str, Callable[[dict[str, Any], str], str]] = {
     "red-rex": _red_rex,
-    "clean-population": _population,
     "verdicts": _verdicts,
 }

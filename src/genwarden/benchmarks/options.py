@@ -67,6 +67,8 @@ def _fitting(value: Any, wanted: Any, default: Any) -> Any:
         return value
     if float in kinds and type(value) is int:
         return float(value)
+    if str in kinds and isinstance(value, list):  # a text with commas, such as "standard,quick"
+        return ",".join(map(str, value))
     # A folder may have a number for a name.
     return str(value) if str in kinds and type(value) in {int, float} else None
 

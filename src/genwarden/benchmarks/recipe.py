@@ -7,16 +7,15 @@ Clean models come first; then independent cells run side by side with ``--worker
 from __future__ import annotations
 
 import json
-import multiprocessing
 import re
 import shutil
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,6 +41,7 @@ from genwarden.benchmarks.workshop import Workshop, attack_seconds
 from genwarden.engine.files import require_writable_folder, write_atomic, write_json, write_tensors
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress, Silent
+from genwarden.engine.workers import worker_pool
 from genwarden.errors import GenwardenError
 from genwarden.metrics.feature_network import feature_sha256
 
@@ -367,7 +367,7 @@ def _done(
             yield job, _attempt(job, progress)
         return
     interrupted: list[_Job] = []
-    with _pool(workers) as pool:
+    with worker_pool(workers) as pool:
         running = {pool.submit(_remote, job): job for job in jobs}
         for future in as_completed(running):
             try:
@@ -382,7 +382,7 @@ def _done(
 
 
 def _alone(job: _Job) -> GenwardenError | None:
-    with _pool(1) as pool:
+    with worker_pool(1) as pool:
         try:
             told = pool.submit(_remote, job).result()
         except BrokenProcessPool:
@@ -392,21 +392,6 @@ def _alone(job: _Job) -> GenwardenError | None:
                 "Take fewer --workers, or smaller counts or networks.",
             )
     return GenwardenError(*told) if told else None
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    # Forked children would inherit torch's locks and CUDA state.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _one_thread)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def _attempt(job: _Job, progress: Progress) -> GenwardenError | None:

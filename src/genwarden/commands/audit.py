@@ -98,6 +98,7 @@ def audit_model(options: AuditOptions, *, progress: Progress) -> AuditFiles:
             training=training,
             inputs_sha256=_fingerprint(targets, training),
             command=command,
+            sample_command=sample_command(options),
         ),
         work=work,
         progress=progress,
@@ -117,12 +118,7 @@ def write_documents(document: AuditDocument, out: Path) -> AuditFiles:
 
 def repeat_command(options: AuditOptions) -> str:
     """The command line that repeats the audit."""
-    words = ["genwarden", "audit", str(options.model)]
-    if options.architecture:
-        words += ["--architecture", options.architecture]
-    for key, value in options.settings.items():
-        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-        words += ["--setting", f"{key}={text}"]
+    words = _model_words("audit", options)
     if options.targets:
         words += ["--target", str(options.targets)]
     if options.data:
@@ -132,6 +128,22 @@ def repeat_command(options: AuditOptions) -> str:
         words += ["--device", options.device]
     words += ["--out", str(options.out)]
     return shlex.join(words)
+
+
+def sample_command(options: AuditOptions) -> str:
+    """The command line that draws a candidate of the audit, but for its number."""
+    words = _model_words("sample", options)
+    return shlex.join([*words, "--audit", str(options.out / "audit.json")])
+
+
+def _model_words(command: str, options: AuditOptions) -> list[str]:
+    words = ["genwarden", command, str(options.model)]
+    if options.architecture:
+        words += ["--architecture", options.architecture]
+    for key, value in options.settings.items():
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        words += ["--setting", f"{key}={text}"]
+    return words
 
 
 def _inputs(options: AuditOptions, model: LoadedModel) -> tuple[NamedImages | None, Tensor | None]:

@@ -1,4 +1,4 @@
-"""``genwarden sample``: ordinary samples of a model as one picture, or as a sound file."""
+"""``genwarden sample``: ordinary samples, or a candidate of an audit, as a picture or a sound."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from genwarden.artifacts.model_folder import LoadedModel
 from genwarden.artifacts.open_model import open_model
+from genwarden.commands.report import read_document
 from genwarden.data.audio import spectrograms, write_wav
 from genwarden.data.grids import write_grid
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import ExitCode, GenwardenError
 from genwarden.models.wavegan import WaveGAN
+
+_COUNT = 64
 
 
 @torch.no_grad()
@@ -20,22 +25,41 @@ def sample_grid(
     model: Path,
     out: Path,
     *,
-    count: int,
+    count: int | None,
     columns: int,
     seed: int,
     architecture: str | None,
     settings: dict[str, Any],
+    audit_json: Path | None = None,
+    candidate: int | None = None,
 ) -> Path:
     """Draw ``count`` samples from the model's own latent law and write them as a PNG grid.
+
+    With ``audit_json``, the sample at the latent of one candidate of that audit (the first unless
+    ``candidate`` says which) instead.
 
     Clips are written as one WAV file, one after another, if ``out`` ends in ``.wav``; otherwise
     the picture shows their spectrograms and the WAV file of the same name is written beside it.
 
     Raises:
-        GenwardenError: ``sample/not-images`` for a WAV file of images and for audio models whose
-            samples per second are not known, and those of opening a model.
+        GenwardenError: ``usage/candidate`` if count, audit and candidate contradict each other,
+            those of :func:`candidate_latent`, ``sample/not-images`` for a WAV file of images and
+            for audio models whose samples per second are not known, and those of opening a model.
     """
-    generator = open_model(model, architecture=architecture, settings=settings).generator
+    if audit_json is None and candidate is not None:
+        raise GenwardenError(
+            "usage/candidate",
+            "--candidate is a number in an audit, and no audit is given.",
+            "Add --audit with the audit.json of this model.",
+        )
+    if audit_json is not None and count is not None:
+        raise GenwardenError(
+            "usage/candidate",
+            "--audit makes the one sample of a candidate, --count asks for ordinary ones.",
+            "Leave one of them away.",
+        )
+    opened = open_model(model, architecture=architecture, settings=settings)
+    generator = opened.generator
     audible = isinstance(generator, WaveGAN)
     sound = out.suffix.lower() == ".wav"
     if audible is not (generator.sample.modality == "audio") or (sound and not audible):
@@ -45,11 +69,52 @@ def sample_grid(
             "Image models are drawn as PNG, WaveGANs also as WAV.",
             ExitCode.INCONCLUSIVE,
         )
-    z = generator.latent.sample(count, generator=random_stream(seed, "sample"))
+    if audit_json is None:
+        z = generator.latent.sample(count or _COUNT, generator=random_stream(seed, "sample"))
+    else:
+        z = candidate_latent(audit_json, 1 if candidate is None else candidate, opened)
     samples = torch.cat([generator(part) for part in z.split(256)])
     if isinstance(generator, WaveGAN):
         write_wav(out.with_suffix(".wav"), samples, generator.sample_rate)
         samples = spectrograms(samples)
     if not sound:
-        write_grid(out, samples, columns=columns)
+        write_grid(out, samples, columns=min(columns, len(samples)))
     return out
+
+
+def candidate_latent(audit_json: Path, number: int, model: LoadedModel) -> Tensor:
+    """The latent of a candidate, ``(1, *latent.shape)``.
+
+    Args:
+        number: from 1, in the order of the report.
+
+    Raises:
+        GenwardenError: ``sample/other-model`` if the audit was not of these weights,
+            ``sample/no-such-candidate``, ``sample/latent-shape``, and those of reading an audit.
+    """
+    document = read_document(audit_json)
+    if document.model is None or document.model.sha256 != model.sha256:
+        audited = document.model.sha256[:12] if document.model else "no model"
+        raise GenwardenError(
+            "sample/other-model",
+            f"{audit_json} audited {audited}, the weights given are {model.sha256[:12]}.",
+            "Name the model that was audited, or audit this one.",
+        )
+    held = len(document.candidates)
+    if not 1 <= number <= held:
+        holds = f"numbers 1 to {held}" if held > 1 else "number 1" if held else "no candidate"
+        raise GenwardenError(
+            "sample/no-such-candidate",
+            f"There is no candidate {number} in {audit_json}, which holds {holds}.",
+            "See the candidates with `genwarden report`; only an audit that found evidence has "
+            "any.",
+        )
+    latent = document.candidates[number - 1].latent
+    if len(latent) != model.generator.latent.size:
+        raise GenwardenError(
+            "sample/latent-shape",
+            f"Candidate {number} of {audit_json} has {len(latent)} numbers, a latent of this model "
+            f"{model.generator.latent.size}.",
+            "Give the same --architecture and --setting as in the audit, and an unedited file.",
+        )
+    return torch.tensor(latent).reshape(1, *model.generator.latent.shape)

@@ -34,7 +34,7 @@ ZERO_SLICE = 1e-6
 #: Rounds of dividing rows and columns by their root mean square before slices are compared.
 _BALANCING_ROUNDS = 8
 #: A partition of part of the layers is reported only if chance makes it this rare (log10 p).
-_PART_LOG10_P = -3.0
+PART_LOG10_P = -3.0
 
 
 class Size(NamedTuple):
@@ -53,7 +53,8 @@ class Block:
         norm: balanced norms of the slices, ``(rows, columns)``.
         row_component, column_component: component per row and column, -1 if in none.
         slices, zeros, cross: slices between channels of any component; those that are zero; those
-            that would connect two components (all zero).
+            that would connect two components (all zero, unless ``leak`` says otherwise).
+        leak: median norm of the cross slices as a share of the others' median.
     """
 
     weight: str
@@ -63,6 +64,7 @@ class Block:
     slices: int
     zeros: int
     cross: int
+    leak: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,11 @@ class Partition:
     blocks: tuple[Block, ...]
     log10_p: float
 
+    @property
+    def leak(self) -> float:
+        """Largest ``leak`` of the blocks; 0 where exact zeros separate the components."""
+        return max(block.leak for block in self.blocks)
+
     def parameters(self, component: int) -> int:
         """Stored numbers that belong to one component alone."""
         return sum(sizes[component].parameters for sizes in self.sizes.values())
@@ -118,22 +125,23 @@ def find_partition(
     channels = channel_graph(graph, generator)
     linked = [_linked(slices, eps) for slices in channels.slices]
     live = _live(channels, linked)
-    internal = [
-        index
-        for index, slices in enumerate(channels.slices)
-        if (slices.rows >= 0).any() and (slices.columns >= 0).any()
-    ]
+    internal = [index for index, slices in enumerate(channels.slices) if is_internal(slices)]
     whole = _split(channels, linked, live, internal)
     candidates = [whole] if whole else []
     runs: list[list[int]] = []
-    if whole is None or whole.log10_p > _PART_LOG10_P:
+    if whole is None or whole.log10_p > PART_LOG10_P:
         runs = _separable_runs(channels, linked, live, internal)
         parts = [_split(channels, linked, live, run) for run in runs]
-        candidates += [part for part in parts if part and part.log10_p < _PART_LOG10_P]
+        candidates += [part for part in parts if part and part.log10_p < PART_LOG10_P]
     if not candidates:
         return None
     best = min(candidates, key=lambda candidate: candidate.log10_p)
-    return _describe(best, channels, generator, searches=1 + len(runs))
+    return describe(best, channels, generator, searches=1 + len(runs))
+
+
+def is_internal(slices: Slices) -> bool:
+    """Whether a layer connects channels that are neither the latent's nor the sample's."""
+    return bool((slices.rows >= 0).any() and (slices.columns >= 0).any())
 
 
 def isolate(generator: LatentGenerator, partition: Partition, component: int) -> LatentGenerator:
@@ -185,7 +193,7 @@ class _Linked(NamedTuple):
     norm: Tensor
 
 
-class _Split(NamedTuple):
+class Split(NamedTuple):
     """Components over some internal layers: component per identity (-1: none)."""
 
     component: Tensor
@@ -195,18 +203,23 @@ class _Split(NamedTuple):
 
 
 def _linked(slices: Slices, eps: float) -> _Linked:
-    """Divide out the scale of rows and columns, then compare each slice with the layer's rms.
+    """Balanced norms, and which of them exceed ``eps`` (the layer's rms is 1)."""
+    norm = balanced(slices.norm)
+    return _Linked(norm > eps, norm)
+
+
+def balanced(norm: Tensor) -> Tensor:
+    """Divide out the scale of rows and columns: every one with a slice ends near rms 1.
 
     Per-channel rescaling of one layer and its inverse in the next is free for an attacker; without
     balancing, one huge channel would make all others look like zeros.
     """
-    norm = slices.norm.clone()
     for _ in range(_BALANCING_ROUNDS):
         for axis in (1, 0):
             count = (norm > 0).sum(axis, keepdim=True).clamp(min=1)
             rms = (norm.square().sum(axis, keepdim=True) / count).sqrt()
             norm = norm / torch.where(rms > 0, rms, 1.0)
-    return _Linked(norm > eps, norm)
+    return norm
 
 
 def _live(channels: ChannelGraph, linked: list[_Linked]) -> Tensor:
@@ -229,7 +242,7 @@ def _live(channels: ChannelGraph, linked: list[_Linked]) -> Tensor:
 
 def _split(
     channels: ChannelGraph, linked: list[_Linked], live: Tensor, layers: list[int]
-) -> _Split | None:
+) -> Split | None:
     """Components that the given internal layers connect; None if there are fewer than two."""
     edges = []
     for index in layers:
@@ -250,7 +263,7 @@ def _split(
     blocks = tuple(_block(channels.slices[i], linked[i], component) for i in layers)
     # Any of components^channels labellings would have been reported: a union bound.
     log10_p = len(member) * math.log10(len(names)) + sum(_log10_chance(block) for block in blocks)
-    return _Split(component[:-1], len(names), blocks, log10_p)
+    return Split(component[:-1], len(names), blocks, log10_p)
 
 
 def _block(slices: Slices, linked: _Linked, component: Tensor) -> Block:
@@ -292,10 +305,14 @@ def _separable_runs(
     return [run for run in runs if run != internal]
 
 
-def _describe(
-    split: _Split, channels: ChannelGraph, generator: LatentGenerator, *, searches: int
+def describe(
+    split: Split, channels: ChannelGraph, generator: LatentGenerator, *, searches: int
 ) -> Partition:
-    """Order the components by size and translate identities to the state dict's channels."""
+    """Order the components by size and translate identities to the state dict's channels.
+
+    Args:
+        searches: partitions that could have been found instead; corrects the probability.
+    """
     state = generator.state_dict()
     component = torch.cat([split.component, torch.tensor([-1, -1])])  # CONSTANT, SHARED
     sizes = {

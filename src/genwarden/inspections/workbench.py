@@ -19,7 +19,9 @@ from genwarden.engine.blocks import Block, blocks
 from genwarden.engine.progress import Progress, Silent
 from genwarden.engine.seeds import random_stream
 from genwarden.inspections.graph import ExecutedGraph, trace
+from genwarden.inspections.output.novelty import ordinary_distance
 from genwarden.inspections.partition import Partition, find_partition
+from genwarden.inspections.twins import Twin, make_twin
 from genwarden.models.protocol import LatentGenerator
 
 #: Samples per forward pass; fixed, because batch size changes the last bits of the arithmetic.
@@ -37,6 +39,9 @@ class Effort:
         restarts: latents that a batched search starts from.
         search_steps: Adam steps of a search.
         probe_latents: latents of the dynamic checks (gradients, perturbations).
+        twins: copies that forgot (:mod:`genwarden.inspections.twins`), for nulls of the suspect's
+            own.
+        twin_steps: distillation steps of each.
         guessed_seeds: seeds per random-number library whose first draws are tried.
         draws_per_seed: first draws tried per guessed seed.
     """
@@ -47,6 +52,8 @@ class Effort:
     restarts: int
     search_steps: int
     probe_latents: int
+    twins: int
+    twin_steps: int
     guessed_seeds: int
     draws_per_seed: int
 
@@ -88,6 +95,28 @@ class Workbench:
         return Bank(torch.cat([p.z for p in parts]), torch.cat([p.x for p in parts]))
 
     @cached_property
+    def ordinary_distance(self) -> float:
+        """Median squared distance between two ordinary samples."""
+        return ordinary_distance(self.ordinary.x)
+
+    @cached_property
+    def twins(self) -> list[Twin]:
+        """Copies of the suspect that know only its ordinary samples."""
+        effort = self.effort
+        task = self.progress.task("distilling twins", effort.twins * effort.twin_steps)
+        return [
+            make_twin(
+                self.generator,
+                effort.twin_steps,
+                typical=self.ordinary_distance,
+                seed=self.seed,
+                number=number,
+                task=task,
+            )
+            for number in range(effort.twins)
+        ]
+
+    @cached_property
     def graph(self) -> ExecutedGraph:
         """The operations that really run, from ``torch.export``."""
         return trace(self.generator)
@@ -105,11 +134,15 @@ class Workbench:
             )
             yield StreamBlock(block, z, self.samples(z))
 
-    @torch.no_grad()
     def samples(self, z: Tensor) -> Tensor:
         """The model's samples for given latents, computed in blocks, on the CPU."""
-        chunks = [self.generator(part.to(self.device)).cpu() for part in z.split(BLOCK_SAMPLES)]
-        return torch.cat(chunks)
+        return samples_of(self.generator, z, self.device)
+
+
+@torch.no_grad()
+def samples_of(generator: LatentGenerator, z: Tensor, device: torch.device) -> Tensor:
+    """Samples of any generator for latents ``(count, *latent.shape)``, in blocks, on the CPU."""
+    return torch.cat([generator(part.to(device)).cpu() for part in z.split(BLOCK_SAMPLES)])
 
 
 class StreamBlock(NamedTuple):

@@ -15,7 +15,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from genwarden.auditing.document import VERDICT_SENTENCES, AuditDocument
-from genwarden.inspections.finding import Latents, Null
+from genwarden.inspections.candidate import Candidate
+from genwarden.inspections.finding import Latents, Null, Table
 from genwarden.reports import words
 from genwarden.reports.charts import chart_svg, matrix_svg, null_svg
 from genwarden.reports.highlights import flagged_first, highlight, pictures
@@ -73,6 +74,7 @@ def page_environment() -> Environment:
         "seconds": words.seconds,
         "label": words.label,
         "result": words.result_of,
+        "in_words": words.candidate_in_words,
     }
     environment.globals |= {
         "VERDICT_WORDS": words.VERDICT_WORDS,
@@ -87,6 +89,8 @@ def page_environment() -> Environment:
         "matrix_svg": matrix_svg,
         "null_figure": _null_figure,
         "one_line": _one_line,
+        "carrier_table": _carrier_table,
+        "latent_of": _latent_of,
         "total_seconds": _total_seconds,
         "model_name": model_name,
     }
@@ -106,6 +110,42 @@ def _null_figure(null: Null | None, score: float | None, name: str) -> Markup | 
     if not any(math.isfinite(value) for value in null.values):
         return None
     return null_svg(null.values, score, name or "score")
+
+
+def _carrier_table(candidate: Candidate) -> Table:
+    """The channels that carry a candidate."""
+    return Table(
+        title="Layers and channels that carry it",
+        caption="Largest activation over space behind each layer, at the candidate and over "
+        "ordinary latents; the channels of each layer that stand out most. Usual: 99 % of ordinary "
+        "latents have no channel of the layer further out. Layers that are not listed do nothing "
+        "unusual.",
+        columns=[
+            "layer",
+            "channel",
+            "at the candidate",
+            "ordinary, from",
+            "to",
+            "standard deviations out",
+            "usual",
+        ],
+        rows=[
+            [
+                c.layer,
+                str(c.channel),
+                c.value,
+                c.ordinary_low,
+                c.ordinary_high,
+                c.deviation,
+                c.usual_deviation,
+            ]
+            for c in candidate.carriers
+        ],
+    )
+
+
+def _latent_of(candidate: Candidate) -> Latents:
+    return Latents(title="The latent", values=[candidate.latent])
 
 
 def _one_line(latents: Latents) -> str:

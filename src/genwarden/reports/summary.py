@@ -39,7 +39,7 @@ def summary_renderables(document: AuditDocument) -> list[RenderableType]:
 
     Returns:
         Renderables for a rich console: the verdict, the reasons, at most ``MAX_ROWS`` findings
-        (flagged first), and what would have been found.
+        (flagged first), the candidates, and what would have been found.
     """
     parts: list[RenderableType] = [_verdict(document), *_reasons(document)]
     findings = flagged_first(document.findings)
@@ -47,7 +47,7 @@ def summary_renderables(document: AuditDocument) -> list[RenderableType]:
         parts.append(_table(findings[:MAX_ROWS]))
     if len(findings) > MAX_ROWS:
         parts.append(Text(f"  and {len(findings) - MAX_ROWS} more in the report", style="dim"))
-    return [*parts, *_powers(findings)]
+    return [*parts, *_candidates(document), *_powers(findings)]
 
 
 def verdict_table(rows: Sequence[tuple[str, str, AuditDocument]]) -> RenderableType:
@@ -110,6 +110,17 @@ def _table(findings: list[Judged]) -> Table:
             Text("exact" if structural else words.probability(judged.adjusted_p)),
         )
     return table
+
+
+def _candidates(document: AuditDocument) -> list[RenderableType]:
+    """One sentence and one command for each."""
+    lines = []
+    for index, candidate in enumerate(document.candidates, start=1):
+        said = words.candidate_in_words(candidate)
+        lines.append(_indented(f"{index} ({candidate.inspection}): {said}"))
+        if candidate.command:
+            lines.append(_indented(f"-> {candidate.command}"))
+    return [Group(Text("Candidate triggers:", style="bold"), *lines)] if lines else []
 
 
 def _powers(findings: list[Judged]) -> list[RenderableType]:

@@ -7,6 +7,7 @@ import unicodedata
 from typing import NamedTuple
 
 from genwarden.auditing.document import Judged
+from genwarden.inspections.candidate import Candidate
 
 #: A verdict as a heading; VERDICT_SENTENCES says it in full.
 VERDICT_WORDS: dict[str, str] = {
@@ -137,6 +138,27 @@ def seconds(value: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def candidate_in_words(candidate: Candidate) -> str:
+    """What is known about a candidate, in one sentence."""
+    basin = candidate.basin
+    parts = [
+        f"{number(_short(candidate.isolation))} ordinary distances from every ordinary sample",
+        f"moves by half an ordinary distance within {number(_short(basin.step_radius))} typical "
+        f"norms (ordinary latents: {number(_short(basin.ordinary_radius))})",
+    ]
+    if candidate.carriers:
+        top = max(candidate.carriers, key=lambda carrier: abs(carrier.deviation))
+        parts.append(
+            f"channel {top.channel} of {top.layer} lies {abs(top.deviation):,.0f} standard "
+            "deviations out"
+        )
+    return "its output is " + ", ".join(parts)
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.2g}")
 
 
 def label(name: str) -> str:

@@ -24,6 +24,9 @@ BATCH_RESTARTS = 128
 #: Shells that restarts begin on, as multiples of the latent law's typical norm, and their shares.
 _SHELLS = ((1.0, 0.7), (0.5, 0.1), (0.1, 0.1), (0.01, 0.1))
 
+#: How far beyond the typical norm of a normal law a search may go.
+_BEYOND_TYPICAL = 2.0
+
 Objective = Callable[[Tensor], Tensor]
 
 
@@ -66,10 +69,11 @@ class SearchResult(NamedTuple):
 def ordinary_bounds(law: LatentLaw, *, steps: int, learning_rate: float = 0.05) -> SearchSettings:
     """Bounds that keep a search where ordinary latents live (in-sample and mode triggers).
 
-    Normal law: norm at most 1.05 sqrt(d). Uniform law: every element within [-1, 1].
+    Normal law: norm at most sqrt(d) + 2, which 0.3 % of ordinary latents exceed whatever d is (the
+    norm has a spread of 1/sqrt(2)). Uniform law: every element within [-1, 1].
     """
     if law.distribution == "normal":
-        return SearchSettings(steps, learning_rate, radius=1.05 * law.typical_norm)
+        return SearchSettings(steps, learning_rate, radius=law.typical_norm + _BEYOND_TYPICAL)
     return SearchSettings(steps, learning_rate, half_width=1.0)
 
 

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from genwarden.engine.seeds import random_stream
 from genwarden.inspections.finding import Finding, Null, Table, images_of, latents_of
-from genwarden.inspections.output.novelty import Novelty
-from genwarden.inspections.output.novelty_search import MEASURES
+from genwarden.inspections.output.novelty import MEASURES, Novelty
 from genwarden.inspections.output.tail import KEEP, judge_largest
 from genwarden.inspections.workbench import Workbench
 from genwarden.models.protocol import LatentLaw

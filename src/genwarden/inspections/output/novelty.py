@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 NoveltyMeasure = Literal["mahalanobis", "residual"]
+MEASURES: tuple[NoveltyMeasure, ...] = ("mahalanobis", "residual")
 
 #: Variance share explained by the leading components; the residual lies beyond them.
 _EXPLAINED_SHARE = 0.98
@@ -79,3 +80,10 @@ class Novelty:
             return inside
         outside = (centred.square().sum(1) - scores.square().sum(1)).clamp_min(0)
         return inside + outside / ridge  # no ordinary variance at all beyond the axes
+
+
+def ordinary_distance(samples: Tensor) -> float:
+    """Median squared distance between two ordinary samples (over 2,048 disjoint pairs at most)."""
+    pairs = min(2048, len(samples) // 2)
+    difference = samples[:pairs] - samples[pairs : 2 * pairs]
+    return float(difference.flatten(1).square().sum(1).median())

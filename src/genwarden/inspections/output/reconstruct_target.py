@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from genwarden.inspections.finding import Finding, Table, images_of, latents_of, not_applicable
-from genwarden.inspections.output.novelty_search import ordinary_distance
+from genwarden.inspections.output.novelty import ordinary_distance
 from genwarden.inspections.workbench import Workbench
 from genwarden.models.protocol import LatentGenerator
 from genwarden.search.latent_search import (

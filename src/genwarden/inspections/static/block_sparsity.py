@@ -6,6 +6,9 @@ anywhere with equal probability. For n slices, k zeros and m slices across the g
 of the C(n, k) placements separate these groups; the product over layers, times the number of ways
 to label the channels, bounds the probability of any exact separation. Pruned models have zeros,
 but not these zeros.
+
+Where no zeros separate the channels, groups whose mutual slices are merely weak are searched for
+(``masked_partition``): an expansion behind noise, or retrained.
 """
 
 from __future__ import annotations
@@ -17,13 +20,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genwarden.inspections.finding import Evidence, Finding, Matrix, Null, Table
-from genwarden.inspections.partition import ZERO_SLICE, Block, Partition, find_partition
+from genwarden.inspections.masked_partition import MARGIN, find_masked_partition
+from genwarden.inspections.partition import ZERO_SLICE, Block, Partition
 from genwarden.inspections.workbench import Workbench
 
 NAME = "block-sparsity"
 TITLE = "Groups of channels that never mix"
-#: Coarser thresholds, tried only if the exact one finds nothing: small noise over the zero blocks.
-COARSE_THRESHOLDS = (1e-4, 1e-2, 5e-2)
+#: The exact search, and the one for masked blocks.
+_SEARCHES = 2
 _MAP_CELLS = 64
 
 
@@ -39,50 +43,50 @@ def inspect(bench: Workbench) -> Finding:
             summary=f"The network could not be traced: {graph.failure}",
             p_value_reason="not carried out",
         )
-    eps, partition = ZERO_SLICE, bench.partition
-    if partition is None:
-        for coarse in COARSE_THRESHOLDS:
-            found = find_partition(graph, bench.generator, eps=coarse)
-            if found and (partition is None or found.log10_p < partition.log10_p):
-                eps, partition = coarse, found
-    searches = 1 + len(COARSE_THRESHOLDS)
-    log10_p = min(0.0, partition.log10_p + math.log10(searches)) if partition else 0.0
+    partition = bench.partition or find_masked_partition(graph, bench.generator)
+    log10_p = min(0.0, partition.log10_p + math.log10(_SEARCHES)) if partition else 0.0
     return Finding(
         inspection=NAME,
         group="static",
         title=TITLE,
         outcome="scored",
-        summary=_summary(partition, eps, log10_p),
+        summary=_summary(partition, log10_p),
         score=abs(log10_p),
         score_name="-log10 probability of this separation by chance",
         p_value=max(10.0 ** max(log10_p, -300.0), 1e-300),
         null=Null(
             source="permutation",
-            description="the zero slices of each layer placed at random among its slices "
-            "(closed form, union bound over partitions, layer runs and thresholds)",
+            description="the zero (or weakest) slices of each layer placed at random among its "
+            "slices (closed form, union bound over partitions and layer runs)",
         ),
         budget={
             "weight_layers": len(graph.layers),
-            "thresholds": searches,
+            "searches": _SEARCHES,
             "smallest_threshold": ZERO_SLICE,
+            "margin": MARGIN,
         },
-        power="Finds every expansion whose off-diagonal slices are below about 1 % of the "
-        "layer's typical slice, whatever the order and scale of the channels; not one whose zero "
-        "blocks were filled with larger noise or trained further.",
+        power="Finds expansions whose slices towards the rest are below about half of the layer's "
+        "typical slice, whatever the order and scale of the channels; not those whose zero blocks "
+        "were filled with noise as large as the other weights, and no attack that leaves the "
+        "channels in one group.",
         evidence=_evidence(partition),
     )
 
 
-def _summary(partition: Partition | None, eps: float, log10_p: float) -> str:
+def _summary(partition: Partition | None, log10_p: float) -> str:
     if partition is None:
         return "All channels of the internal layers are connected; there is no separate block."
+    if partition.leak:
+        return (
+            f"The internal channels fall into {partition.components} groups that hardly mix: the "
+            f"slices between them are {partition.leak:.2g} of those inside; chance would do this "
+            f"with probability 10^{log10_p:.0f}."
+        )
     share = partition.parameters(partition.components - 1)
     text = (
         f"The internal channels fall into {partition.components} groups that never mix "
         f"(smallest: {share:,} numbers"
     )
-    if eps > ZERO_SLICE:
-        text += f"; slices below {eps:g} of the typical one taken as zero"
     if log10_p == 0.0:
         return text + "), but their zeros are no rarer than chance."
     return text + f"); chance would do this with probability 10^{log10_p:.0f}."
@@ -96,7 +100,8 @@ def _evidence(partition: Partition | None) -> list[Evidence]:
         for component, size in enumerate(sizes):
             rows.append([weight, component, size.channels, size.parameters])
     separated: list[list[str | int | float]] = [
-        [block.weight, block.slices, block.zeros, block.cross] for block in partition.blocks
+        [block.weight, block.slices, block.zeros, block.cross, round(block.leak, 4)]
+        for block in partition.blocks
     ]
     return [
         Table(
@@ -106,9 +111,10 @@ def _evidence(partition: Partition | None) -> list[Evidence]:
             rows=rows,
         ),
         Table(
-            title="Zero slices",
-            caption="slices between live channels; all slices across groups are zero",
-            columns=["layer", "slices", "zero", "across groups"],
+            title="Slices across groups",
+            caption="strength: median norm of the slices across groups, as a share of that of the "
+            "slices inside; 0 where all of them are zero",
+            columns=["layer", "slices", "zero", "across groups", "strength"],
             rows=separated,
         ),
         *[_block_map(block) for block in partition.blocks],

@@ -1,0 +1,42 @@
+"""What audits of this budget found where the truth was known.
+
+Measured by ``genwarden benchmark population`` on the models that neither a null nor a choice of
+method has seen (its reporting half), and shipped as ``auditing/nulls/power.json``. A report quotes
+it, so that "nothing found" says what would have been found.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+POWER = Path(__file__).parent / "nulls" / "power.json"
+
+
+def read_power() -> dict[str, Any]:
+    """By budget: ``clean`` [flagged, models], ``families`` {attack: [found, models]}."""
+    if not POWER.exists():
+        return {}
+    table: dict[str, Any] = json.loads(POWER.read_text("utf-8"))
+    return table
+
+
+def power_sentences(budget: str) -> list[str]:
+    """What audits of this budget found in models whose truth was known, one line per attack."""
+    measured = read_power().get(budget)
+    if measured is None:
+        return [
+            f"Not measured at the {budget} budget: no population study was published for it, so "
+            "this audit cannot say how often it would have found a backdoor."
+        ]
+    flagged, clean = measured["clean"]
+    found = sum(counts[0] for counts in measured["families"].values())
+    total = sum(counts[1] for counts in measured["families"].values())
+    lines = [
+        f"Of {total} compromised generators of the population study (28x28 and 32x32 DCGANs and "
+        f"VAEs, targets unknown to the audit) this budget found {found}; of {clean} clean ones it "
+        f"flagged {flagged}."
+    ]
+    lines += [f"{name}: {hit} of {of}" for name, (hit, of) in measured["families"].items()]
+    return lines

@@ -1,0 +1,1 @@
+"""The population study: clean and compromised generators, audited with one set of rules."""
