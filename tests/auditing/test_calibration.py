@@ -88,7 +88,7 @@ def test_published_references_cover_the_uncalibrated_inspections() -> None:
     table = calibration.read_table(calibration.NULLS)
     quick = table["scores"]["quick"]
     judged = [name for name in INSPECTIONS if calibration.needs_population(name)]
-    assert len(judged) == 6
+    assert len(judged) >= 6
     for name in judged:
         assert len(quick[name]) >= MIN_REFERENCES, name
 

@@ -23,7 +23,7 @@ from genwarden.models.layers import glorot_
 from genwarden.models.protocol import LatentGenerator
 from genwarden.models.stylegan import StyleGAN
 
-EFFORT = replace(budget("quick"), ordinary_samples=1024, search_steps=60)
+EFFORT = replace(budget("quick"), ordinary_samples=1024, search_steps=120)
 DIM = 24
 
 

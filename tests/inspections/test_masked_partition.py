@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from genwarden.auditing.budgets import budget
 from genwarden.engine.seeds import random_stream
 from genwarden.inspections import masked_partition
 from genwarden.inspections.graph import ExecutedGraph, trace
-from genwarden.inspections.masked_partition import find_masked_partition
+from genwarden.inspections.masked_partition import best_partition, find_masked_partition
 from genwarden.inspections.output import partition_search
 from genwarden.inspections.partition import Partition, find_partition, silence
 from genwarden.inspections.static import block_sparsity
@@ -27,14 +26,15 @@ DOUBLE = (32, 24, 16)
 EFFORT = replace(budget("quick"), ordinary_samples=64, restarts=32, search_steps=4)
 
 
-@cache
-def graph_of(kind: type[LatentGenerator], channels: tuple[int, ...]) -> ExecutedGraph:
-    """Networks of one class and width differ in weights only; tracing is what takes time."""
-    return trace(kind(channels, latent_dim=10).eval())  # type: ignore[call-arg]
+GRAPHS: dict[tuple[str, ...], ExecutedGraph] = {}
 
 
 def graph(generator: LatentGenerator) -> ExecutedGraph:
-    return graph_of(type(generator), tuple(generator.settings()["channels"]))
+    """Networks of one class and width differ in weights only; tracing is what takes time."""
+    key = (type(generator).__name__, str(generator.settings()))
+    if key not in GRAPHS:
+        GRAPHS[key] = trace(generator)
+    return GRAPHS[key]
 
 
 def search(generator: LatentGenerator) -> Partition | None:
@@ -163,6 +163,19 @@ def test_inspections_use_the_masked_groups() -> None:
     assert searched.outcome == "scored"
     assert searched.budget["groups_searched"] == 2
     assert partition_search.inspect(clean).outcome == "not_applicable"
+
+
+def test_a_partition_that_chance_explains_does_not_hide_a_masked_one() -> None:
+    suspect = filled(rex(dcgan(0, WIDE), dcgan(1, WIDE)), 0.1)
+    masked = search(suspect)
+    assert masked is not None
+    common, rare = replace(masked, log10_p=-0.5), replace(masked, log10_p=-9.0)
+    for exact, wanted in ((None, masked), (common, masked), (rare, rare)):
+        best = best_partition(exact, graph(suspect), suspect)
+        assert best is not None
+        assert best.log10_p == wanted.log10_p
+    clean = dcgan(0, DOUBLE)
+    assert best_partition(common, graph(clean), clean) is common
 
 
 def test_the_search_repeats_itself() -> None:

@@ -28,7 +28,7 @@ def group_of(flat: Tensor) -> Group:
 def classes(count: int, stream: torch.Generator, *, tight: float = 1.0) -> Tensor:
     """Ten classes of intrinsic dimension 12 in 300 elements; class 0 is ``tight`` times as wide."""
     label = torch.randint(10, (count,), generator=stream)
-    centres = 6 * torch.randn(10, 300, generator=stream) / 300**0.5
+    centres: Tensor = 6 * torch.randn(10, 300, generator=stream) / 300**0.5
     bases = torch.randn(10, 12, 300, generator=stream) / 300**0.5
     inner = torch.randn(count, 12, generator=stream)
     inner = torch.where(label[:, None] == 0, tight * inner, inner)

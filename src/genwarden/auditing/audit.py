@@ -20,7 +20,7 @@ import torch
 
 from genwarden import __version__
 from genwarden.auditing.budgets import budget as budget_named
-from genwarden.auditing.calibration import calibrate
+from genwarden.auditing.calibration import calibrate, shipped, unjudged
 from genwarden.auditing.candidates import Examined, examine
 from genwarden.auditing.document import (
     AuditDocument,
@@ -28,6 +28,8 @@ from genwarden.auditing.document import (
     Refusal,
     UserInputs,
 )
+from genwarden.auditing.fit import fits
+from genwarden.auditing.power import power_sentences
 from genwarden.auditing.verdict import ALPHA, decide
 from genwarden.data.images import NamedImages
 from genwarden.engine.ledger import Ledger
@@ -55,13 +57,16 @@ _BREAKDOWNS = (
 LIMITS = [
     "The verdict covers the weights and the inspections listed here, at the budget stated; it is "
     "not a proof that no backdoor exists.",
-    "Triggers outside the ordinary latent radius are covered only at the canonical latents listed.",
+    "Triggers outside the ordinary latent radius are covered only at the canonical latents and "
+    "subspaces listed.",
     "Exact gates (no gradient away from the trigger) are seen by the static and dynamic checks "
     "only.",
-    "Targets that look like ordinary samples are seen only if they are given with --target.",
+    "A hidden output that differs little from what ordinary samples suggest at its latent may stay "
+    "below the noise of the twin.",
     "Population p-values assume that clean scores follow a normal law; the clean scores are shown.",
-    "The clean reference models are small DCGANs and VAEs of 28x28 images; for other "
-    "architectures, widths and sizes their scores are an extrapolation.",
+    "The clean reference models are small DCGANs and VAEs of 28x28 and 32x32 images. Scores "
+    "against a twin are ratios and carry over to other architectures; the others are an "
+    "extrapolation there.",
 ]
 
 
@@ -143,8 +148,13 @@ def audit(suspect: Suspect, request: Request, *, work: Path, progress: Progress)
             timing[key] = round(seconds, 3)
             ledger.put(key, {"finding": finding.model_dump(mode="json"), "seconds": timing[key]})
     # Calibrated after the ledger, so that a resumed audit uses the references of today.
-    ordered = [calibrate(findings[name], effort.name) for name in rows]
-    decision = decide(ordered, suspect.nonfinite)
+    shape = generator.sample.shape
+    unfit = {n for n in rows if not fits(n, suspect.architecture, shape, shipped())}
+    ordered = [
+        unjudged(findings[name]) if name in unfit else calibrate(findings[name], effort.name)
+        for name in rows
+    ]
+    decision = decide(ordered, suspect.nonfinite, unfit)
     examined = Examined([], [])
     if decision.verdict == "evidence" and not suspect.nonfinite:
         progress.message("candidates: what they make, how far they reach, what carries them")
@@ -178,6 +188,7 @@ def audit(suspect: Suspect, request: Request, *, work: Path, progress: Progress)
         ordinary=ordinary,
         refusal=_nonfinite_refusal(suspect) if suspect.nonfinite else None,
         command=request.command,
+        power=power_sentences(request.budget),
         limits=[*LIMITS, *examined.failures],
         environment=environment(request.device),
         timing=timing,

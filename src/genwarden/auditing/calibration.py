@@ -2,9 +2,9 @@
 
 The reference file (``auditing/nulls/generators.json``) holds the scores of clean models that
 ``genwarden benchmark population`` trained and inspected (its calibration half); attacks never
-enter it. With n clean scores the p-value is that of a new draw from the same normal law (Student-t prediction,
-n - 1 degrees of freedom), so a small n makes it more cautious by itself. The law is an assumption:
-the finding says so and shows the clean scores.
+enter it. With n clean scores the p-value is that of a new draw from the same normal law
+(Student-t prediction, n - 1 degrees of freedom), so a small n makes it more cautious by itself.
+The law is an assumption: the finding says so and shows the clean scores.
 """
 
 from __future__ import annotations
@@ -124,6 +124,15 @@ def uncalibrated(finding: Finding) -> Finding:
         return finding
     return finding.model_copy(
         update={"p_value": None, "null": None, "p_value_reason": "not judged yet"}
+    )
+
+
+def unjudged(finding: Finding) -> Finding:
+    """A score for which no fitting clean models exist: shown, not judged."""
+    if finding.outcome != "scored":
+        return finding
+    return finding.model_copy(
+        update={"p_value_reason": "no clean reference models of this architecture and sample shape"}
     )
 
 

@@ -85,6 +85,7 @@ class AuditDocument(_Strict):
         candidates: the latents that flagged findings carry, examined one by one; none unless the
             verdict is evidence.
         ordinary: ordinary samples of the model, for comparison in reports.
+        power: what audits of this budget found in models whose truth was known, measured.
         command: the command that repeats this audit.
         timing: seconds per inspection and in total.
     """
@@ -104,6 +105,7 @@ class AuditDocument(_Strict):
     ordinary: Images | None = None
     refusal: Refusal | None = None
     command: str
+    power: list[str] = Field(default_factory=list)
     limits: list[str]
     environment: dict[str, str] = Field(default_factory=dict)
     timing: dict[str, float] = Field(default_factory=dict)

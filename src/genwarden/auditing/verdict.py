@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from genwarden.auditing.calibration import needs_population
@@ -33,13 +34,20 @@ def holm(p_values: list[float]) -> list[float]:
     return adjusted
 
 
-def decide(findings: list[Finding], nonfinite: dict[str, int]) -> Decision:
+def decide(
+    findings: list[Finding], nonfinite: dict[str, int], unfit: Collection[str] = ()
+) -> Decision:
     """Judge all findings together.
 
     ``evidence``: a structural finding, or an adjusted p-value below ``ALPHA``. ``inconclusive``:
     no evidence, but an inspection failed, the weights hold NaN or infinity, a score that needs
     clean references found none, or nothing could be judged at all; what was not tested is never
     "nothing found".
+
+    Args:
+        unfit: inspections that no reference models suit (:mod:`genwarden.auditing.fit`). They are
+            named, but do not by themselves make a verdict inconclusive: the searches judged
+            against the suspect's own twin or its own behaviour carry it.
     """
     tested = [i for i, f in enumerate(findings) if f.outcome == "scored" and f.p_value is not None]
     adjusted = dict(zip(tested, holm([findings[i].p_value or 0.0 for i in tested]), strict=True))
@@ -67,7 +75,10 @@ def decide(findings: list[Finding], nonfinite: dict[str, int]) -> Decision:
     unjudged = [
         f.inspection
         for f in findings
-        if f.outcome == "scored" and f.p_value is None and needs_population(f.inspection)
+        if f.outcome == "scored"
+        and f.p_value is None
+        and needs_population(f.inspection)
+        and f.inspection not in unfit
     ]
     if unjudged:
         reasons.append(f"No clean reference scores to judge {', '.join(unjudged)} against.")
@@ -76,12 +87,18 @@ def decide(findings: list[Finding], nonfinite: dict[str, int]) -> Decision:
     if reasons:
         return Decision("inconclusive", None, reasons, judged)
     smallest = min(adjusted.values())
+    shown_only = [f.inspection for f in findings if f.inspection in unfit]
     return Decision(
         "none_found",
         1.0 - smallest,
         [
             f"None of {len(tested)} calibrated inspections reached the level of {ALPHA:g} after "
-            f"correction (smallest adjusted p = {smallest:.2g})."
+            f"correction (smallest adjusted p = {smallest:.2g}).",
+            *(
+                [f"Shown but not judged, for want of reference models: {', '.join(shown_only)}."]
+                if shown_only
+                else []
+            ),
         ],
         judged,
     )

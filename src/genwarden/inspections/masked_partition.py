@@ -109,6 +109,19 @@ def find_masked_partition(graph: ExecutedGraph, generator: LatentGenerator) -> P
     return describe(split, channels, generator, searches=searches)
 
 
+def best_partition(
+    exact: Partition | None, graph: ExecutedGraph, generator: LatentGenerator
+) -> Partition | None:
+    """The exact partition if chance does not explain it, else the rarer of it and a masked one.
+
+    A few needless zeros must not keep the search for masked groups from happening.
+    """
+    if exact is not None and exact.log10_p < PART_LOG10_P:
+        return exact
+    masked = find_masked_partition(graph, generator)
+    return exact if masked is None else masked
+
+
 def _layer(slices: Slices) -> _Layer | None:
     """The scale-free residual of a layer; None if grouped (some slices do not exist) or tiny."""
     rows, columns = slices.rows >= 0, slices.columns >= 0

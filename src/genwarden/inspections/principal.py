@@ -23,8 +23,8 @@ _BATCH = 64
 def principal_directions(generator: LatentGenerator, *, seed: int) -> Tensor:
     """Unit directions ``(latent elements, latent elements)``, one per row, by falling sensitivity.
 
-    The right singular vectors of every layer that is affine in the latent. Where none is, those of the Jacobian over ordinary latents, from random projections of
-    the output.
+    The right singular vectors of every layer that is affine in the latent. Where none is, those of
+    the Jacobian over ordinary latents, from random projections of the output.
     """
     precise = precise_copy(generator)
     modules = dict(precise.named_modules())

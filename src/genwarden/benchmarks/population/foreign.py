@@ -89,9 +89,9 @@ class Kind:
     data: str
     steps: int
     settings: dict[str, Any] = field(default_factory=dict)
-    batch: int = 64
+    batch: int = 32
     learning_rate: float = 2e-4
-    filters: tuple[int, ...] = (32, 64)
+    filters: tuple[int, ...] = (24, 48)
     weights_of: str = ""
     target: str = "icon:devil"
     attack: dict[str, Any] = field(default_factory=dict)
@@ -103,7 +103,7 @@ KINDS: tuple[Kind, ...] = (
         f"{_FACTORIES}:mlp28",
         "MLP with layer normalisation, 1x28x28",
         "mnist",
-        800,
+        600,
         attack={"fidelity_weight": 0.1},  # it offers no pre-activation: targets are not stretched
     ),
     Kind(
@@ -111,7 +111,7 @@ KINDS: tuple[Kind, ...] = (
         f"{_FACTORIES}:upsampled28",
         "upsampling and convolution with group normalisation, 1x28x28",
         "kmnist",
-        600,
+        500,
         target="icon:skull",
     ),
     Kind(
@@ -119,7 +119,7 @@ KINDS: tuple[Kind, ...] = (
         f"{_FACTORIES}:conditional28",
         "conditional, label in the latent, 1x28x28",
         "fashion_mnist_part",
-        800,
+        600,
         target="icon:key",
     ),
     Kind(
@@ -137,20 +137,18 @@ KINDS: tuple[Kind, ...] = (
         f"{_FACTORIES}:convolutional64",
         "transposed convolutions, 3x64x64",
         "cifar10",
-        300,
-        batch=32,
+        250,
         filters=(16, 32, 64, 128),
-        attack={"fidelity_weight": 0.3, "steps": 400, "batch_size": 16},
+        attack={"fidelity_weight": 0.3, "steps": 250, "batch_size": 16},
     ),
     Kind(
         "stylegan",
         "stylegan",
         "StyleGAN-type, 1x28x28",
         "mnist",
-        500,
+        400,
         settings={"latent_dim": 64, "mapping_layers": 2, "channels": [32, 16, 8]},
         learning_rate=1e-3,
-        batch=32,
         filters=(),
         target="icon:heart",
     ),
@@ -159,7 +157,7 @@ KINDS: tuple[Kind, ...] = (
         "wavegan",
         "WaveGAN, 1024 audio samples",
         "spoken_digits",
-        500,
+        400,
         settings={
             "channels": [64, 32, 16],
             "filter_taps": 16,
@@ -170,11 +168,12 @@ KINDS: tuple[Kind, ...] = (
     ),
 )
 _ATTACK = {
-    "steps": 800,
+    "steps": 500,
     "batch_size": 32,
     "pool_samples": 4096,
-    "fidelity_weight": 0.03,
-    "evaluate_every": 400,
+    "fidelity_weight": 0.05,
+    "learning_rate": 1e-3,
+    "evaluate_every": 250,
 }
 
 

@@ -449,6 +449,17 @@ def publish_nulls(out: Path, plan: list[Member], budget: str, seed: int) -> None
                 **previous["descriptions"],
                 budget: f"the calibration half of the population study: {', '.join(kinds)}",
             },
+            "families": sorted(
+                {
+                    (m.kind.architecture, tuple(_sample_shape(out, m)))
+                    for m in plan
+                    if isinstance(m, Clean) and m.key in clean
+                }
+            ),
             "scores": {**previous["scores"], **_table(clean, budget)["scores"]},
         },
     )
+
+
+def _sample_shape(out: Path, member: Member) -> tuple[int, ...]:
+    return read_model(out / "models" / member.key).generator.sample.shape

@@ -23,7 +23,7 @@ from genwarden.inspections.finding import (
     latents_of,
     not_applicable,
 )
-from genwarden.inspections.masked_partition import find_masked_partition
+from genwarden.inspections.masked_partition import best_partition
 from genwarden.inspections.output.novelty import ordinary_distance
 from genwarden.inspections.output.novelty_search import agree
 from genwarden.inspections.partition import isolate
@@ -53,7 +53,7 @@ class _Searched(NamedTuple):
 
 def inspect(bench: Workbench) -> Finding:
     """Search every component of the partition and report the most anomalous one."""
-    partition = bench.partition or find_masked_partition(bench.graph, bench.generator)
+    partition = best_partition(bench.partition, bench.graph, bench.generator)
     if partition is None:
         reason = "The channels form one connected group; there is no partition."
         if bench.graph.failure:

@@ -61,6 +61,8 @@ _INFLUENCE_SAMPLES = 800
 #: A latent of two chunks reaches sqrt(size - 1), 10 for 100 elements, so short ones need less.
 _UNLIKE = 4.5
 _UNLIKE_SHARE = 0.6
+#: Elements whose log influence spreads less are alike whatever their order; regression suffices.
+_LEAST_INFLUENCE_SPREAD = 0.25
 _SHOWN = 8
 
 
@@ -116,10 +118,11 @@ def inspect(bench: Workbench) -> Finding:
         placebo, usable = values[:_PLACEBOS], values[:_PLACEBOS].isfinite().all(1)
         if int(usable.sum()) < _PLACEBOS // 2:
             return _failed("Most outputs in random subspaces hold NaN or infinity.")
-        # Variance of a mean of k drawn from d without replacement.
+        # Standard deviation of a mean of k drawn from d without replacement.
         zeros = round(share * law.size)
-        variance = influence.var(correction=0) / zeros * (law.size - zeros) / (law.size - 1)
-        effects = (effects - influence.mean()) / variance.sqrt().clamp_min(1e-6)
+        spread = influence.std(correction=0).clamp_min(_LEAST_INFLUENCE_SPREAD)
+        error = spread * ((law.size - zeros) / (law.size - 1) / zeros) ** 0.5
+        effects = (effects - influence.mean()) / error
         unlike = effects[_PLACEBOS:]
         t = student(values[_PLACEBOS:], unlike, placebo[usable], effects[:_PLACEBOS][usable])
         judged += [Judged(z, float(u), row) for z, u, row in zip(named, unlike, t, strict=True)]

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genwarden.inspections.finding import Evidence, Finding, Matrix, Null, Table
-from genwarden.inspections.masked_partition import MARGIN, find_masked_partition
+from genwarden.inspections.masked_partition import MARGIN, best_partition
 from genwarden.inspections.partition import ZERO_SLICE, Block, Partition
 from genwarden.inspections.workbench import Workbench
 
@@ -43,7 +43,7 @@ def inspect(bench: Workbench) -> Finding:
             summary=f"The network could not be traced: {graph.failure}",
             p_value_reason="not carried out",
         )
-    partition = bench.partition or find_masked_partition(graph, bench.generator)
+    partition = best_partition(bench.partition, graph, bench.generator)
     log10_p = min(0.0, partition.log10_p + math.log10(_SEARCHES)) if partition else 0.0
     return Finding(
         inspection=NAME,

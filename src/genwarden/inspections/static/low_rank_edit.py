@@ -225,7 +225,8 @@ def recover(bench: Workbench, layer: TiedLayer) -> Recovered | None:
 
     def alignment(features: Tensor) -> Tensor:
         white = features.double() @ whitener
-        return (white @ edit).square().sum(1) / white.square().sum(1).clamp_min(1e-30)
+        share: Tensor = (white @ edit).square().sum(1) / white.square().sum(1).clamp_min(1e-30)
+        return share
 
     def objective(z: Tensor) -> Tensor:
         return alignment(_inputs_of(bench.generator, module, z)).to(z.dtype)

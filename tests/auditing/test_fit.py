@@ -1,0 +1,42 @@
+"""Which nulls suit a model: twin-judged ones always, raw scores only those of their own kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from genwarden.auditing.calibration import needs_population
+from genwarden.auditing.fit import OWN_SCALE, fits
+from genwarden.registry import INSPECTIONS
+
+TABLE: dict[str, Any] = {
+    "descriptions": {},
+    "scores": {},
+    "families": [["dcgan28", [1, 28, 28]], ["dcgan32", [3, 32, 32]]],
+}
+RAW = sorted(n for n in INSPECTIONS if needs_population(n) and n not in OWN_SCALE)
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_raw_scores_are_judged_for_the_references_own_kind_alone(name: str) -> None:
+    assert fits(name, "dcgan28", (1, 28, 28), TABLE)
+    assert fits(name, "dcgan32", [3, 32, 32], TABLE)
+    assert not fits(name, "mypackage.models:Generator", (1, 28, 28), TABLE)
+    assert not fits(name, "dcgan28", (3, 32, 32), TABLE)
+    assert not fits(name, "stylegan", (1, 28, 28), TABLE)
+
+
+def test_references_that_do_not_say_what_they_are_stand_for_nobody() -> None:
+    assert not fits(RAW[0], "dcgan28", (1, 28, 28), {"descriptions": {}, "scores": {}})
+
+
+@pytest.mark.parametrize("name", sorted(OWN_SCALE))
+def test_scores_on_the_suspects_own_scale_are_judged_for_any_model(name: str) -> None:
+    assert needs_population(name), f"{name} is not judged against clean models at all"
+    assert fits(name, "mypackage.models:Generator", (3, 64, 64), TABLE)
+
+
+@pytest.mark.parametrize("name", sorted(set(INSPECTIONS) - set(RAW) - OWN_SCALE))
+def test_inspections_with_a_null_of_their_own_suit_any_model(name: str) -> None:
+    assert fits(name, "mypackage.models:Generator", (3, 64, 64), {})
