@@ -240,6 +240,11 @@ INSPECTIONS = _table(
     ),
     Row("canonical-latents", f"{_O}.known_latents:inspect_canonical", "0, constants, extremes"),
     Row("guessable-seeds", f"{_O}.known_latents:inspect_seeds", "first draws of popular seeds"),
+    Row(
+        "aligned-directions",
+        f"{_O}.aligned_directions:inspect",
+        "sensitive directions at all ones or guessable seeds",
+    ),
     Row("subspace-latents", f"{_O}.subspace_latents:inspect", "latents with guessable zeros"),
     Row(
         "repeated-outputs",
