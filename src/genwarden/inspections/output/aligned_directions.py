@@ -1,7 +1,7 @@
 """Are the most sensitive latent directions latents that an attacker could have chosen by rule?
 
-Training a trigger into the layer that reads the latent turns a singular vector of that layer towards
-it (:mod:`genwarden.inspections.principal`). In an honest network the singular vectors have no
+Training a trigger into the layer that reads the latent turns a singular vector of that layer
+towards it (:mod:`genwarden.inspections.principal`). In an honest network the singular vectors have no
 preferred direction: latents are isotropic and weights begin isotropic, so the squared cosine with
 any latent fixed beforehand follows Beta(1/2, (d - 1)/2). That gives an exact p-value for the first
 draws of guessable seeds and for the direction of all ones, where out-of-distribution triggers lie,

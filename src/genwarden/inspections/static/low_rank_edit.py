@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from genwarden.attacks.linear_edit import ordinary_features
 from genwarden.engine.seeds import random_stream
 from genwarden.inspections.finding import (
     EXACT,
@@ -56,6 +57,8 @@ _SKETCHED_ROWS = 64
 #: Eigenvalues of C below this share of their mean count as this (features that never vary).
 _RIDGE = 1e-6
 _RESTARTS = 32
+#: Latents for C. Its estimate bounds how well C u recovers c: 2048 are too few for 64 features.
+_MOMENT_SAMPLES = 16_384
 _SHOWN = 8
 
 
@@ -214,7 +217,15 @@ def recover(bench: Workbench, layer: TiedLayer) -> Recovered | None:
     if module is None:
         return None
     ordinary = _features(bench.generator, module, bench.ordinary.z, bench.device)
-    moment = ordinary.T @ ordinary / len(ordinary)
+    moment = ordinary_features(
+        lambda z: _inputs_of(bench.generator, module, z),
+        bench.generator.latent,
+        _MOMENT_SAMPLES,
+        seed=bench.seed,
+        device=bench.device,
+        purpose=NAME,
+    ).compute()
+    moment = moment.cpu()
     values, vectors = torch.linalg.eigh(moment)
     values = values.clamp_min(_RIDGE * float(values.mean()))
     whiten, root = ((vectors * values**p) @ vectors.T for p in (-0.5, 0.5))
