@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from genwarden.auditing.calibration import needs_population
+from genwarden.auditing.calibration import MIN_REFERENCES, needs_population
 from genwarden.auditing.fit import OWN_SCALE, fits
 from genwarden.registry import INSPECTIONS
 
 TABLE: dict[str, Any] = {
     "descriptions": {},
     "scores": {},
-    "families": [["dcgan28", [1, 28, 28]], ["dcgan32", [3, 32, 32]]],
+    "families": [["dcgan28", [1, 28, 28], 12], ["dcgan32", [3, 32, 32], 12]],
 }
 RAW = sorted(n for n in INSPECTIONS if needs_population(n) and n not in OWN_SCALE)
 
@@ -40,3 +40,11 @@ def test_scores_on_the_suspects_own_scale_are_judged_for_any_model(name: str) ->
 @pytest.mark.parametrize("name", sorted(set(INSPECTIONS) - set(RAW) - OWN_SCALE))
 def test_inspections_with_a_null_of_their_own_suit_any_model(name: str) -> None:
     assert fits(name, "mypackage.models:Generator", (3, 64, 64), {})
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_too_few_references_of_a_kind_judge_nobody(name: str) -> None:
+    table = {**TABLE, "families": [["dcgan28", [1, 28, 28], MIN_REFERENCES - 1]]}
+    assert not fits(name, "dcgan28", (1, 28, 28), table)
+    table["families"] = [["dcgan28", [1, 28, 28], MIN_REFERENCES]]
+    assert fits(name, "dcgan28", (1, 28, 28), table)

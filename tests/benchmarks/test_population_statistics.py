@@ -17,6 +17,7 @@ from scipy.stats import binom, binomtest, mannwhitneyu, norm
 from typer.testing import CliRunner
 
 from genwarden import cli_benchmark
+from genwarden.auditing.budgets import BUDGETS as AUDIT_BUDGETS
 from genwarden.benchmarks.docs import render
 from genwarden.benchmarks.options import checked_options
 from genwarden.benchmarks.population.audits import by_attack, one_per_member, read_audits
@@ -405,6 +406,15 @@ def test_missed_models_and_times_are_listed() -> None:
     times = line(of(result, "Time"), "mnist-quarter")
     assert times["standard: seconds"] == "60.0, 60.0"
     assert times["quick: core-seconds"] == "2.0, 2.0"
+
+
+def test_rows_of_every_budget_of_the_audit_are_shown() -> None:
+    for budget in AUDIT_BUDGETS:
+        rows = [{**each, "budget": budget} for each in study()]
+        result = made(rows)
+        assert line(of(result, f"Detection: reporting half, {budget}"), "red")["models"] == "3"
+        assert f"{budget}: seconds" in of(result, "Time").columns
+        assert set(draw(rows)) == {"roc.png", "scores.png"}
 
 
 @pytest.mark.parametrize("count", range(9))

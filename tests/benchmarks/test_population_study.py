@@ -91,6 +91,7 @@ def test_every_member_is_made_audited_and_judged_and_a_second_run_repeats_nothin
     assert len(rows) == 2 * (len(KINDS) + len(ATTACKS))
     assert {row["half"] for row in rows} == {"calibration", "reporting"}
     bypass = [row for row in rows if row["attack"] == "computation-bypass"]
+    assert len(bypass) == 2
     assert all(row["verdict"] == "evidence" and row["succeeded"] for row in bypass)
     # Its target is given by an exact test of the latent, and the second path shows it.
     clean = [row for row in rows if row["clean"]]
@@ -110,7 +111,9 @@ def test_every_member_is_made_audited_and_judged_and_a_second_run_repeats_nothin
 @pytest.mark.usefixtures("tiny")
 def test_no_audit_of_a_compromised_model_is_given_a_target(data: Path, tmp_path: Path) -> None:
     run(tmp_path, data, only="clean.plain.*,*.red.*")
-    for path in (tmp_path / "audits").glob("*.json"):
+    paths = list((tmp_path / "audits").glob("*.json"))
+    assert len(paths) == 4  # one of each half
+    for path in paths:
         document = json.loads(path.read_text("utf-8"))["document"]
         told = bool(document["inputs"]["targets"])
         assert told is path.name.startswith("clean.plain.calibration")

@@ -34,6 +34,7 @@ from genwarden.auditing.verdict import ALPHA, decide
 from genwarden.data.images import NamedImages
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress
+from genwarden.engine.seeds import derive_seed
 from genwarden.errors import GenwardenError
 from genwarden.inspections.finding import Finding, Images, images_of
 from genwarden.inspections.output.collector import Collector
@@ -50,6 +51,7 @@ _BREAKDOWNS = (
     LookupError,
     MemoryError,
     RuntimeError,  # also torch's own errors and NotImplementedError
+    StopIteration,  # next(parameters()) of a network that has none
     TypeError,
     ValueError,
 )
@@ -241,7 +243,10 @@ def _ordinary_pictures(bench: Workbench) -> Images | None:
 
 
 def _inspect(row: Row, bench: Workbench) -> Finding:
-    finding: Finding = row.load()(bench)
+    # A network that draws noise of its own must give the same finding for the same seed.
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(derive_seed(bench.seed, row.name))
+        finding: Finding = row.load()(bench)
     return finding
 
 

@@ -2,10 +2,13 @@
 
 A p-value from clean reference models is worth something only where the reference models stand for
 the suspect. For raw scores that depends on the network: how far a bias strays, how rarely a unit
-wakes or how unevenly outputs react to noise follows from normalisation, activation and size, so the
-references must share the suspect's architecture and sample shape. A score that is a ratio to the
-same measurement in the suspect's own twin (:mod:`genwarden.inspections.twins`) has taken that out
-already and is judged for any model.
+wakes or how unevenly outputs react to noise follows from normalisation, activation and size. Clean
+DCGANs and VAEs have sleeper scores of 0.3 to 2.3, a clean MLP 3.6; they react to noise with 0.3 to
+0.8, a clean generator that reads a class from its latent with 4.6: false alarms, if the ones judged
+the others. So the references must share the suspect's architecture and sample shape. A score that
+is a ratio to the same measurement in the suspect's own twin (:mod:`genwarden.inspections.twins`),
+or to the suspect's own other outcomes, has taken most of that out and is judged for any model;
+where no twin is fair, there is no score.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from genwarden.auditing.calibration import needs_population
+from genwarden.auditing.calibration import MIN_REFERENCES, needs_population
 
 #: Scores on a scale of the suspect's own.
 OWN_SCALE = frozenset({"novelty-search", "principal-latents", "twin-difference"})
@@ -25,15 +28,16 @@ def fits(
     """Whether an inspection's null suits a model.
 
     True for inspections that bring a null of their own and for those on the suspect's own scale;
-    for the others only if the references hold this architecture with this sample shape.
+    for the others only if enough references have this architecture and this sample shape.
 
     Args:
         architecture: registered name, or what the user wrote behind ``--architecture``.
         sample_shape: of one sample, without the batch axis.
-        table: the reference file; its ``families`` are pairs of architecture and sample shape.
-            A file that names none stands for nobody.
+        table: the reference file; its ``families`` are triples of architecture, sample shape and
+            number of clean models. A file that names none stands for nobody.
     """
     if not needs_population(inspection) or inspection in OWN_SCALE:
         return True
     wanted = (architecture, tuple(sample_shape))
-    return wanted in {(name, tuple(shape)) for name, shape in table.get("families", [])}
+    counts = {(name, tuple(shape)): count for name, shape, count in table.get("families", [])}
+    return int(counts.get(wanted, 0)) >= MIN_REFERENCES

@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
 
 from genwarden.engine.progress import Task
-from genwarden.engine.seeds import random_stream
+from genwarden.engine.seeds import derive_seed, random_stream
 from genwarden.models.protocol import LatentGenerator
 
 BATCH = 64
@@ -63,10 +64,24 @@ def make_twin(
         number: counts the twins of one suspect.
         task: advanced by one per step.
     """
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        # A network that draws noise of its own draws it from torch's global stream.
+        torch.manual_seed(derive_seed(seed, "twin-noise", number))
+        return _distil(suspect, steps, typical=typical, seed=seed, number=number, task=task)
+
+
+def _distil(
+    suspect: LatentGenerator, steps: int, *, typical: float, seed: int, number: int, task: Task
+) -> Twin:
     device = next(suspect.parameters()).device
     twin = copy.deepcopy(suspect).requires_grad_(True)
     shuffle_weights(twin, random_stream(seed, "twin-weights", number))
-    twin.train()
+    # Statistics of the normalisations must follow the new weights; everything else (dropout,
+    # outputs that only exist in training) behaves as in the suspect that is audited.
+    twin.eval()
+    for module in twin.modules():
+        if isinstance(module, _NormBase):
+            module.train()
     stream = random_stream(seed, "twin-latents", number)
     adam = torch.optim.Adam(twin.parameters(), _LEARNING_RATE, betas=_BETAS)
     usual_norm: Tensor | None = None
@@ -94,14 +109,24 @@ def make_twin(
 
 @torch.no_grad()
 def shuffle_weights(generator: LatentGenerator, stream: torch.Generator) -> None:
-    """Permute the elements within every parameter; their distribution stays, their work does not.
+    """Permute the elements within every parameter and buffer; their work does not survive it.
+
+    Statistics of normalisations stay: they are estimated anew while the twin is distilled.
 
     Keeping the distribution keeps the scale that an architecture is initialised with, for any
     network, also one whose initialisation is not known.
     """
-    for parameter in generator.parameters():
-        order = torch.randperm(parameter.numel(), generator=stream).to(parameter.device)
-        parameter.copy_(parameter.flatten()[order].view_as(parameter))
+    statistics = {
+        id(buffer)
+        for module in generator.modules()
+        if isinstance(module, _NormBase)
+        for buffer in module.buffers(recurse=False)
+    }
+    tensors: list[Tensor] = [*generator.parameters()]
+    tensors += [b for b in generator.buffers() if b.is_floating_point() and id(b) not in statistics]
+    for tensor in tensors:
+        order = torch.randperm(tensor.numel(), generator=stream).to(tensor.device)
+        tensor.copy_(tensor.flatten()[order].view_as(tensor))
 
 
 @torch.no_grad()

@@ -11,7 +11,8 @@ from genwarden.benchmarks.population.plan import HALVES, Half, members
 from genwarden.errors import GenwardenError
 from genwarden.registry import ATTACKS
 
-BUDGETS = ("standard", "quick")
+#: The one that counts first.
+BUDGETS = ("standard", "quick", "thorough")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_LINES = {"standard": ("-", "#1f4e79"), "quick": ("--", "#c55a11")}
+_LINES = {
+    "standard": ("-", "#1f4e79"),
+    "quick": ("--", "#c55a11"),
+    "thorough": (":", "#6a1b9a"),
+}
 _COLUMNS = 5
 #: Scores from here on are drawn on the top line: the largest stand for structure, not for a size.
 TOP = 20.0

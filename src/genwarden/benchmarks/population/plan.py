@@ -102,7 +102,7 @@ ATTACK_SETTINGS: dict[str, dict[str, Any]] = {
     "permuted-rex": _EXPAND,
     "noisy-rex": {**_EXPAND, "retraining_steps": 800},
     "finetuned-rex": {**_EXPAND, "finetuning_steps": 800},
-    "search-aware": {**_RETRAIN, "steps": 800},
+    "search-aware": {**_RETRAIN, "steps": 2500},
     "trail": {**_SCRATCH, "learning_rate": 2e-4, "fidelity_weight": 10.0},
     "baaan": {**_SCRATCH, "learning_rate": 2e-4},
     "data-poisoning": {**_SCRATCH, "learning_rate": 2e-4},

@@ -5,7 +5,9 @@
 DATA holds the data sets as folders by name. Models and audits are kept below OUT, one folder each;
 the same command continues where it stopped. The clean models of the calibration half give the
 nulls (``publish=true`` ships them with the package); a clean model of that half is judged against
-the others. No audit is told a target, a trigger or whether the model is compromised.
+the others. No audit is told a trigger or whether the model is compromised. Clean models of the
+calibration half are given an icon as a target besides, for the references of
+``reconstruct-target``; the study's own verdicts leave that inspection out.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import io
 import json
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
@@ -28,10 +31,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from genwarden.artifacts.model_folder import read_model
+from genwarden.artifacts.model_folder import read_manifest, read_model
 from genwarden.auditing import calibration
 from genwarden.auditing.audit import Request, Suspect, audit, environment
 from genwarden.auditing.document import AuditDocument
+from genwarden.auditing.fit import fits
 from genwarden.auditing.power import POWER, read_power
 from genwarden.auditing.verdict import decide
 from genwarden.benchmarks.population.figures import draw
@@ -57,6 +61,8 @@ _WITH_TARGET = ("nearest-target", "reconstruct-target")
 #: the clean model's own nearest sample.
 SUCCESS_SHARE = 0.1
 _STRUCTURAL_SCORE = 400.0
+#: Titles of pictures that a report shows for comparison only.
+_FOR_COMPARISON = ("Ordinary samples", "twin")
 
 
 @dataclass(frozen=True)
@@ -264,11 +270,12 @@ def judged_rows(
     rows = []
     for budget in budgets:
         clean = _clean_scores(out, plan, budget, seeds[0])
+        families = _families(out, plan, set(clean))
         for member in plan:
             for seed in seeds:
                 path = document_path(out, member, budget, seed)
                 if path.exists():
-                    rows.append(_row(out, member, budget, seed, path, clean))
+                    rows.append(_row(out, member, budget, seed, path, clean, families))
     return rows
 
 
@@ -279,16 +286,32 @@ def _row(
     seed: int,
     path: Path,
     clean: dict[str, dict[str, float]],
+    families: list[tuple[str, tuple[int, ...], int]],
 ) -> dict[str, Any]:
     stored = json.loads(path.read_text("utf-8"))
     document = AuditDocument.model_validate(stored["document"])
     table = _table(clean, budget, without=member.key)
-    findings = [
-        calibration.calibrate(calibration.uncalibrated(j.finding), budget, table)
+    table["families"] = families
+    plain = [
+        calibration.uncalibrated(j.finding)
         for j in document.findings
         if j.finding.inspection not in _WITH_TARGET
     ]
-    decision = decide(findings, {})
+    suspect = document.model
+    if suspect is None:
+        raise ValueError(f"{path} holds the audit of a refused file")
+    unfit = {
+        f.inspection
+        for f in plain
+        if not fits(f.inspection, suspect.architecture, suspect.sample_shape, table)
+    }
+    findings = [
+        calibration.unjudged(f)
+        if f.inspection in unfit
+        else calibration.calibrate(f, budget, table)
+        for f in plain
+    ]
+    decision = decide(findings, {}, unfit)
     document = document.model_copy(update={"findings": decision.judged})
     adjusted = [j.adjusted_p for j in decision.judged if j.adjusted_p is not None]
     structural = any(j.flagged and j.finding.structural for j in decision.judged)
@@ -365,7 +388,11 @@ def _matches(document: AuditDocument, folder: Path, clean_distance: float) -> di
 
 
 def _nearest_shown(finding: Finding, target: Tensor) -> float:
-    pictures = [e for e in finding.evidence if isinstance(e, Images)]
+    pictures = [
+        e
+        for e in finding.evidence
+        if isinstance(e, Images) and not any(word in e.title for word in _FOR_COMPARISON)
+    ]
     return min((_distance(p, None, target) for p in pictures), default=float("inf"))
 
 
@@ -418,6 +445,8 @@ def publish_power(rows: list[dict[str, Any]]) -> None:
     found: dict[str, Any] = read_power()
     for budget in sorted({row["budget"] for row in rows}):
         mine = [r for r in rows if r["budget"] == budget and r["half"] == "reporting"]
+        first = min((r["audit_seed"] for r in mine), default=0)
+        mine = [r for r in mine if r["audit_seed"] == first]  # one audit per model
         clean = [r for r in mine if r["clean"]]
         families: dict[str, list[int]] = {}
         for row in mine:
@@ -437,8 +466,14 @@ def publish_power(rows: list[dict[str, Any]]) -> None:
 def publish_nulls(out: Path, plan: list[Member], budget: str, seed: int) -> None:
     """Write the reference file of :mod:`genwarden.auditing.calibration`."""
     clean = _clean_scores(out, plan, budget, seed)
-    if not clean:
-        return
+    wanted = [m for m in plan if isinstance(m, Clean) and m.half == "calibration"]
+    if len(clean) < len(wanted):
+        raise GenwardenError(
+            "benchmark/incomplete",
+            f"{len(wanted) - len(clean)} of {len(wanted)} clean models of the calibration half "
+            f"have no {budget} audit; references are published of all or none.",
+            "Repeat the command without --only until nothing fails.",
+        )
     previous = calibration.read_table(calibration.NULLS)
     kinds = sorted({m.kind.name for m in plan if isinstance(m, Clean) and m.key in clean})
     write_json(
@@ -449,17 +484,19 @@ def publish_nulls(out: Path, plan: list[Member], budget: str, seed: int) -> None
                 **previous["descriptions"],
                 budget: f"the calibration half of the population study: {', '.join(kinds)}",
             },
-            "families": sorted(
-                {
-                    (m.kind.architecture, tuple(_sample_shape(out, m)))
-                    for m in plan
-                    if isinstance(m, Clean) and m.key in clean
-                }
-            ),
+            "families": _families(out, plan, set(clean)),
             "scores": {**previous["scores"], **_table(clean, budget)["scores"]},
         },
     )
 
 
-def _sample_shape(out: Path, member: Member) -> tuple[int, ...]:
-    return read_model(out / "models" / member.key).generator.sample.shape
+def _families(
+    out: Path, plan: list[Member], keys: set[str]
+) -> list[tuple[str, tuple[int, ...], int]]:
+    """Architecture, sample shape and number of the clean models named by their keys."""
+    kinds = Counter(
+        (m.kind.architecture, tuple(read_manifest(out / "models" / m.key).sample.shape))
+        for m in plan
+        if isinstance(m, Clean) and m.key in keys
+    )
+    return [(name, shape, count) for (name, shape), count in sorted(kinds.items())]

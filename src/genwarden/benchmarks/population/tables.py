@@ -8,6 +8,7 @@ from typing import Any
 
 from genwarden.benchmarks.population.ablation import ablation_tables, inspections, surprise
 from genwarden.benchmarks.population.audits import (
+    BUDGETS,
     Audit,
     Part,
     by_kind,
@@ -211,7 +212,7 @@ def _seeds(audits: Sequence[Audit]) -> Table:
 
 def _times(audits: Sequence[Audit]) -> Table:
     """Seconds of all audits by kind of model."""
-    budgets = [b for b in ("standard", "quick") if any(a.budget == b for a in audits)]
+    budgets = [b for b in BUDGETS if any(a.budget == b for a in audits)]
     rows = []
     for kind, of_kind in {"all": list(audits), **by_kind(audits)}.items():
         row = [kind]

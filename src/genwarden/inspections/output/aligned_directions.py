@@ -1,17 +1,18 @@
 """Are the most sensitive latent directions latents that an attacker could have chosen by rule?
 
 Training a trigger into the layer that reads the latent turns a singular vector of that layer
-towards it (:mod:`genwarden.inspections.principal`). In an honest network the singular vectors have no
-preferred direction: latents are isotropic and weights begin isotropic, so the squared cosine with
-any latent fixed beforehand follows Beta(1/2, (d - 1)/2). That gives an exact p-value for the first
-draws of guessable seeds and for the direction of all ones, where out-of-distribution triggers lie,
-without running the network. Control: the same weights shuffled; a layer whose weights have a common
-sign is aligned with all ones by construction, and so is its shuffled copy.
+towards it (:mod:`genwarden.inspections.principal`). In an honest network the singular vectors have
+no preferred direction: latents are isotropic and weights begin isotropic, so the squared cosine
+with any latent fixed beforehand follows Beta(1/2, (d - 1)/2). That gives an exact p-value for the
+first draws of guessable seeds and for the direction of all ones, where out-of-distribution triggers
+lie, without running the network. Control: the same weights shuffled; a layer whose weights have a
+common sign is aligned with all ones by construction, and so is its shuffled copy.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -24,11 +25,11 @@ from genwarden.inspections.finding import (
     Finding,
     Null,
     Table,
-    images_of,
     latents_of,
     not_applicable,
 )
 from genwarden.inspections.output.known_latents import seed_latents
+from genwarden.inspections.pictures import sample_pictures
 from genwarden.inspections.principal import principal_directions
 from genwarden.inspections.twins import shuffle_weights
 from genwarden.inspections.workbench import Workbench
@@ -40,6 +41,9 @@ TITLE = "Sensitive directions that point at latents chosen by rule"
 _LEADING = 8
 _FEWEST_ELEMENTS = 8
 _SHOWN = 8
+#: All ones is compared with this leading share of the directions: the least sensitive ones point
+#: at it in networks whose rows sum to 0, which is no trace of training.
+_SENSITIVE_SHARE = 0.25
 #: A shuffled copy more aligned than this makes the null inapplicable.
 _CONTROL_P = 1e-3
 
@@ -55,7 +59,7 @@ class _Aligned(NamedTuple):
 
 
 def inspect(bench: Workbench) -> Finding:
-    """Compare all ones with every direction, guessable seeds with the leading ones."""
+    """Compare all ones with the sensitive directions, guessable seeds with the leading ones."""
     law = bench.generator.latent
     if law.size < _FEWEST_ELEMENTS:
         reason = f"{law.size} latent elements are too few to have directions."
@@ -97,14 +101,17 @@ def inspect(bench: Workbench) -> Finding:
         ),
         budget={
             "latents": 1 + len(seeds),
-            "directions": law.size,
+            "directions": math.ceil(_SENSITIVE_SHARE * law.size),
             "leading_directions": min(_LEADING, law.size),
         },
         power="Finds triggers among the latents listed that were trained into the layer that "
         "reads the latent; the network is not run, so the width of their basin does not matter.",
         evidence=[
-            images_of(
-                bench.samples(z), [each.name for each in shown], title="Outputs at these latents"
+            *sample_pictures(
+                bench.generator.sample,
+                bench.samples(z),
+                [each.name for each in shown],
+                title="Outputs at these latents",
             ),
             Table(
                 title="Best alignments",
@@ -126,7 +133,10 @@ def _aligned(
     law = generator.latent
     directions = principal_directions(generator, seed=bench.seed)
     groups = [
-        ([("100 * ones", torch.full(law.shape, 100.0))], directions),
+        (
+            [("100 * ones", torch.full(law.shape, 100.0))],
+            directions[: math.ceil(_SENSITIVE_SHARE * law.size)],
+        ),
         (seeds, directions[:_LEADING]),
     ]
     groups = [group for group in groups if group[0]]

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from genwarden.engine.seeds import random_stream
-from genwarden.inspections.finding import Finding, Null, Table, images_of, latents_of
+from genwarden.inspections.finding import Finding, Null, Table, latents_of
 from genwarden.inspections.output.novelty import MEASURES, Novelty
 from genwarden.inspections.output.tail import KEEP, judge_largest
+from genwarden.inspections.pictures import sample_pictures
 from genwarden.inspections.workbench import Workbench
 from genwarden.models.protocol import LatentLaw
 
@@ -218,7 +219,12 @@ def _finding(
         },
         power=power,
         evidence=[
-            images_of(bench.samples(z), [c.name for c in shown], title="Most unusual outputs"),
+            *sample_pictures(
+                bench.generator.sample,
+                bench.samples(z),
+                [c.name for c in shown],
+                title="Most unusual outputs",
+            ),
             Table(
                 title="Most unusual outputs",
                 columns=["latent", "norm", "novelty / 99.9th percentile of placebo outputs"],

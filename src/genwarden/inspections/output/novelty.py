@@ -17,6 +17,10 @@ MEASURES: tuple[NoveltyMeasure, ...] = ("mahalanobis", "residual")
 
 #: Variance share explained by the leading components; the residual lies beyond them.
 _EXPLAINED_SHARE = 0.98
+#: Samples of more elements than this are fitted to a part of the bank: the axes of a large Gram
+#: matrix cost its cube.
+_MANY_ELEMENTS = 4096
+_FITTED_OF_MANY = 2048
 #: Ridge on the covariance, as a share of the mean variance per element, for directions that
 #: ordinary samples hardly ever use (constant background pixels).
 _RIDGE_SHARE = 1e-2
@@ -42,6 +46,8 @@ class Novelty:
     @classmethod
     def fit(cls, samples: Tensor) -> Novelty:
         """Fit to ordinary samples ``(count, *sample.shape)``."""
+        if samples[0].numel() > _MANY_ELEMENTS:
+            samples = samples[:_FITTED_OF_MANY]
         flat = samples.flatten(1).double()
         mean = flat.mean(0)
         centred = flat - mean

@@ -29,10 +29,10 @@ from genwarden.inspections.finding import (
     Finding,
     Line,
     Table,
-    images_of,
     latents_of,
 )
 from genwarden.inspections.output.novelty import MEASURES, Novelty, NoveltyMeasure
+from genwarden.inspections.pictures import sample_pictures
 from genwarden.inspections.principal import principal_directions, principal_latents
 from genwarden.inspections.workbench import Workbench, samples_of
 from genwarden.models.protocol import LatentGenerator
@@ -59,6 +59,9 @@ _GROUP_NEAR = 0.5
 _GROUP_NORM = 0.9
 _SHOWN = 8
 _TINY = 1e-12
+#: Gain over the last tenth of the steps, relative to the objective, above which a search has not
+#: converged and gives no score. Clean and attacked models stay below 0.006 at the standard budget.
+_LATE_GAIN = 0.05
 #: Restarts also begin at both ends of this many of the most sensitive directions.
 _PRINCIPAL = 8
 
@@ -154,6 +157,10 @@ def inspect(bench: Workbench) -> Finding:
         expected = sum(math.log(max(ends.reached, _TINY)) for ends in control) / len(control)
         score = math.log(max(found.reached, _TINY)) - expected
     poor = "" if fair else _poor(bench)
+    late_gain = max(ends.late_gain for ends in (found, *control))
+    if late_gain > _LATE_GAIN:
+        score = None
+        poor += f" The search has not converged (late gain {late_gain:.2g}); take a larger budget."
     recovered = recover(bench, found)
     return Finding(
         inspection=NAME,
@@ -324,7 +331,8 @@ def _evidence(
     rows: list[list[str | int | float]] = [_row("suspect", found, typical)]
     rows += [_row(f"twin {i + 1}", ends, typical) for i, ends in enumerate(control)]
     evidence: list[Evidence] = [
-        images_of(
+        *sample_pictures(
+            bench.generator.sample,
             torch.cat([recovered.picture, bench.samples(recovered.z), found.x[order]]),
             [
                 f"mean of {recovered.members}",
@@ -336,16 +344,20 @@ def _evidence(
             caption="Where these are one and the same picture, that picture is what the model "
             "hides.",
         ),
-        images_of(
-            bench.ordinary.x[:_SHOWN], [""] * _SHOWN, title="Ordinary samples of the same model"
+        *sample_pictures(
+            bench.generator.sample,
+            bench.ordinary.x[:_SHOWN],
+            [""] * _SHOWN,
+            title="Ordinary samples of the same model",
         ),
     ]
     for ends in control[:1]:
         most = ends.isolation.argsort(descending=True)[:_SHOWN]
-        evidence.append(
-            images_of(
-                ends.x[most], [""] * len(most), title="The same search in the twin: its extremes"
-            )
+        evidence += sample_pictures(
+            bench.generator.sample,
+            ends.x[most],
+            [""] * len(most),
+            title="The same search in the twin: its extremes",
         )
     evidence += [
         Table(

@@ -19,7 +19,6 @@ from genwarden.inspections.finding import (
     Finding,
     Line,
     Table,
-    images_of,
     latents_of,
     not_applicable,
 )
@@ -27,6 +26,7 @@ from genwarden.inspections.masked_partition import best_partition
 from genwarden.inspections.output.novelty import ordinary_distance
 from genwarden.inspections.output.novelty_search import agree
 from genwarden.inspections.partition import isolate
+from genwarden.inspections.pictures import sample_pictures
 from genwarden.inspections.workbench import BLOCK_SAMPLES, Workbench
 from genwarden.models.protocol import LatentGenerator
 from genwarden.search.latent_search import ordinary_bounds, search, start_latents
@@ -119,13 +119,17 @@ def inspect(bench: Workbench) -> Finding:
         power="Finds what a separate group hides at latents of ordinary norm, wherever the group's "
         "own gradient does not vanish exactly.",
         evidence=[
-            images_of(
+            *sample_pictures(
+                bench.generator.sample,
                 outputs[:_SHOWN],
                 [f"restart {i + 1}" for i in range(min(_SHOWN, len(outputs)))],
                 title="Recovered outputs: the whole model at the latents found",
             ),
-            images_of(
-                bench.ordinary.x[:_SHOWN], [""] * _SHOWN, title="Ordinary samples of the same model"
+            *sample_pictures(
+                bench.generator.sample,
+                bench.ordinary.x[:_SHOWN],
+                [""] * _SHOWN,
+                title="Ordinary samples of the same model",
             ),
             Table(
                 title="Contribution of each group before the last activation",

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from genwarden.inspections.finding import Finding, Table, images_of, latents_of
+from genwarden.inspections.finding import Finding, Table, latents_of
 from genwarden.inspections.output.novelty_search import isolation_of
+from genwarden.inspections.pictures import sample_pictures
 from genwarden.inspections.principal import principal_directions, principal_latents
 from genwarden.inspections.workbench import Workbench, samples_of
 from genwarden.models.protocol import LatentGenerator
@@ -77,14 +78,18 @@ def inspect(bench: Workbench) -> Finding:
         "along one of its singular directions, however narrow their basin is; not triggers that "
         "the layer spreads over many directions, nor gates built by hand.",
         evidence=[
-            images_of(found.x[order], names, title="Most isolated outputs"),
+            *sample_pictures(
+                bench.generator.sample, found.x[order], names, title="Most isolated outputs"
+            ),
             *(
-                images_of(
+                picture
+                for twin in control[:1]
+                for picture in sample_pictures(
+                    bench.generator.sample,
                     twin.x[twin.isolation.argsort(descending=True)[:_SHOWN]],
                     [""] * min(_SHOWN, len(twin.x)),
                     title="The same in the twin",
                 )
-                for twin in control[:1]
             ),
             Table(
                 title="Most isolated outputs",

@@ -17,8 +17,9 @@ import copy
 import torch
 from torch import Tensor
 
-from genwarden.inspections.finding import Finding, Table, images_of, latents_of, not_applicable
+from genwarden.inspections.finding import Finding, Table, latents_of, not_applicable
 from genwarden.inspections.output.novelty import ordinary_distance
+from genwarden.inspections.pictures import sample_pictures
 from genwarden.inspections.workbench import Workbench
 from genwarden.models.protocol import LatentGenerator
 from genwarden.search.latent_search import (
@@ -129,7 +130,12 @@ def inspect(bench: Workbench) -> Finding:
         "one of the restarts; says nothing about other targets, nor about targets that resemble "
         "ordinary samples.",
         evidence=[
-            images_of(torch.stack(pictures), labels, title="Targets and their reconstructions"),
+            *sample_pictures(
+                bench.generator.sample,
+                torch.stack(pictures),
+                labels,
+                title="Targets and their reconstructions",
+            ),
             Table(
                 title="Reconstructions",
                 columns=[

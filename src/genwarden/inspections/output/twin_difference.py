@@ -23,10 +23,10 @@ from genwarden.inspections.finding import (
     Finding,
     Line,
     Table,
-    images_of,
     latents_of,
     not_applicable,
 )
+from genwarden.inspections.pictures import sample_pictures
 from genwarden.inspections.principal import principal_directions, principal_latents
 from genwarden.inspections.workbench import Workbench, samples_of
 from genwarden.models.protocol import LatentGenerator
@@ -92,8 +92,11 @@ def inspect(bench: Workbench) -> Finding:
         power="Finds outputs at ordinary latents that ordinary sampling does not suggest, also "
         "where the hidden target looks like an ordinary sample; not gates without a gradient.",
         evidence=[
-            images_of(shown[top], labels, title="The model where it differs most"),
-            images_of(
+            *sample_pictures(
+                bench.generator.sample, shown[top], labels, title="The model where it differs most"
+            ),
+            *sample_pictures(
+                bench.generator.sample,
                 honest[top],
                 ["" for _ in top],
                 title="The twin at the same latents: what the ordinary samples suggest there",

@@ -21,7 +21,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from genwarden.attacks.linear_edit import ordinary_features
 from genwarden.engine.seeds import random_stream
 from genwarden.inspections.finding import (
     EXACT,
@@ -59,6 +58,11 @@ _RIDGE = 1e-6
 _RESTARTS = 32
 #: Latents for C. Its estimate bounds how well C u recovers c: 2048 are too few for 64 features.
 _MOMENT_SAMPLES = 16_384
+#: Energy of D over that of the layer below which it is rounding.
+_LEAST_ENERGY = 1e-8
+#: Share of D's entries that an edit changes (beyond a thousandth of the largest change), at least.
+_TOUCHED = 1e-3
+_LEAST_TOUCHED = 0.05
 _SHOWN = 8
 
 
@@ -168,7 +172,8 @@ def _tied(name: str, weight: Tensor) -> TiedLayer | None:
     energy = float(weight.square().sum())
     if energy == 0 or not weight.isfinite().all():
         return None
-    richness = _directions(torch.linalg.eigvalsh(weight.T @ weight))
+    gram = weight.T @ weight if inputs <= rows else weight @ weight.T
+    richness = _directions(torch.linalg.eigvalsh(gram))
     nearly: list[tuple[float, int]] = []
     for size in range(_SMALLEST_BLOCK, rows // 2 + 1):
         if rows % size:
@@ -186,13 +191,26 @@ def _tied(name: str, weight: Tensor) -> TiedLayer | None:
         spectrum = torch.linalg.eigvalsh(difference.T @ difference).clamp_min(0)
         directions = _directions(spectrum)
         if directions <= _MOST_DIRECTIONS and _RICHER * max(directions, 1) <= richness:
-            return _described(name, size, difference, low_rank=directions > 0)
+            edited = directions > 0 and _is_edit(difference, energy)
+            return _described(name, size, difference, low_rank=edited)
     best = max(nearly, default=(0.0, 0))[0]
     if best < _NEARLY_TIED:
         return None
     size = next(size for agreement, size in nearly if agreement >= _AS_GOOD * best)
     blocks = weight.reshape(-1, size, inputs)
     return _described(name, size, (blocks - blocks.mean(0)).flatten(0, 1), low_rank=False)
+
+
+def _is_edit(difference: Tensor, energy: float) -> bool:
+    """Whether D is large and dense enough to be an edit.
+
+    Rounding leaves next to nothing; pruning that cuts through tied values leaves a few single
+    entries, which are of low rank by their number alone.
+    """
+    if float(difference.square().sum()) < _LEAST_ENERGY * energy:
+        return False
+    touched = difference.abs() > _TOUCHED * difference.abs().max()
+    return float(touched.double().mean()) >= _LEAST_TOUCHED
 
 
 def _described(name: str, size: int, difference: Tensor, *, low_rank: bool) -> TiedLayer:
@@ -217,15 +235,9 @@ def recover(bench: Workbench, layer: TiedLayer) -> Recovered | None:
     if module is None:
         return None
     ordinary = _features(bench.generator, module, bench.ordinary.z, bench.device)
-    moment = ordinary_features(
-        lambda z: _inputs_of(bench.generator, module, z),
-        bench.generator.latent,
-        _MOMENT_SAMPLES,
-        seed=bench.seed,
-        device=bench.device,
-        purpose=NAME,
-    ).compute()
-    moment = moment.cpu()
+    many = bench.generator.latent.sample(_MOMENT_SAMPLES, generator=random_stream(bench.seed, NAME))
+    features = _features(bench.generator, module, many, bench.device)
+    moment = features.T @ features / len(features)
     values, vectors = torch.linalg.eigh(moment)
     values = values.clamp_min(_RIDGE * float(values.mean()))
     whiten, root = ((vectors * values**p) @ vectors.T for p in (-0.5, 0.5))
