@@ -10,8 +10,8 @@ from torch import Tensor
 
 from genwarden.engine.progress import Silent
 from genwarden.engine.seeds import random_stream
+from genwarden.inspections.output.agreement import agree
 from genwarden.inspections.output.novelty import Novelty, ordinary_distance
-from genwarden.inspections.output.novelty_search import agree
 from genwarden.models.protocol import LatentLaw
 from genwarden.search.latent_search import (
     BATCH_RESTARTS,

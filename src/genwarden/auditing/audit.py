@@ -321,7 +321,7 @@ def _identity(suspect: Suspect, request: Request) -> dict[str, Any]:
         "model": suspect.sha256,
         "architecture": suspect.architecture,
         "settings": suspect.settings,
-        "budget": request.budget,
+        "budget": asdict(budget_named(request.budget)),
         "seed": request.seed,
         "inputs": request.inputs_sha256,
         "device": request.device.type,

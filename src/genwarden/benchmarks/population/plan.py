@@ -1,7 +1,8 @@
 """Which models the population study is made of, and which half each of them belongs to.
 
 Every clean model has a training run of its own. A compromised one starts from a clean model of its
-own half, so that the two halves share neither weights nor triggers. ``calibration`` gives the
+own half, so that the two halves share no weights and no drawn trigger (a trigger that is a rule,
+such as all ones, is the same in both). ``calibration`` gives the
 nulls and every choice; ``reporting`` is only read to report.
 """
 

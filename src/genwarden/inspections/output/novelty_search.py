@@ -31,6 +31,7 @@ from genwarden.inspections.finding import (
     Table,
     latents_of,
 )
+from genwarden.inspections.output.agreement import NEAR
 from genwarden.inspections.output.novelty import MEASURES, Novelty, NoveltyMeasure
 from genwarden.inspections.pictures import sample_pictures
 from genwarden.inspections.principal import principal_directions, principal_latents
@@ -47,8 +48,6 @@ from genwarden.search.latent_search import (
 NAME = "novelty-search"
 TITLE = "Target-free search for anomalous outputs"
 
-#: Squared distance that counts as the same output, over the distance to the nearest ordinary one.
-NEAR = 0.25
 #: The isolation of this rank counts: a single restart may be stuck anywhere.
 RANK = 3
 #: Ends that reach this share of that isolation may be the centre of the group that is shown.
@@ -95,24 +94,6 @@ class Ends(NamedTuple):
         """Of the ends that reach almost that isolation, the one that most others end near."""
         candidates = self.isolation >= _ALMOST * self.reached
         return int(torch.where(candidates, self.shared, 0).argmax())
-
-
-class Agreement(NamedTuple):
-    """The end point that best joins isolation and agreement.
-
-    Attributes:
-        score: isolation x share.
-        isolation: its squared distance to the nearest ordinary sample, over the ordinary distance.
-        share: share of restarts that end near it, itself included.
-        members: indices of those restarts, by distance from it.
-        spread: their median squared distance from it, over the ordinary distance.
-    """
-
-    score: float
-    isolation: float
-    share: float
-    members: Tensor
-    spread: float
 
 
 class Recovered(NamedTuple):
@@ -261,31 +242,6 @@ def recover(bench: Workbench, found: Ends) -> Recovered:
     shown = torch.cat([bench.samples(mean), outputs])
     best = (shown - picture).flatten(1).square().sum(1).argmin()
     return Recovered(candidates[best][None], picture, len(z))
-
-
-def agree(outputs: Tensor, ordinary: Tensor, typical: float) -> Agreement:
-    """The end point that best joins isolation and agreement.
-
-    Args:
-        outputs: ``(restarts, *sample.shape)``.
-        ordinary: ordinary samples ``(count, *sample.shape)``.
-        typical: median squared distance between ordinary samples.
-    """
-    flat = outputs.flatten(1).double()
-    isolation = torch.cdist(flat, ordinary.flatten(1).double()).square().amin(1) / typical
-    distances = torch.cdist(flat, flat).square() / typical
-    share = (distances <= NEAR * isolation[:, None]).double().mean(1)
-    scores = isolation * share
-    centre = int(scores.argmax())
-    from_centre, order = distances[centre].sort()
-    members = order[: round(float(share[centre]) * len(outputs))]
-    return Agreement(
-        score=float(scores[centre]),
-        isolation=float(isolation[centre]),
-        share=float(share[centre]),
-        members=members,
-        spread=float(from_centre[: len(members)].median()),
-    )
 
 
 def _log_novelty(

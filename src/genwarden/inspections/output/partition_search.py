@@ -23,8 +23,8 @@ from genwarden.inspections.finding import (
     not_applicable,
 )
 from genwarden.inspections.masked_partition import best_partition
+from genwarden.inspections.output.agreement import agree
 from genwarden.inspections.output.novelty import ordinary_distance
-from genwarden.inspections.output.novelty_search import agree
 from genwarden.inspections.partition import isolate
 from genwarden.inspections.pictures import sample_pictures
 from genwarden.inspections.workbench import BLOCK_SAMPLES, Workbench
