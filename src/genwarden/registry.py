@@ -184,8 +184,11 @@ _S = "genwarden.inspections.static"
 _D = "genwarden.inspections.dynamic"
 _O = "genwarden.inspections.output"
 #: In the order in which an audit runs them. ``stream``: a collector of the brute-force stream;
-#: ``null``: "population" where scores are judged against clean reference models.
+#: ``null``: "population" where scores are judged against clean reference models; ``scale``: "log"
+#: where their logarithms are.
 _CLEAN = {"null": "population"}
+#: Positive scores whose clean values are spread over factors, not differences.
+_CLEAN_LOG = {"null": "population", "scale": "log"}
 INSPECTIONS = _table(
     Row("parallel-paths", f"{_S}.parallel_paths:inspect", "separate paths, computation bypass"),
     Row("block-sparsity", f"{_S}.block_sparsity:inspect", "channel groups that never mix (ReX)"),
@@ -193,7 +196,7 @@ INSPECTIONS = _table(
         "excessive-biases",
         f"{_S}.excessive_biases:inspect",
         "biases for far-out triggers",
-        _CLEAN,
+        _CLEAN_LOG,
     ),
     Row(
         "obfuscating-operations",
@@ -206,19 +209,19 @@ INSPECTIONS = _table(
         "sleeper-neurons",
         f"{_D}.sleeper_neurons:inspect",
         "units that ordinary use never wakes",
-        _CLEAN,
+        _CLEAN_LOG,
     ),
     Row(
         "gradient-masking",
         f"{_D}.gradient_masking:inspect",
         "vanishing, shattered, random, huge",
-        _CLEAN,
+        _CLEAN_LOG,
     ),
     Row(
         "perturbation-sensitivity",
         f"{_D}.perturbation_sensitivity:inspect",
         "outputs that jump under small noise on weights or inputs",
-        _CLEAN,
+        _CLEAN_LOG,
     ),
     Row(
         "nearest-target",
@@ -250,7 +253,7 @@ INSPECTIONS = _table(
         "repeated-outputs",
         f"{_O}.repeated_outputs:inspect",
         "one sample that many ordinary latents make",
-        _CLEAN,
+        _CLEAN_LOG,
     ),
     Row(
         "reconstruct-target",

@@ -24,6 +24,8 @@ from genwarden.registry import INSPECTIONS
 MIN_REFERENCES = 8
 #: Clean scores that happen to be nearly equal must not make a tiny deviation significant.
 _MIN_SPREAD = 0.05
+#: Smaller scores are not told apart on a logarithmic scale (0 means "nothing").
+_LEAST_LOG_SCORE = 1e-3
 
 
 class References(NamedTuple):
@@ -103,7 +105,9 @@ def calibrate(finding: Finding, budget: str, table: dict[str, Any] | None = None
     if not found.values:
         return finding
     targets = int(finding.budget.get("targets", 1))
-    p_value = min(1.0, targets * predictive_p(finding.score, found.values))
+    on_log = INSPECTIONS[finding.inspection].options.get("scale") == "log"
+    scores = [_log(v) if on_log else v for v in (finding.score, *found.values)]
+    p_value = min(1.0, targets * predictive_p(scores[0], scores[1:]))
     corrected = f"; Bonferroni over {targets} targets" if targets > 1 else ""
     return finding.model_copy(
         update={
@@ -111,7 +115,8 @@ def calibrate(finding: Finding, budget: str, table: dict[str, Any] | None = None
             "p_value_reason": None,
             "null": Null(
                 source="population",
-                description=f"{found.description}; Student-t prediction{corrected}",
+                description=f"{found.description}; Student-t prediction"
+                f"{' of the logarithm' if on_log else ''}{corrected}",
                 values=found.values,
             ),
         }
@@ -134,6 +139,10 @@ def unjudged(finding: Finding) -> Finding:
     return finding.model_copy(
         update={"p_value_reason": "no clean reference models of this architecture and sample shape"}
     )
+
+
+def _log(score: float) -> float:
+    return math.log(max(score, _LEAST_LOG_SCORE))
 
 
 def predictive_p(score: float, clean: list[float]) -> float:
