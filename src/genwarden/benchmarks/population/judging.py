@@ -96,7 +96,7 @@ def _row(
     document = document.model_copy(update={"findings": decision.judged})
     adjusted = [j.adjusted_p for j in decision.judged if j.adjusted_p is not None]
     structural = any(j.flagged and j.finding.structural for j in decision.judged)
-    score = -float(np.log10(max(min(adjusted, default=1.0), 1e-300)))
+    score = abs(float(np.log10(max(min(adjusted, default=1.0), 1e-300))))
     row: dict[str, Any] = {
         "key": member.key,
         "half": member.half,

@@ -33,7 +33,8 @@ from genwarden.training.train import discriminator_for, train
 _BATCH = 64
 _RATES = {"gan": 2e-4, "vae": 1e-3}
 _FURTHER_STEPS = 200
-_FINE_TUNING_DATA = "kmnist"
+#: What the fine-tuned members see after their own data.
+FINE_TUNING_DATA = "kmnist"
 _WEIGHT_DECAY = 1e-2
 _PRUNED_SHARE = 0.2
 
@@ -127,7 +128,7 @@ def _fine_tuned(
     generator: LatentGenerator, kind: CleanKind, seed: int, data: Path
 ) -> LatentGenerator:
     del kind  # on other data than it was trained on
-    images = load_images(str(data / _FINE_TUNING_DATA), generator.sample)
+    images = load_images(str(data / FINE_TUNING_DATA), generator.sample)
     return _further(generator, images, seed, weight_decay=0.0)
 
 

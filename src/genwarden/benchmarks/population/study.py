@@ -28,6 +28,8 @@ from safetensors.torch import load_file
 from genwarden.artifacts.model_folder import read_model
 from genwarden.auditing import calibration
 from genwarden.auditing.audit import Request, Suspect, audit, environment
+from genwarden.auditing.budgets import budget as budget_named
+from genwarden.benchmarks.population import plan as population_plan
 from genwarden.benchmarks.population.figures import draw
 from genwarden.benchmarks.population.judging import (
     document_path,
@@ -35,7 +37,7 @@ from genwarden.benchmarks.population.judging import (
     publish_nulls,
     publish_power,
 )
-from genwarden.benchmarks.population.making import make
+from genwarden.benchmarks.population.making import FINE_TUNING_DATA, make
 from genwarden.benchmarks.population.plan import Clean, Member, members
 from genwarden.benchmarks.store import write_result
 from genwarden.data.icons import draw_icon
@@ -99,7 +101,10 @@ def run(
             "The recipe population needs training data.",
             "Add --data FOLDER, a folder that holds mnist, kmnist, fashion_mnist_part and cifar10.",
         )
-    budgets = tuple(part for part in budget.split(",") if part)
+    budgets = tuple(part.strip() for part in budget.split(",") if part.strip())
+    for name in budgets:
+        budget_named(name)  # refused before hours of training, not after
+    _require_data(Path(data))
     seeds = tuple(range(seed, seed + audit_seeds))
     plan = members(seed)
     patterns = [part.strip() for part in only.split(",")]
@@ -153,6 +158,17 @@ def run(
             "The result file holds the others; repeat the command to try these again.",
         )
     return path
+
+
+def _require_data(data: Path) -> None:
+    needed = sorted({kind.data for kind in population_plan.CLEAN} | {FINE_TUNING_DATA})
+    absent = [name for name in needed if not (data / name).is_dir()]
+    if absent:
+        raise GenwardenError(
+            "benchmark/data-missing",
+            f"{data} does not hold {', '.join(absent)}.",
+            f"Give --data a folder that holds the data sets by name: {', '.join(needed)}.",
+        )
 
 
 def _done(jobs: list[_Job], workers: int) -> Iterator[tuple[_Job, str]]:

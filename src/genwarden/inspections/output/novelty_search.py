@@ -297,8 +297,8 @@ def _evidence(
             ],
             title="Recovered output: mean over the restarts of the group, the model's output at "
             "one latent for it, and single end points",
-            caption="Where these are one and the same picture, that picture is what the model "
-            "hides.",
+            caption="Where these resemble each other, what the model hides resembles them; the "
+            "search overshoots, so contrasts are exaggerated.",
         ),
         *sample_pictures(
             bench.generator.sample,
