@@ -152,8 +152,11 @@ def test_every_attack_of_the_suite_but_the_stylegan_edit_is_in_the_plan() -> Non
     assert set(SUITE) - planned == {"broadcast-edit"}
 
 
+@pytest.mark.usefixtures("tiny")
 def test_unknown_members_and_missing_data_are_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(GenwardenError, match="No member"):
         run(tmp_path, data, only="nobody")
+    with pytest.raises(GenwardenError, match="does not hold kmnist, mnist"):
+        run(tmp_path, tmp_path / "nowhere")
     with pytest.raises(GenwardenError, match="training data"):
         study.run(tmp_path, data=None, seed=0, device=torch.device("cpu"), progress=Silent())
