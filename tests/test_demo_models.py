@@ -5,6 +5,7 @@ Backdoors (trigger and target) come from ``tests/assets``; the inspections never
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,8 @@ EFFORT = Effort(
     "quick",
     ordinary_samples=2048,
     stream_samples=0,
-    restarts=128,
-    search_steps=200,
+    restarts=64,
+    search_steps=100,
     probe_latents=0,
     twins=1,
     twin_steps=250,
@@ -49,9 +50,9 @@ def backdoor(name: str) -> dict[str, Tensor]:
     return load_file(str(ASSETS / f"{name}.backdoor.safetensors"))
 
 
-def bench(name: str, target: Tensor | None = None) -> Workbench:
+def bench(name: str, target: Tensor | None = None, effort: Effort = EFFORT) -> Workbench:
     targets = None if target is None else NamedImages(target, ["target"])
-    return Workbench(generator=model(name), effort=EFFORT, seed=5, targets=targets)
+    return Workbench(generator=model(name), effort=effort, seed=5, targets=targets)
 
 
 def latent_of(finding: Finding) -> Tensor:
@@ -102,7 +103,8 @@ def test_novelty_search_recovers_the_target_without_knowing_it(name: str) -> Non
 
 def test_partition_of_rex_is_found_and_its_search_reaches_the_target() -> None:
     secret = backdoor("dcgan-rex")
-    attacked = bench("dcgan-rex", secret["target"])
+    longer = replace(EFFORT, restarts=128, search_steps=200)
+    attacked = bench("dcgan-rex", secret["target"], longer)
     found = block_sparsity.inspect(attacked)
     assert found.p_value is not None
     assert found.p_value < 1e-100

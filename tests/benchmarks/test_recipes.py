@@ -164,7 +164,7 @@ def test_killed_worker_costs_one_job(monkeypatch: pytest.MonkeyPatch) -> None:
             if not future.done():
                 future.set_result(None)
 
-    monkeypatch.setattr(recipe, "_pool", lambda _: nullcontext(Pool()))
+    monkeypatch.setattr(recipe, "worker_pool", lambda _: nullcontext(Pool()))
     jobs: Any = ["first", "bad"]
     done: dict[Any, Any] = dict(recipe._done(jobs, 2, Silent()))
     assert done["first"] is None
