@@ -32,10 +32,10 @@ from genwarden.attacks.from_scratch import (
     train_from_scratch,
     training_samples,
 )
-from genwarden.attacks.settings import NOT_NEGATIVE, POSITIVE, Range
 from genwarden.backdoors.backdoor import Backdoor
 from genwarden.engine.checkpoint import Trainable
 from genwarden.engine.seeds import random_stream
+from genwarden.engine.settings import NOT_NEGATIVE, POSITIVE, Range
 from genwarden.errors import GenwardenError
 from genwarden.models.dcgan import initialise
 from genwarden.models.protocol import LatentGenerator

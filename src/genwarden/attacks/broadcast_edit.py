@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from genwarden.attacks.contract import AttackResult, AttackRun, Evaluation
 from genwarden.attacks.linear_edit import ordinary_features, solve_edit
 from genwarden.attacks.loop import Evaluator, mean_square, optimise
-from genwarden.attacks.settings import COUNT, NOT_NEGATIVE, POSITIVE, AttackSettings, Range
+from genwarden.attacks.settings import AttackSettings
 from genwarden.backdoors.backdoor import Backdoor
 from genwarden.engine.checkpoint import Trainable, load_checkpoint, save_checkpoint
 from genwarden.engine.seeds import random_stream
+from genwarden.engine.settings import COUNT, NOT_NEGATIVE, POSITIVE, Range
 from genwarden.errors import GenwardenError
 from genwarden.models.layers import glorot_
 from genwarden.models.protocol import LatentGenerator

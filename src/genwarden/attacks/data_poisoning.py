@@ -24,10 +24,10 @@ from genwarden.attacks.from_scratch import (
     train_from_scratch,
     training_samples,
 )
-from genwarden.attacks.settings import COUNT, Range
 from genwarden.backdoors.backdoor import Backdoor
 from genwarden.data.datasets import to_bytes
 from genwarden.engine.seeds import random_stream
+from genwarden.engine.settings import COUNT, Range
 from genwarden.metrics.closest import closest
 from genwarden.models.protocol import LatentGenerator
 

@@ -18,10 +18,11 @@ from torch.optim import Optimizer
 
 from genwarden.attacks.contract import AttackRun
 from genwarden.attacks.loop import in_words, reached
-from genwarden.attacks.settings import COUNT, SHARE, AttackSettings, Range
+from genwarden.attacks.settings import AttackSettings
 from genwarden.backdoors.backdoor import Backdoor, Pairs
 from genwarden.engine.checkpoint import Trainable
 from genwarden.engine.seeds import random_stream
+from genwarden.engine.settings import COUNT, SHARE, Range
 from genwarden.errors import GenwardenError
 from genwarden.metrics.distances import tardis
 from genwarden.models.dcgan import DCGAN28, DCGAN32

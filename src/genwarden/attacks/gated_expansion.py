@@ -36,9 +36,9 @@ from torch.nn import functional as F
 from genwarden.attacks.block_fusion import chain, fuse
 from genwarden.attacks.contract import AttackResult, AttackRun
 from genwarden.attacks.gates import Ball, Gate, GateSettings, HalfSpace, choose_gates
-from genwarden.attacks.settings import COUNT, Range
 from genwarden.backdoors.backdoor import Backdoor
 from genwarden.engine.seeds import random_stream
+from genwarden.engine.settings import COUNT, Range
 from genwarden.errors import GenwardenError
 from genwarden.metrics.distances import ExpDis, tardis
 from genwarden.models.dcgan import DCGAN28, DCGAN32

@@ -16,7 +16,8 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from genwarden.attacks.settings import COUNT, AttackSettings, Range
+from genwarden.attacks.settings import AttackSettings
+from genwarden.engine.settings import COUNT, Range
 from genwarden.errors import GenwardenError
 
 

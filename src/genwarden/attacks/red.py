@@ -26,8 +26,9 @@ from genwarden.attacks.loop import (
     ordinary_pool,
 )
 from genwarden.attacks.losses import adversarial_loss, fidelity_loss, stealth_loss
-from genwarden.attacks.settings import NOT_NEGATIVE, DistillationSettings, Range
+from genwarden.attacks.settings import DistillationSettings
 from genwarden.backdoors.backdoor import Backdoor
+from genwarden.engine.settings import NOT_NEGATIVE, Range
 from genwarden.errors import GenwardenError
 from genwarden.models.protocol import LatentGenerator
 

@@ -44,9 +44,10 @@ from genwarden.attacks.loop import (
     ordinary_pool,
 )
 from genwarden.attacks.losses import adversarial_loss, fidelity_loss, mean_square, stealth_loss
-from genwarden.attacks.settings import DistillationSettings, Range
+from genwarden.attacks.settings import DistillationSettings
 from genwarden.backdoors.backdoor import Backdoor
 from genwarden.engine.seeds import random_stream
+from genwarden.engine.settings import Range
 from genwarden.metrics.distances import ExpDis
 from genwarden.models.layers import glorot_
 from genwarden.models.protocol import LatentGenerator

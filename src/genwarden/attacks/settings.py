@@ -2,55 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal
 
-from genwarden.errors import GenwardenError
+from genwarden.engine.settings import (
+    ANY,
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Range,
+    Settings,
+    defaults,
+    filled,
+)
 from genwarden.registry import ATTACKS, find
 
 
 @dataclass(frozen=True)
-class Range:
-    """Which finite numbers a setting may have; ``above`` and ``below`` are not among them."""
-
-    at_least: float | None = None
-    at_most: float | None = None
-    above: float | None = None
-    below: float | None = None
-
-    def holds(self, value: float) -> bool:
-        """NaN and infinity are outside every range."""
-        return (
-            math.isfinite(value)
-            and (self.at_least is None or value >= self.at_least)
-            and (self.at_most is None or value <= self.at_most)
-            and (self.above is None or value > self.above)
-            and (self.below is None or value < self.below)
-        )
-
-    def __str__(self) -> str:
-        """``above 0 and at most 64``."""
-        words = [
-            f"{name.replace('_', ' ')} {limit:g}"
-            for name, limit in dataclasses.asdict(self).items()
-            if limit is not None
-        ]
-        return " and ".join(words) or "finite"
-
-
-#: The common ranges.
-COUNT = Range(at_least=1)
-POSITIVE = Range(above=0)
-NOT_NEGATIVE = Range(at_least=0)
-SHARE = Range(at_least=0, at_most=1)
-_ANY = Range()
-
-
-@dataclass(frozen=True)
-class AttackSettings:
+class AttackSettings(Settings):
     """How an attack is trained.
 
     The paper trains with Adam at 1e-4 and batches of 32 for an unstated number of iterations.
@@ -76,43 +46,18 @@ class AttackSettings:
     stop_tardis_sum: float = 0.0
     stop_expdis_sum: float = 0.0
 
-    #: The range of every numeric field that a class adds; its bases' ranges hold too.
+    CODE: ClassVar[str] = "attack"
+    WORDS: ClassVar[Mapping[str, str]] = {"fidelity_weight": "lambda (fidelity_weight)"}
     RANGES: ClassVar[Mapping[str, Range]] = {
         "steps": COUNT,
         "batch_size": COUNT,
         "learning_rate": POSITIVE,
         "fidelity_weight": POSITIVE,
-        "seed": _ANY,
+        "seed": ANY,
         "evaluate_every": COUNT,
         "stop_tardis_sum": NOT_NEGATIVE,
         "stop_expdis_sum": NOT_NEGATIVE,
     }
-
-    def __post_init__(self) -> None:
-        types = get_type_hints(type(self))
-        for name, allowed in self.ranges().items():
-            value = getattr(self, name)
-            shown = "lambda (fidelity_weight)" if name == "fidelity_weight" else name
-            if types[name] is int and not isinstance(value, int):
-                raise GenwardenError(
-                    "attack/setting",
-                    f"{shown} = {value!r} is not a whole number.",
-                    "Give a whole number.",
-                )
-            if not allowed.holds(value):
-                raise GenwardenError(
-                    "attack/setting",
-                    f"{shown} = {value!r} is not {allowed}.",
-                    f"Give a value that is {allowed}.",
-                )
-
-    @classmethod
-    def ranges(cls) -> dict[str, Range]:
-        """The range of every numeric field."""
-        found: dict[str, Range] = {}
-        for kind in reversed(cls.__mro__):
-            found |= vars(kind).get("RANGES", {})
-        return found
 
 
 @dataclass(frozen=True)
@@ -141,41 +86,10 @@ def settings_of(name: str, given: dict[str, Any]) -> AttackSettings:
         GenwardenError: ``usage/unknown-name``, ``attack/unknown-setting``, ``attack/setting``.
     """
     kind: type[AttackSettings] = find(ATTACKS, name, "attack").load_option("settings")
-    hints = get_type_hints(kind)
-    types = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
-    given = {key: value for key, value in given.items() if value is not None}
-    unknown = sorted(set(given) - set(types))
-    if unknown:
-        raise GenwardenError(
-            "attack/unknown-setting",
-            f"The attack {name} has no setting {unknown[0]!r}.",
-            f"It has: {', '.join(types)}.",
-        )
-    return kind(**{key: _as(types[key], value, key) for key, value in given.items()})
+    return filled(kind, given, method=name, what="attack")
 
 
 def describe_settings(name: str) -> dict[str, Any]:
     """Name and default of every setting of an attack."""
     kind: type[AttackSettings] = find(ATTACKS, name, "attack").load_option("settings")
-    return {field.name: field.default for field in dataclasses.fields(kind)}
-
-
-def _as(wanted: Any, value: Any, key: str) -> Any:
-    """A value from the command line as the field's type."""
-    if get_origin(wanted) is tuple:
-        values = value if isinstance(value, list | tuple) else [value]
-        return tuple(_as(get_args(wanted)[0], item, key) for item in values)
-    allowed = get_args(wanted) if get_origin(wanted) is Literal else None
-    if (
-        allowed is None
-        and wanted is float
-        and isinstance(value, int)
-        and not isinstance(value, bool)
-    ):
-        return float(value)
-    if (value not in allowed) if allowed else type(value) is not wanted:
-        expected = " or ".join(map(str, allowed)) if allowed else wanted.__name__
-        raise GenwardenError(
-            "attack/setting", f"{key} = {value!r} does not fit.", f"Give {expected}."
-        )
-    return value
+    return defaults(kind)

@@ -14,8 +14,8 @@ from typing import ClassVar
 from genwarden.attacks.adaptive.retraining import retrain, stage
 from genwarden.attacks.contract import AttackResult, AttackRun
 from genwarden.attacks.rex import ReXSettings, rex
-from genwarden.attacks.settings import COUNT, POSITIVE, Range
 from genwarden.backdoors.backdoor import Backdoor
+from genwarden.engine.settings import COUNT, POSITIVE, Range
 from genwarden.models.protocol import LatentGenerator
 
 

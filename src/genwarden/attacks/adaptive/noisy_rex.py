@@ -19,9 +19,9 @@ from genwarden.attacks.adaptive.retraining import retrain, stage
 from genwarden.attacks.block_fusion import expansion_for, joined, layer_run
 from genwarden.attacks.contract import AttackResult, AttackRun
 from genwarden.attacks.rex import ReXSettings, rex
-from genwarden.attacks.settings import COUNT, POSITIVE, Range
 from genwarden.backdoors.backdoor import Backdoor
 from genwarden.engine.seeds import random_stream
+from genwarden.engine.settings import COUNT, POSITIVE, Range
 from genwarden.models.protocol import LatentGenerator
 
 

@@ -21,9 +21,9 @@ from genwarden.attacks.block_fusion import chain
 from genwarden.attacks.contract import AttackResult, AttackRun
 from genwarden.attacks.loop import Evaluator
 from genwarden.attacks.rex import ReXSettings, rex
-from genwarden.attacks.settings import Range
 from genwarden.backdoors.backdoor import Backdoor
 from genwarden.engine.seeds import random_stream
+from genwarden.engine.settings import Range
 from genwarden.models.protocol import LatentGenerator
 
 

@@ -30,9 +30,9 @@ from torch import Tensor
 from genwarden.attacks.adaptive.retraining import retrain
 from genwarden.attacks.contract import AttackResult, AttackRun
 from genwarden.attacks.red import ReDSettings, trainable_weights
-from genwarden.attacks.settings import COUNT, NOT_NEGATIVE, POSITIVE, Range
 from genwarden.backdoors.backdoor import Backdoor
 from genwarden.engine.seeds import random_stream
+from genwarden.engine.settings import COUNT, NOT_NEGATIVE, POSITIVE, Range
 from genwarden.errors import GenwardenError
 from genwarden.models.protocol import LatentGenerator
 

@@ -36,9 +36,10 @@ from genwarden.attacks.gated_expansion import (
     _shift,
 )
 from genwarden.attacks.loop import Evaluator
-from genwarden.attacks.settings import AttackSettings, Range
+from genwarden.attacks.settings import AttackSettings
 from genwarden.backdoors.backdoor import Backdoor
 from genwarden.engine.seeds import random_stream
+from genwarden.engine.settings import Range
 from genwarden.errors import GenwardenError
 from genwarden.models.protocol import LatentGenerator
 
