@@ -54,6 +54,7 @@ ARCHITECTURES = _table(
     Row("wavegan", f"{_M}.wavegan:WaveGAN", "WaveGAN generator, audio", {"training": "wavegan"}),
     Row("stylegan", f"{_M}.stylegan:StyleGAN", "StyleGAN-type generator", {"training": "gan"}),
     Row("bypass", f"{_M}.bypass:Bypass", "another generator with a computation bypass (Eq. 3)"),
+    Row("guarded", f"{_M}.guarded:Guarded", "another generator behind a latent guard and clips"),
 )
 
 _A = "genwarden.attacks"
@@ -293,6 +294,82 @@ ICONS = (
     "lock",
 )
 
+_P = "genwarden.repairs"
+#: ``settings``: the dataclass of the repair's settings; ``architectures``: what it works on (any if
+#: absent); ``keeps``: whether the result is a network of the suspect's own architecture.
+REPAIRS = _table(
+    Row(
+        "bypass-removal",
+        f"{_P}.bypass_removal:remove_bypass",
+        "drop the second computation and the test that chooses it",
+        {
+            "settings": f"{_P}.contract:RepairSettings",
+            "architectures": ["bypass"],
+            "keeps": False,
+        },
+    ),
+    Row(
+        "excision",
+        f"{_P}.excision:excise",
+        "cut out a group of channels that never mixes with the rest (inverse of ReX)",
+        {"settings": f"{_P}.excision:ExcisionSettings", "keeps": True},
+    ),
+    Row(
+        "edit-projection",
+        f"{_P}.edit_projection:project_edit",
+        "make equal blocks of a dense layer equal again",
+        {"settings": f"{_P}.contract:RepairSettings", "keeps": True},
+    ),
+    Row(
+        "latent-guard",
+        f"{_P}.latent_guard:guard",
+        "search where the model leaves what its samples suggest, turn such latents back",
+        {"settings": f"{_P}.latent_guard:LatentGuardSettings", "keeps": False},
+    ),
+    Row(
+        "unit-clipping",
+        f"{_P}.unit_clipping:clip_units",
+        "bound every unit to the range of ordinary sampling",
+        {"settings": f"{_P}.unit_clipping:UnitClippingSettings", "keeps": False},
+    ),
+    Row(
+        "trigger-unlearning",
+        f"{_P}.trigger_unlearning:unlearn_triggers",
+        "self-distillation that forgets what happens around recovered latents",
+        {"settings": f"{_P}.trigger_unlearning:TriggerUnlearningSettings", "keeps": True},
+    ),
+    Row(
+        "widened-distillation",
+        f"{_P}.widened_distillation:distil_widened",
+        "self-distillation under a widened prior: shells, subspaces, other radii",
+        {"settings": f"{_P}.widened_distillation:WidenedSettings", "keeps": True},
+    ),
+    Row(
+        "unlearning",
+        f"{_P}.unlearning:unlearn",
+        "keep training the model on its own samples (Devil is in the GAN, section V-D)",
+        {"settings": f"{_P}.unlearning:UnlearningSettings", "keeps": True},
+    ),
+    Row(
+        "distillation",
+        f"{_P}.distillation:sanitise",
+        "distil a fresh student from ordinary samples (Devil is in the GAN, appendix B)",
+        {"settings": f"{_P}.distillation:DistillationSettings", "keeps": True},
+    ),
+    Row(
+        "pruning",
+        f"{_P}.pruning:prune",
+        "mask the units that ordinary use wakes least (Devil is in the GAN, appendix A)",
+        {"settings": f"{_P}.pruning:PruningSettings", "keeps": True},
+    ),
+    Row(
+        "fine-pruning",
+        f"{_P}.fine_pruning:fine_prune",
+        "prune, then distil the suspect's samples into what is left",
+        {"settings": f"{_P}.fine_pruning:FinePruningSettings", "keeps": True},
+    ),
+)
+
 _B = "genwarden.benchmarks"
 #: ``cells``: the recipe is a list of cells and takes --scale, --cells, --workers and --cache;
 #: ``tables``: another recipe's function from the content of a result file to tables.
@@ -357,6 +434,7 @@ def tables() -> dict[str, dict[str, Row]]:
         "architectures": ARCHITECTURES,
         "attacks": ATTACKS,
         "inspections": INSPECTIONS,
+        "repairs": REPAIRS,
         "recipes": RECIPES,
         "icons": _table(*(Row(name, "", "target picture drawn by code") for name in ICONS)),
     }
