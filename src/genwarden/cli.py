@@ -20,6 +20,7 @@ from genwarden.cli_options import (
     parse_settings,
     print_methods,
 )
+from genwarden.cli_repair import repair
 from genwarden.errors import ExitCode, GenwardenError
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ app = typer.Typer(
     help="Audits generative models for backdoors before they are deployed.",
 )
 app.add_typer(benchmark_app, name="benchmark")
+app.command()(repair)
 
 
 @app.command()
@@ -380,7 +382,7 @@ def check(
 def list_methods(
     kind: Annotated[
         str | None,
-        typer.Argument(help="architectures, attacks, inspections, recipes or icons; default all."),
+        typer.Argument(help="architectures, attacks, inspections, repairs, recipes or icons."),
     ] = None,
 ) -> None:
     """List what genwarden can do, by kind."""
@@ -389,7 +391,7 @@ def list_methods(
 
 @app.command()
 def explain(
-    name: Annotated[str, typer.Argument(help="Name of an inspection, attack or architecture.")],
+    name: Annotated[str, typer.Argument(help="Name of any listed method or architecture.")],
 ) -> None:
     """Explain a method: what it does, its source, what it can and cannot see."""
     from genwarden import registry
@@ -422,6 +424,12 @@ def _explain(row: Row) -> None:
 
         typer.echo("Settings (--option key=value) and their defaults:")
         for key, default in describe_settings(row.name).items():
+            typer.echo(f"  {key:<22}{default}")
+    if row is registry.REPAIRS.get(row.name):
+        from genwarden.engine.settings import defaults
+
+        typer.echo("Settings (--option key=value) and their defaults:")
+        for key, default in defaults(row.load_option("settings")).items():
             typer.echo(f"  {key:<22}{default}")
 
 

@@ -425,6 +425,24 @@ RECIPES = _table(
         "the edit of StyleGAN's broadcast, closed form",
         {"tables": f"{_B}.stylegan_table:tables"},
     ),
+    Row(
+        "repair-matrix",
+        f"{_B}.repairs.matrix:run",
+        "every attack by every repair: distances, quality, re-audit, cost",
+        {"tables": f"{_B}.repairs.tables:tables"},
+    ),
+    Row(
+        "repair-pruning",
+        f"{_B}.repairs.pruning:run",
+        "TarDis and ExpDis against the pruned share",
+        {"tables": f"{_B}.repairs.pruning:tables"},
+    ),
+    Row(
+        "repair-sanitisation",
+        f"{_B}.repairs.sanitisation:run",
+        "distillation into a fresh student",
+        {"tables": f"{_B}.repairs.sanitisation:tables"},
+    ),
 )
 
 

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from genwarden.engine.progress import Task
 from genwarden.engine.seeds import derive_seed, random_stream
+from genwarden.models.guarded import LatentGuard, UnitClip
 from genwarden.models.protocol import LatentGenerator
 
 BATCH = 64
@@ -80,7 +81,7 @@ def _distil(
     # outputs that only exist in training) behaves as in the suspect that is audited.
     twin.eval()
     for module in twin.modules():
-        if isinstance(module, _NormBase):
+        if isinstance(module, _NormBase | UnitClip):
             module.train()
     stream = random_stream(seed, "twin-latents", number)
     adam = torch.optim.Adam(twin.parameters(), _LEARNING_RATE, betas=_BETAS)
@@ -111,7 +112,9 @@ def _distil(
 def shuffle_weights(generator: LatentGenerator, stream: torch.Generator) -> None:
     """Permute the elements within every parameter and buffer; their work does not survive it.
 
-    Statistics of normalisations stay: they are estimated anew while the twin is distilled.
+    Statistics of normalisations and unit clips stay: they are estimated anew while the twin is
+    distilled. A latent guard stays too: it moves latents and cannot draw, so that what a guarded
+    model shows at a latent is compared with what its twin shows at the same guarded latent.
 
     Keeping the distribution keeps the scale that an architecture is initialised with, for any
     network, also one whose initialisation is not known.
@@ -119,7 +122,7 @@ def shuffle_weights(generator: LatentGenerator, stream: torch.Generator) -> None
     statistics = {
         id(buffer)
         for module in generator.modules()
-        if isinstance(module, _NormBase)
+        if isinstance(module, _NormBase | UnitClip | LatentGuard)
         for buffer in module.buffers(recurse=False)
     }
     tensors: list[Tensor] = [*generator.parameters()]

@@ -130,9 +130,10 @@ def expdis(
     device = next(suspect.parameters()).device
     stream = random_stream(seed, "repair-evaluation")
     distance = ExpDis(suspect.sample.size)
-    training = repaired.training
+    modes = {module: module.training for module in repaired.modules()}
     repaired.eval()
     for part in suspect.latent.sample(samples, generator=stream).split(_BLOCK):
         distance.update(suspect(part.to(device)), repaired(part.to(device)))
-    repaired.train(training)
+    for module, training in modes.items():  # a student's normalisations may train alone
+        module.training = training
     return float(distance.compute().sum)

@@ -29,17 +29,20 @@ class GalleryEntry:
     Attributes:
         title: the model's name for the reader.
         document: its audit.
-        report: path of its HTML report, relative to the gallery, with forward slashes.
+        report: path of its HTML report, relative to the page, with forward slashes; None where
+            none lies beside it.
         note: what was done to this model, if that is known (as in the demo).
     """
 
     title: str
     document: AuditDocument
-    report: str
+    report: str | None
     note: str = ""
 
 
-class _Card(NamedTuple):
+class Card(NamedTuple):
+    """One audit on a page of several; ``link`` is empty where no report lies beside the page."""
+
     entry: GalleryEntry
     main: Picture | None
     caption: str
@@ -65,22 +68,23 @@ def render_gallery(entries: Sequence[GalleryEntry]) -> str:
         .get_template("demo.html.j2")
         .render(
             entries=list(entries),
-            cards=[_card(entry) for entry in entries],
+            cards=[card(entry) for entry in entries],
             headline=_headline([entry.document for entry in entries]),
         )
     )
 
 
-def _card(entry: GalleryEntry) -> _Card:
+def card(entry: GalleryEntry) -> Card:
+    """What a card shows of one audit."""
     document = entry.document
     found = highlight(document)
-    return _Card(
+    return Card(
         entry,
         main=pictures(found.images, 1)[0] if found else None,
         caption=found.images.title if found else _NOTHING_TO_SHOW[document.verdict],
         ordinary=pictures(document.ordinary, _SMALL_PICTURES) if document.ordinary else [],
         flagged=sum(judged.flagged for judged in document.findings),
-        link=relative_link(entry.report),
+        link="" if entry.report is None else relative_link(entry.report),
     )
 
 

@@ -1,0 +1,1 @@
+"""How well repairs work: on every attack, by share pruned, and by distillation."""

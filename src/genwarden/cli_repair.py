@@ -1,0 +1,108 @@
+"""``genwarden repair``. Nothing here imports torch before the command runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from genwarden.cli_options import Device, OutFolder, Restart, Seed, Settings, parse_settings
+from genwarden.errors import ExitCode
+
+_EXIT_CODES = {
+    "none_found": ExitCode.NONE_FOUND,
+    "evidence": ExitCode.EVIDENCE,
+    "refused": ExitCode.ERROR,
+    "inconclusive": ExitCode.INCONCLUSIVE,
+}
+
+
+def repair(
+    model: Annotated[
+        Path, typer.Argument(help="Model folder, or a .safetensors/.pt/.pth/.ckpt state dict.")
+    ],
+    out: OutFolder,
+    audit_json: Annotated[
+        Path | None,
+        typer.Option("--audit", help="audit.json of this model; made first if not given."),
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(help="auto (by the audit's findings), or a name: genwarden list repairs."),
+    ] = "auto",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option", help="key=value of the method (see `genwarden explain NAME`); repeatable."
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the audits: quick, standard or thorough; default that of --audit, or standard."
+        ),
+    ] = None,
+    precaution: Annotated[
+        bool, typer.Option("--precaution", help="Let auto go on when nothing was found.")
+    ] = False,
+    architecture: Annotated[
+        str | None,
+        typer.Option(
+            help="For a bare weights file: a listed name, or package.module:factory of yours."
+        ),
+    ] = None,
+    setting: Settings = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    restart: Restart = False,
+) -> None:
+    """Take a backdoor out of a model and audit the result; the input is never touched.
+
+    Writes OUT/model (the repaired model), OUT/repair.json, OUT/repair.html (both verdicts, what was
+    changed, pictures before and after) and the audits OUT/before and OUT/after. Needs no trigger
+    and no target. Give the same command again after an interruption.
+
+    A model repaired by latent-guard or unit-clipping keeps its weights and gets a wrapper
+    (architecture "guarded"); all other methods give a network of the same architecture.
+
+    Exit code: 0 the repaired model shows nothing, 1 it still shows evidence, 2 error, 3 no verdict.
+
+    Examples:
+
+      genwarden repair ./model --audit report/audit.json --out ./repaired
+
+      genwarden repair ./model --method pruning --option share=0.3 --budget quick --out ./repaired
+    """
+    from genwarden.commands.repair import RepairOptions, repair_model
+    from genwarden.reports.console import console_progress
+
+    options = RepairOptions(
+        model=model,
+        out=out,
+        audit_json=audit_json,
+        method=method,
+        given=parse_settings(option, flag="--option"),
+        budget=budget,
+        precaution=precaution,
+        seed=seed,
+        device=device,
+        architecture=architecture,
+        settings=parse_settings(setting),
+        restart=restart,
+    )
+    with console_progress() as progress:
+        files = repair_model(options, progress=progress)
+    document = files.document
+    before, after = document.before.verdict, document.after.verdict
+    taken = ", then ".join(step.method for step in document.steps)
+    typer.echo(
+        f"Before: {before.replace('_', ' ')}\n"
+        f"After:  {after.replace('_', ' ')}   ({taken})\n"
+        f"ExpDis: {document.expdis_sum:.4f}   (to the suspect on ordinary latents, sum of squares "
+        f"over a sample)\n"
+        f"Model:  {files.model_path}\n"
+        f"Report: {files.html_path}\n"
+        f"Result: {files.json_path}"
+    )
+    raise typer.Exit(int(_EXIT_CODES[after]))

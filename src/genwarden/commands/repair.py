@@ -1,0 +1,482 @@
+"""``genwarden repair``: a new model without what an audit found, and an audit of that."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from genwarden import __version__
+from genwarden.artifacts.manifest import MANIFEST_NAME, WEIGHTS_NAME
+from genwarden.artifacts.model_folder import LoadedModel, write_model
+from genwarden.artifacts.open_model import open_model
+from genwarden.auditing.audit import Request, Suspect, audit, environment
+from genwarden.auditing.document import AuditDocument
+from genwarden.commands.audit import (
+    AuditOptions,
+    audit_model,
+    repeat_command,
+    sample_command,
+    write_documents,
+)
+from genwarden.commands.report import read_document
+from genwarden.engine.device import pick_device
+from genwarden.engine.files import (
+    require_writable_folder,
+    sha256_bytes,
+    write_atomic,
+    write_json,
+    write_tensors,
+)
+from genwarden.engine.ledger import Ledger
+from genwarden.engine.progress import Progress
+from genwarden.errors import ExitCode, GenwardenError
+from genwarden.inspections.finding import Images
+from genwarden.inspections.pictures import sample_pictures
+from genwarden.models.protocol import LatentGenerator, parameter_count
+from genwarden.registry import ARCHITECTURES, REPAIRS, find
+from genwarden.repairs.auto import repair_automatically, repair_settings
+from genwarden.repairs.clues import clues_of
+from genwarden.repairs.contract import Clues, Repair, Repaired, RepairRun, RepairSettings
+from genwarden.repairs.distilling import expdis
+from genwarden.repairs.document import Audited, ModelFile, RepairDocument, Step
+from genwarden.reports.repair import render_repair
+
+AUTO = "auto"
+_MOST_STEPS = 3
+_EXPDIS_SAMPLES = 4096
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class RepairOptions:
+    """What the user asked for; see ``genwarden repair --help``."""
+
+    model: Path
+    out: Path
+    audit_json: Path | None = None
+    method: str = AUTO
+    given: dict[str, Any] = field(default_factory=dict)
+    budget: str | None = None
+    precaution: bool = False
+    seed: int = 0
+    device: str = "auto"
+    architecture: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    restart: bool = False
+
+
+class RepairFiles(NamedTuple):
+    """The document, the audit of the result, and where everything was written."""
+
+    document: RepairDocument
+    after: AuditDocument
+    model_path: Path
+    json_path: Path
+    html_path: Path
+
+
+class _Applied(NamedTuple):
+    step: Step
+    model: LoadedModel
+    after: AuditDocument
+
+
+def repair_model(options: RepairOptions, *, progress: Progress) -> RepairFiles:
+    """Repair one model; resumes from ``out/.work`` if an earlier run was interrupted.
+
+    Raises:
+        GenwardenError: ``repair/...``; those of opening a model, of an audit and of its file.
+    """
+    settings = _settings(options)
+    device = pick_device(options.device)
+    model = open_model(options.model, architecture=options.architecture, settings=options.settings)
+    _require_sound(model)
+    _require_support(options.method, model)
+    _prepare(options)
+    before, before_path = _audit_before(options, model, progress)
+    clues = clues_of(before, model.generator.latent)
+    _require_reason(before, options, progress)
+    suspect = model.generator.to(device).eval().requires_grad_(False)
+    ledger = Ledger(options.out / ".work" / "steps", _identity(options, model, before, settings))
+    applied: list[_Applied] = []
+    document = before
+    while not applied or (
+        options.method == AUTO and document.verdict == "evidence" and len(applied) < _MOST_STEPS
+    ):
+        current = applied[-1].model if applied else model
+        taken = frozenset(a.step.method for a in applied)
+        try:
+            applied.append(
+                _apply(options, current, clues, settings, taken, ledger, before, progress)
+            )
+        except GenwardenError as error:
+            if not applied or error.code != "repair/none-applies":
+                raise
+            progress.message(error.cause)
+            break
+        document = applied[-1].after
+        clues = clues_of(document, current.generator.latent)
+    return _finish(options, model, suspect, applied, before, before_path, device)
+
+
+def _settings(options: RepairOptions) -> RepairSettings:
+    given = {"seed": options.seed, **options.given}
+    if options.method == AUTO:
+        if options.given:
+            raise GenwardenError(
+                "repair/unknown-setting",
+                "auto takes no --option; every remedy runs with its defaults.",
+                "Name the remedy that the option belongs to with --method.",
+            )
+        return RepairSettings(seed=options.seed)
+    find(REPAIRS, options.method, "repair")
+    return repair_settings(options.method, given)
+
+
+def _require_sound(model: LoadedModel) -> None:
+    if model.nonfinite:
+        raise GenwardenError(
+            "repair/nonfinite-weights",
+            f"Weights are NaN or infinite (in {sorted(model.nonfinite)[0]}).",
+            "Ask for a sound copy of the model; there is nothing to keep in this one.",
+        )
+
+
+def _require_support(method: str, model: LoadedModel) -> None:
+    """Refuse before an audit is spent on it; lists what exists for this kind of model."""
+    if method == AUTO:
+        return
+    row = REPAIRS[method]
+    supported = row.options.get("architectures")
+    if supported is not None and model.architecture not in supported:
+        fitting = [
+            name
+            for name, other in REPAIRS.items()
+            if model.architecture in other.options.get("architectures", [model.architecture])
+            and (model.architecture in ARCHITECTURES or other.options["keeps"])
+        ]
+        raise GenwardenError(
+            "repair/unsupported",
+            f"{method} works on {', '.join(supported)}, not on {model.architecture}.",
+            f"For this model there are: {', '.join([AUTO, *fitting])}.",
+        )
+
+
+def _prepare(options: RepairOptions) -> None:
+    """Folders: nothing of the input is in reach of what is written."""
+    source, out = options.model.resolve(), options.out.resolve()
+    inside = source.is_dir() and (out == source or source in out.parents)
+    if inside or (out in (source.parent, *source.parents) and _claims(source, out)):
+        raise GenwardenError(
+            "repair/overwrites-input",
+            f"--out {options.out} and the model {options.model} share a folder.",
+            "Choose an --out folder outside the model's; a repair never touches its input.",
+        )
+    require_writable_folder(options.out)
+    if options.restart:
+        for name in ("before", "model", "after", ".work"):
+            shutil.rmtree(options.out / name, ignore_errors=True)
+        for name in ("repair.json", "repair.html", WEIGHTS_NAME):
+            (options.out / name).unlink(missing_ok=True)
+    if (options.out / "repair.json").exists():
+        raise GenwardenError(
+            "repair/finished",
+            f"{options.out} holds a finished repair already.",
+            "Choose another --out folder, or add --restart to begin anew.",
+        )
+
+
+def _claims(source: Path, out: Path) -> bool:
+    """Whether the model lies where the results of a repair in ``out`` are written."""
+    return source.relative_to(out).parts[0] in {"before", "model", "after", ".work", WEIGHTS_NAME}
+
+
+def _audit_before(
+    options: RepairOptions, model: LoadedModel, progress: Progress
+) -> tuple[AuditDocument, Path]:
+    path = options.audit_json or options.out / "before" / "audit.json"
+    if options.audit_json is not None or path.exists():
+        document = read_document(path)
+    else:
+        progress.message("== audit of the model as it is ==")
+        wanted = replace(_audit_options(options), out=options.out / "before")
+        document = audit_model(wanted, progress=progress).document
+    if document.model is None or document.model.sha256 != model.sha256:
+        raise GenwardenError(
+            "repair/other-model",
+            f"{path} is an audit of another model (its sha256 differs from {options.model}).",
+            "Give the audit.json of this model, or leave --audit away to make one.",
+        )
+    return document, path
+
+
+def _require_reason(document: AuditDocument, options: RepairOptions, progress: Progress) -> None:
+    if document.verdict == "none_found":
+        text = "The audit found no evidence of a backdoor: nothing is known to be wrong."
+        if options.method == AUTO and not options.precaution:
+            raise GenwardenError(
+                "repair/nothing-found",
+                text,
+                "As a precaution: --precaution lets auto take away what ordinary sampling never "
+                "shows (little changes); --method widened-distillation relearns the weights from "
+                "ordinary samples under a widened prior.",
+                ExitCode.NONE_FOUND,
+            )
+        progress.message(f"{text} Repairing as a precaution.")
+    elif document.verdict == "inconclusive":
+        progress.message("The audit was inconclusive; repairing without a verdict.")
+
+
+def _identity(
+    options: RepairOptions, model: LoadedModel, before: AuditDocument, settings: RepairSettings
+) -> dict[str, Any]:
+    return {
+        "model": model.sha256,
+        "architecture": model.architecture,
+        "method": options.method,
+        "settings": asdict(settings),
+        "audit": sha256_bytes(before.model_dump_json(exclude={"timing", "environment"}).encode()),
+        "budget": _budget(options, before),
+        "seed": options.seed,
+        "version": __version__,
+    }
+
+
+def _budget(options: RepairOptions, before: AuditDocument) -> str:
+    return options.budget or str(before.budget["name"])
+
+
+def _apply(
+    options: RepairOptions,
+    current: LoadedModel,
+    clues: Clues,
+    settings: RepairSettings,
+    taken: frozenset[str],
+    ledger: Ledger,
+    before: AuditDocument,
+    progress: Progress,
+) -> _Applied:
+    """One remedy and the audit of its result; both are kept for a resumed run."""
+    number = len(taken) + 1
+    key, folder = f"step-{number}", options.out / ".work" / f"step-{number}"
+    recorded = ledger.get(key)
+    if recorded is None:
+        progress.message(f"== repair, step {number} ==")
+        began = time.perf_counter()
+        run = RepairRun(progress, options.out / ".work" / f"training-{number}", ledger.run_id)
+        device = pick_device(options.device)
+        generator = current.generator.to(device).eval().requires_grad_(False)
+        name, repaired = _run(options, generator, current, clues, settings, taken, run)
+        _write(folder, repaired, current, name)
+        used = settings if options.method != AUTO else repair_settings(name, asdict(settings))
+        recorded = {
+            "method": name,
+            "settings": asdict(used),
+            "changes": repaired.changes,
+            "history": repaired.history,
+            "architecture": repaired.architecture or current.architecture,
+            "seconds": round(time.perf_counter() - began, 2),
+        }
+        ledger.put(key, recorded)
+    model = _reopen(folder, str(recorded["architecture"]), current)
+    progress.message("== audit of the repaired model ==")
+    after = _audit_after(options, model, before, folder.parent / f"audit-{number}", progress)
+    step = Step(
+        method=recorded["method"],
+        settings=recorded["settings"],
+        changes=recorded["changes"],
+        history=recorded["history"],
+        verdict=after.verdict,
+        seconds=recorded["seconds"],
+    )
+    return _Applied(step, model, after)
+
+
+def _run(
+    options: RepairOptions,
+    generator: LatentGenerator,
+    current: LoadedModel,
+    clues: Clues,
+    settings: RepairSettings,
+    taken: frozenset[str],
+    run: RepairRun,
+) -> tuple[str, Repaired]:
+    if options.method == AUTO:
+        return repair_automatically(
+            generator, current.architecture, clues, settings, run, without=taken
+        )
+    method: Repair = REPAIRS[options.method].load()
+    return options.method, method(generator, clues, settings, run)
+
+
+def _write(folder: Path, repaired: Repaired, current: LoadedModel, method: str) -> None:
+    """A model folder; a bare weights file for a network that the user's own factory builds."""
+    architecture = repaired.architecture or current.architecture
+    if architecture in ARCHITECTURES:
+        write_model(folder, repaired.generator, architecture, _provenance(current, method))
+        return
+    network = getattr(repaired.generator, "network", repaired.generator)
+    write_tensors(folder / WEIGHTS_NAME, network.state_dict())
+
+
+def _provenance(current: LoadedModel, method: str) -> dict[str, Any]:
+    """Where it comes from; what the suspect said of itself is kept, for people."""
+    return {
+        "made_by": f"genwarden repair --method {method}",
+        "repaired_from_sha256": current.sha256,
+        "suspect_provenance": current.provenance,
+    }
+
+
+def _reopen(folder: Path, architecture: str, current: LoadedModel) -> LoadedModel:
+    if architecture in ARCHITECTURES:
+        return open_model(folder)
+    return open_model(
+        folder / WEIGHTS_NAME, architecture=architecture, settings=dict(current.settings)
+    )
+
+
+def _audit_options(options: RepairOptions) -> AuditOptions:
+    return AuditOptions(
+        model=options.model,
+        out=options.out,
+        budget=options.budget or "standard",
+        seed=options.seed,
+        device=options.device,
+        architecture=options.architecture,
+        settings=options.settings,
+    )
+
+
+def _audit_after(
+    options: RepairOptions,
+    model: LoadedModel,
+    before: AuditDocument,
+    work: Path,
+    progress: Progress,
+) -> AuditDocument:
+    """Audit a step's result under the name that the finished model will have."""
+    path = _model_path(options, model.architecture)
+    described = replace(
+        _audit_options(options),
+        model=path,
+        out=options.out / "after",
+        budget=_budget(options, before),
+        architecture=None if model.architecture in ARCHITECTURES else model.architecture,
+        settings={} if model.architecture in ARCHITECTURES else options.settings,
+    )
+    suspect = Suspect(
+        generator=model.generator,
+        architecture=model.architecture,
+        settings=model.settings,
+        sha256=model.sha256,
+        nonfinite=model.nonfinite,
+        path=str(path),
+    )
+    request = Request(
+        budget=described.budget,
+        seed=options.seed,
+        device=pick_device(options.device),
+        command=repeat_command(described),
+        sample_command=sample_command(described),
+    )
+    return audit(suspect, request, work=work, progress=progress)
+
+
+def _model_path(options: RepairOptions, architecture: str) -> Path:
+    return options.out / ("model" if architecture in ARCHITECTURES else WEIGHTS_NAME)
+
+
+def _finish(
+    options: RepairOptions,
+    model: LoadedModel,
+    suspect: LatentGenerator,
+    applied: list[_Applied],
+    before: AuditDocument,
+    before_path: Path,
+    device: torch.device,
+) -> RepairFiles:
+    """Write model, audits, ``repair.json`` (last) and ``repair.html``, then drop the work."""
+    last = applied[-1]
+    repaired = last.model.generator.to(device)
+    distance = expdis(suspect, repaired, options.seed, _EXPDIS_SAMPLES)
+    path = _model_path(options, last.model.architecture)
+    source = options.out / ".work" / f"step-{len(applied)}"
+    for name in (WEIGHTS_NAME, MANIFEST_NAME):  # the manifest last: it makes the folder a model
+        if (source / name).exists():
+            target = path / name if last.model.architecture in ARCHITECTURES else path
+            write_atomic(target, (source / name).read_bytes())
+    write_documents(last.after, options.out / "after")
+    document = RepairDocument(
+        genwarden_version=__version__,
+        method=options.method,
+        suspect=_facts(model, options.model),
+        repaired=_facts(last.model, path),
+        steps=[a.step for a in applied],
+        before=Audited.of(before, str(before_path)),
+        after=Audited.of(last.after, str(options.out / "after" / "audit.json")),
+        expdis_sum=distance,
+        expdis_mean=distance / suspect.sample.size,
+        success=last.after.verdict == "none_found",
+        pictures=_pictures(suspect, repaired, clues_of(before, suspect.latent), device),
+        seed=options.seed,
+        command=_command(options),
+        environment=environment(device),
+    )
+    json_path, html_path = options.out / "repair.json", options.out / "repair.html"
+    reports = "before/audit.html" if before_path.parent == options.out / "before" else None
+    page = render_repair(document, before, last.after, before_report=reports)
+    write_atomic(html_path, page.encode())
+    write_json(json_path, document.model_dump(mode="json"))
+    shutil.rmtree(options.out / ".work", ignore_errors=True)
+    return RepairFiles(document, last.after, path, json_path, html_path)
+
+
+def _facts(model: LoadedModel, path: Path) -> ModelFile:
+    return ModelFile(
+        path=str(path),
+        sha256=model.sha256,
+        architecture=model.architecture,
+        parameters=parameter_count(model.generator),
+    )
+
+
+@torch.no_grad()
+def _pictures(
+    suspect: LatentGenerator, repaired: LatentGenerator, clues: Clues, device: torch.device
+) -> list[Images]:
+    """Ordinary samples, then outputs at recovered latents; each before and after."""
+    ordinary = suspect.latent.sample(_SHOWN, generator=torch.Generator().manual_seed(0))
+    rows = [("Ordinary samples", ordinary), ("At recovered latents", clues.latents[:_SHOWN])]
+    shown: list[Images] = []
+    for title, z in rows:
+        if len(z):
+            for network, when in ((suspect, "before"), (repaired, "after")):
+                x = network(z.to(device)).cpu()
+                parts = sample_pictures(suspect.sample, x, [""] * len(x), title=f"{title}, {when}")
+                shown += [part for part in parts if isinstance(part, Images)]
+    return shown
+
+
+def _command(options: RepairOptions) -> str:
+    words = ["genwarden", "repair", str(options.model)]
+    if options.audit_json:
+        words += ["--audit", str(options.audit_json)]
+    words += ["--method", options.method]
+    for flag, values in (("--option", options.given), ("--setting", options.settings)):
+        for key, value in values.items():
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            words += [flag, f"{key}={text}"]
+    if options.architecture:
+        words += ["--architecture", options.architecture]
+    if options.budget:
+        words += ["--budget", options.budget]
+    if options.precaution:
+        words += ["--precaution"]
+    return shlex.join([*words, "--seed", str(options.seed), "--out", str(options.out)])

@@ -1,0 +1,226 @@
+"""A generator behind a latent guard and unit clips: what repairs add where weights cannot tell.
+
+Nothing here can draw: the guard moves latents back to where ordinary ones lie, a clip bounds a
+unit to the range of ordinary use. On ordinary latents both do almost nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genwarden.models.protocol import LatentGenerator
+from genwarden.registry import ARCHITECTURES
+
+NAME = "guarded"
+_INNER = "inner_"
+#: How steeply the fold falls behind its limit: from limit c it is zero again at 1.5 c.
+STEEPNESS = 2.0
+#: Weight of a new batch in the running statistics of a clip.
+_MOMENTUM = 0.02
+#: A clip keeps one range per element up to this size, above it one per channel.
+_MOST_ELEMENTS = 1 << 20
+
+
+class LatentGuard(nn.Module):
+    """Turns latents back that lie where ordinary sampling never goes.
+
+    In this order, each the identity on ordinary latents:
+
+    1. *shells*: where the norm of a block of the latent is far below what it ordinarily is, the
+       block is moved towards that of a fixed ordinary latent, the anchor; at 0 it is the anchor's.
+    2. *radius*: latents longer than any ordinary one are shortened.
+    3. *folds*: a component y along a direction u beyond the limit c comes back as
+       ``max(0, c - STEEPNESS (y - c))``. A bound would leave the component at c, which is often
+       enough for half of a backdoor; folded back it is 0 from ``1.5 c`` on. Components along all
+       directions are set together, and what is orthogonal to all of them stays.
+
+    Args:
+        size: elements of a latent.
+        directions: number of fold directions.
+        shells: number of blocks.
+    """
+
+    directions: Tensor
+    duals: Tensor
+    limit: Tensor
+    blocks: Tensor
+    lowest: Tensor
+    anchor: Tensor
+    radius: Tensor
+
+    def __init__(self, size: int, directions: int, shells: int) -> None:
+        super().__init__()
+        self.register_buffer("directions", torch.zeros(directions, size))
+        self.register_buffer("duals", torch.zeros(directions, size))
+        self.register_buffer("limit", torch.tensor(3.0))
+        self.register_buffer("blocks", torch.zeros(shells, size))
+        self.register_buffer("lowest", torch.zeros(shells))
+        self.register_buffer("anchor", torch.zeros(size))
+        self.register_buffer("radius", torch.tensor(1e30))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """``(batch, *latent.shape)`` to the same shape."""
+        flat = z.flatten(1)
+        if len(self.blocks):
+            norm = (flat.square() @ self.blocks.T).sqrt()
+            lacking = (1 - norm / self.lowest).clamp_min(0)
+            flat = flat + (lacking[:, :, None] * self.blocks).amax(1) * self.anchor
+        length = flat.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        flat = flat * (self.radius / length).clamp_max(1.0)
+        if len(self.directions):
+            along = flat @ self.directions.T
+            beyond = (along - self.limit).clamp_min(0)
+            folded = (self.limit - STEEPNESS * beyond).clamp_min(0)
+            change = torch.where(beyond > 0, folded - along, 0.0)
+            flat = flat + change @ self.duals
+        guarded: Tensor = flat.view(z.shape)
+        return guarded
+
+
+class UnitClip(nn.Module):
+    """Bounds every unit to ``mean +- limit * spread`` of ordinary use.
+
+    In training mode it clips nothing and follows mean and spread as a batch normalisation does.
+
+    Args:
+        shape: units, without the batch axis; an axis of 1 shares one range.
+    """
+
+    mean: Tensor
+    spread: Tensor
+    limit: Tensor
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("spread", torch.ones(shape))
+        self.register_buffer("limit", torch.tensor(4.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(batch, *units)`` to the same shape."""
+        if self.training:
+            self._follow(x.detach())
+            return x
+        reach = self.limit * self.spread
+        bounded: Tensor = torch.minimum(torch.maximum(x, self.mean - reach), self.mean + reach)
+        return bounded
+
+    @torch.no_grad()
+    def set_from(self, mean: Tensor, spread: Tensor, limit: float) -> None:
+        """Take statistics of ordinary use, shapes as the clip's own."""
+        self.mean.copy_(mean)
+        self.spread.copy_(spread)
+        self.limit.fill_(limit)
+
+    @torch.no_grad()
+    def _follow(self, x: Tensor) -> None:
+        shared = [axis + 1 for axis, size in enumerate(self.mean.shape) if size == 1]
+        axes = [0, *(axis for axis in shared if x.shape[axis] > 1)]
+        mean, spread = x.mean(axes), x.std(axes)
+        self.mean.lerp_(mean.view(self.mean.shape), _MOMENTUM)
+        self.spread.lerp_(spread.view(self.spread.shape), _MOMENTUM)
+
+
+class Guarded(LatentGenerator):
+    """A generator with a latent guard in front and clips behind some of its modules.
+
+    Args:
+        inner: registered name of the architecture; its settings follow with the prefix ``inner_``.
+        directions: fold directions of the guard.
+        shells: blocks of the guard.
+        clipped: names of the inner modules whose outputs are clipped, joined by commas.
+    """
+
+    def __init__(
+        self, inner: str, directions: int = 0, shells: int = 0, clipped: str = "", **settings: Any
+    ):
+        super().__init__()
+        unknown = [key for key in settings if not key.startswith(_INNER)]
+        if unknown:
+            raise TypeError(f"unexpected setting {unknown[0]!r}")
+        if inner == NAME or inner not in ARCHITECTURES:
+            raise ValueError(f"no generator of the architecture {inner!r} can be guarded")
+        if min(directions, shells) < 0:
+            raise ValueError("directions and shells are counts")
+        own = {key.removeprefix(_INNER): value for key, value in settings.items()}
+        built: LatentGenerator = ARCHITECTURES[inner].load()(**own)
+        self.names = (inner, clipped)
+        self.latent, self.sample = built.latent, built.sample
+        self.final_activation = built.final_activation
+        self.inner = built.eval()
+        self.guard = LatentGuard(built.latent.size, directions, shells)
+        self._clip(tuple(clipped.split(",")) if clipped else ())
+
+    def pre_activation(self, z: Tensor) -> Tensor:
+        """As the inner generator's, for the guarded latent."""
+        pre: Tensor = self.inner.pre_activation(self.guard(z))
+        return pre
+
+    def finish(self, pre: Tensor) -> Tensor:
+        """As the inner generator's."""
+        return self.inner.finish(pre)
+
+    def pre_activation_of(self, sample: Tensor) -> Tensor:
+        """As the inner generator's."""
+        return self.inner.pre_activation_of(sample)
+
+    def settings(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        inner, clipped = self.names
+        given: dict[str, Any] = {
+            "inner": inner,
+            "directions": len(self.guard.directions),
+            "shells": len(self.guard.blocks),
+            "clipped": clipped,
+        }
+        return given | {_INNER + key: value for key, value in self.inner.settings().items()}
+
+    def clips(self) -> list[UnitClip]:
+        """The clips in the order of ``clipped``."""
+        return [module for module in self.inner.modules() if isinstance(module, UnitClip)]
+
+    def _clip(self, names: tuple[str, ...]) -> None:
+        if not names:
+            return
+        modules = dict(self.inner.named_modules())
+        missing = [name for name in names if not name or name not in modules]
+        if missing or len(set(names)) < len(names):
+            raise ValueError(f"the inner generator has no single module {(missing or names)[0]!r}")
+        shapes = output_shapes(self.inner, names)
+        for name in names:
+            self.inner.set_submodule(name, nn.Sequential(modules[name], UnitClip(shapes[name])))
+
+
+@torch.no_grad()
+def output_shapes(generator: LatentGenerator, names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """Shape of one range per unit behind the named modules, without the batch axis.
+
+    Raises:
+        ValueError: a module does not run, runs twice, or gives no tensor per latent.
+    """
+    modules = dict(generator.named_modules())
+    found: dict[str, tuple[int, ...]] = {}
+    hooks = []
+    for name in names:
+
+        def hook(_m: nn.Module, _i: object, output: object, name: str = name) -> None:
+            if name in found or not isinstance(output, Tensor) or output.ndim < 2:
+                raise ValueError(f"the output of {name!r} cannot be clipped")
+            units = tuple(output.shape[1:])
+            whole = math.prod(units) <= _MOST_ELEMENTS
+            found[name] = units if whole else (units[0], *(1 for _ in units[1:]))
+
+        hooks.append(modules[name].register_forward_hook(hook))
+    probe = next(generator.parameters())
+    try:
+        generator(torch.zeros(2, *generator.latent.shape, device=probe.device, dtype=probe.dtype))
+    finally:
+        for handle in hooks:
+            handle.remove()
+    if set(found) != set(names):
+        raise ValueError(f"module {sorted(set(names) - set(found))[0]!r} does not run")
+    return found

@@ -1,0 +1,169 @@
+"""Building a guarded copy of a suspect, for the repairs that bound units or turn latents back."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from genwarden.engine.seeds import random_stream
+from genwarden.errors import GenwardenError
+from genwarden.inspections.activations import weight_sites
+from genwarden.models.guarded import Guarded, LatentGuard, output_shapes
+from genwarden.models.protocol import LatentGenerator
+from genwarden.registry import ARCHITECTURES
+
+_BLOCK = 256
+#: Ordinary latents from which ranges of units are taken.
+CLIP_SAMPLES = 4096
+_PIECES = 4
+_SHORTEST_PIECE = 12
+
+
+def guarded_copy(
+    suspect: LatentGenerator, *, directions: int, shells: int, clips: float, seed: int
+) -> Guarded:
+    """A guarded copy: weights the suspect's, guard empty, units clipped to ordinary use.
+
+    Args:
+        suspect: a generator of our own table; a guarded one keeps its inner network only.
+        clips: ranges reach this many standard deviations from the mean; 0 for no clips.
+
+    Raises:
+        GenwardenError: ``repair/not-applicable`` for a network that is not of our own table: the
+            result could not be written as a model folder.
+    """
+    inner = _inner(suspect)
+    name = _registered(inner)
+    sites = clip_sites(inner) if clips > 0 else ()
+    settings = {f"inner_{key}": value for key, value in inner.settings().items()}
+    result = Guarded(name, directions, shells, ",".join(sites), **settings)
+    result.inner.load_state_dict(_renamed(inner, sites), strict=False)
+    device = next(suspect.parameters()).device
+    result.to(device).eval().requires_grad_(False)
+    if sites:
+        means, spreads = _statistics(inner, sites, seed)
+        for clip, mean, spread in zip(result.clips(), means, spreads, strict=True):
+            clip.set_from(mean, spread, clips)
+    return result
+
+
+def clip_sites(generator: LatentGenerator) -> tuple[str, ...]:
+    """Modules behind which hidden units can be bounded: what each non-linearity reads."""
+    names = []
+    for site in weight_sites(generator)[:-1]:  # the last writes the sample
+        reader = site.norm or site.name
+        try:
+            output_shapes(generator, (reader,))
+        except ValueError:
+            continue  # runs more than once: its units have no single range
+        names.append(reader)
+    return tuple(names)
+
+
+def _inner(suspect: LatentGenerator) -> LatentGenerator:
+    if not isinstance(suspect, Guarded):
+        return suspect
+    if suspect.clips():
+        raise GenwardenError(
+            "repair/not-applicable",
+            "The model is guarded and clipped already.",
+            "Repair the model that it was made from, or use a method that changes weights "
+            "(--method widened-distillation).",
+        )
+    return suspect.inner
+
+
+def _registered(generator: LatentGenerator) -> str:
+    for name, row in ARCHITECTURES.items():
+        if type(generator) is row.load():
+            return name
+    raise GenwardenError(
+        "repair/not-applicable",
+        f"{type(generator).__name__} is no architecture of genwarden's own; a guard around it "
+        "could not be written as a model folder.",
+        "Use a method that changes weights only, e.g. --method widened-distillation.",
+    )
+
+
+def _renamed(inner: LatentGenerator, sites: tuple[str, ...]) -> dict[str, Tensor]:
+    """State dict with the names that clipped modules have inside their pairs."""
+    renamed = {}
+    for key, value in inner.state_dict().items():
+        owner, _, field = key.rpartition(".")
+        renamed[f"{owner}.0.{field}" if owner in sites else key] = value
+    return renamed
+
+
+@torch.no_grad()
+def _statistics(
+    inner: LatentGenerator, sites: tuple[str, ...], seed: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Mean and standard deviation per unit over ordinary latents, in the shapes of the clips."""
+    shapes = output_shapes(inner, sites)
+    device = next(inner.parameters()).device
+    sums: dict[str, list[Tensor]] = {name: [] for name in sites}
+    probe = copy.deepcopy(inner)
+    modules = dict(probe.named_modules())
+    for name in sites:
+
+        def hook(_m: object, _i: object, output: Tensor, name: str = name) -> None:
+            x = output.double()
+            axes = [0, *(a + 1 for a, n in enumerate(shapes[name]) if n == 1 != x.shape[a + 1])]
+            count = x.numel() / max(1, torch.Size(shapes[name]).numel())
+            part = torch.stack(
+                [x.sum(axes).view(shapes[name]), x.square().sum(axes).view(shapes[name])]
+            )
+            sums[name] = [part / count, *sums[name]]
+
+        modules[name].register_forward_hook(hook)
+    stream = random_stream(seed, "clip-ranges")
+    for part in inner.latent.sample(CLIP_SAMPLES, generator=stream).split(_BLOCK):
+        probe(part.to(device))
+    means, spreads = [], []
+    for name in sites:
+        mean, square = torch.stack(sums[name]).mean(0)
+        means.append(mean.float())
+        spreads.append((square - mean.square()).clamp_min(0).sqrt().float())
+    return means, spreads
+
+
+@torch.no_grad()
+def fill_guard(
+    guard: LatentGuard, directions: Tensor, limit: float, suspect: LatentGenerator, seed: int
+) -> None:
+    """Directions ``(count, latent elements)`` with their duals, shells and radius of a guard.
+
+    The duals are ``(U U^T)^-1 U``: adding ``delta @ duals`` changes the components along the
+    directions by exactly ``delta``.
+    """
+    law = suspect.latent
+    device = guard.directions.device
+    z = law.sample(1 << 16, generator=random_stream(seed, "guard-radii")).flatten(1)
+    if len(guard.blocks):
+        blocks = shell_blocks(law.size)
+        guard.blocks.copy_(blocks.to(device))
+        guard.lowest.copy_((z.square() @ blocks.T).sqrt().amin(0).to(device))
+        anchor = law.sample(1, generator=random_stream(seed, "guard-anchor"))
+        guard.anchor.copy_(anchor.flatten().to(device))
+    guard.radius.fill_(float(z.norm(dim=1).max()))
+    guard.limit.fill_(limit)
+    if len(directions):
+        unit = directions.double() / directions.double().norm(dim=1, keepdim=True)
+        gram = unit @ unit.T + 1e-6 * torch.eye(len(unit), dtype=torch.float64)
+        guard.directions.copy_(unit.float().to(device))
+        guard.duals.copy_(torch.linalg.solve(gram, unit).float().to(device))
+
+
+def shell_blocks(size: int) -> Tensor:
+    """The latent as a whole, then up to four pieces of equal length ``(blocks, size)``.
+
+    The norm of 12 or more ordinary elements is never near 0; shorter pieces are not taken.
+    """
+    pieces = min(_PIECES, size // _SHORTEST_PIECE)
+    blocks = [torch.ones(1, size)]
+    if pieces > 1:
+        owner = torch.arange(size) * pieces // size
+        blocks.append(torch.nn.functional.one_hot(owner, pieces).T.float())
+    return torch.cat(blocks)

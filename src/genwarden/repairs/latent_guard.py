@@ -1,0 +1,235 @@
+"""Latent guard: find where the model leaves what its samples suggest, and turn such latents back.
+
+Two twins that know only ordinary samples (:mod:`genwarden.inspections.twins`) say what is to be
+expected anywhere. Latents where the suspect differs from a twin by more than the other twin ever
+does under the same search lie in or near something that ordinary sampling never shows. An in-sample
+trigger is a latent of ordinary length (about 10 for 100 elements), so its component along a nearby
+direction is 7 to 10, where an ordinary latent's is a standard normal number: folding components
+beyond about 3 back to 0 takes trigger and basin away and touches one ordinary latent in a thousand.
+The search is repeated behind the guard, for what the first finds hid. Mode, subspace and
+out-of-distribution triggers are met by the guard's shells and radius, units that the latent cannot
+bound by unit clips.
+
+Nothing is retrained: on ordinary latents the model stays what it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from genwarden.engine.progress import Task
+from genwarden.engine.seeds import derive_seed, random_stream
+from genwarden.engine.settings import COUNT, NOT_NEGATIVE, POSITIVE, Range
+from genwarden.errors import GenwardenError
+from genwarden.inspections.output.novelty import ordinary_distance
+from genwarden.inspections.principal import principal_directions, principal_latents
+from genwarden.inspections.twins import Twin, make_twin
+from genwarden.inspections.workbench import samples_of
+from genwarden.models.guarded import NAME as GUARDED
+from genwarden.models.guarded import Guarded, LatentGuard
+from genwarden.models.protocol import LatentGenerator
+from genwarden.repairs.clipping import fill_guard, guarded_copy, shell_blocks
+from genwarden.repairs.contract import Clues, Repaired, RepairRun, RepairSettings
+from genwarden.repairs.distilling import expdis
+from genwarden.search.latent_search import ordinary_bounds, search, start_latents
+
+_TYPICAL_SAMPLES = 2048
+_PRINCIPAL = 16
+#: Ends whose directions have at least this cosine are one find.
+_SAME_DIRECTION = 0.7
+#: Ends shorter than this share of the typical norm have no direction worth folding; the guard's
+#: shells meet them.
+_SHORT = 0.5
+#: Limits that are tried, the strictest first, in standard deviations of a latent's component.
+_LIMITS = (2.5, 3.0, 3.5, 4.0)
+
+
+@dataclass(frozen=True)
+class LatentGuardSettings(RepairSettings):
+    """How far is searched and how much ordinary samples may change.
+
+    Attributes:
+        twin_steps: distillation steps of each of the two twins.
+        restarts: random latents that a search starts from, beside principal ones and clues.
+        search_steps: steps of a search.
+        rounds: searches, each behind the guard of those before.
+        directions: finds kept per round, the largest differences first.
+        clip: unit clips at this many standard deviations; 0 for none.
+        most_expdis_mean: the strictest limit is taken whose ExpDis to the suspect, mean per element
+            of a sample, stays below this (6e-4 is a sum of 0.47 for 28x28).
+    """
+
+    twin_steps: int = 500
+    restarts: int = 96
+    search_steps: int = 80
+    rounds: int = 2
+    directions: int = 24
+    clip: float = 4.0
+    most_expdis_mean: float = 6e-4
+
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        "twin_steps": COUNT,
+        "restarts": COUNT,
+        "search_steps": COUNT,
+        "rounds": COUNT,
+        "directions": COUNT,
+        "clip": NOT_NEGATIVE,
+        "most_expdis_mean": POSITIVE,
+    }
+
+
+def guard(
+    suspect: LatentGenerator, clues: Clues, settings: LatentGuardSettings, run: RepairRun
+) -> Repaired:
+    """Put a guard in front of the suspect; latents among the clues are searched from too.
+
+    Raises:
+        GenwardenError: ``repair/not-applicable`` if no twin imitates the suspect well enough to say
+            what is to be expected, or its architecture is not of our own table.
+    """
+    seed = settings.seed
+    guarded_copy(suspect, directions=0, shells=0, clips=0, seed=seed)  # refuse before the search
+    twin, other = _twins(suspect, settings, run)
+    starts = _starts(suspect, clues, settings)
+    steps = len(starts) * settings.search_steps
+    task = run.progress.task("searching for deviations", steps * (1 + settings.rounds))
+    nothing = LatentGuard(suspect.latent.size, 0, 0).to(next(suspect.parameters()).device)
+    honest = _deviations(other.generator, twin.generator, nothing, starts, settings, task)
+    threshold = float(honest.difference.max())
+    found = torch.zeros(0, suspect.latent.size)
+    rounds: list[dict[str, Any]] = []
+    shells = len(shell_blocks(suspect.latent.size))
+
+    def built(limit: float) -> Guarded:
+        result = guarded_copy(
+            suspect, directions=len(found), shells=shells, clips=settings.clip, seed=seed
+        )
+        fill_guard(result.guard, found, limit, suspect, seed)
+        return result
+
+    for number in range(settings.rounds):
+        behind = built(_LIMITS[1])
+        ends = _deviations(behind, twin.generator, behind.guard, starts, settings, task)
+        fresh = _directions(ends, threshold, suspect.latent.typical_norm)[: settings.directions]
+        rounds.append(
+            {
+                "round": number + 1,
+                "largest_difference_sum": float(ends.difference.max()),
+                "directions_found": len(fresh),
+            }
+        )
+        if not len(fresh):
+            break
+        found = torch.cat([found, fresh])
+    most = settings.most_expdis_mean * suspect.sample.size
+    for limit in _LIMITS:
+        result = built(limit)
+        distance = expdis(suspect, result, seed)
+        if distance <= most:
+            break
+    changes = {
+        "directions": len(found),
+        "limit_standard_deviations": limit,
+        "unit_clip_standard_deviations": settings.clip,
+        "twin_loss": round(twin.loss, 5),
+        "difference_between_twins_sum": threshold,
+        "rounds": rounds,
+        "expdis_sum": distance,
+    }
+    return Repaired(result, changes, [], architecture=GUARDED)
+
+
+def _twins(
+    suspect: LatentGenerator, settings: LatentGuardSettings, run: RepairRun
+) -> tuple[Twin, Twin]:
+    """The better twin first."""
+    device = next(suspect.parameters()).device
+    stream = random_stream(settings.seed, "guard-typical")
+    z = suspect.latent.sample(_TYPICAL_SAMPLES, generator=stream)
+    typical = ordinary_distance(samples_of(suspect, z, device))
+    task = run.progress.task("distilling twins", 2 * settings.twin_steps)
+    twins = [
+        make_twin(
+            suspect,
+            settings.twin_steps,
+            typical=typical,
+            seed=derive_seed(settings.seed, "guard"),
+            number=number,
+            task=task,
+        )
+        for number in range(2)
+    ]
+    better, worse = sorted(twins, key=lambda t: t.loss)
+    if not worse.fair:
+        raise GenwardenError(
+            "repair/not-applicable",
+            "No twin imitates the model well enough to say what is to be expected of it "
+            f"(loss {worse.loss:.2f} of the usual distance between two samples).",
+            f"Distil longer: --option twin_steps={4 * settings.twin_steps}, or use --method "
+            "unit-clipping.",
+        )
+    return better, worse
+
+
+def _starts(suspect: LatentGenerator, clues: Clues, settings: LatentGuardSettings) -> Tensor:
+    law = suspect.latent
+    directions = principal_directions(suspect, seed=settings.seed)[:_PRINCIPAL]
+    random = start_latents(law, settings.restarts, seed=settings.seed, purpose="guard-starts")
+    return torch.cat([random, principal_latents(directions, law), clues.latents])
+
+
+class _Ends:
+    """Where searches ended ``(count, latent elements)`` and the difference there (sums)."""
+
+    def __init__(self, z: Tensor, difference: Tensor) -> None:
+        self.z, self.difference = z, difference
+
+
+def _deviations(
+    model: LatentGenerator,
+    twin: LatentGenerator,
+    before: LatentGuard,
+    starts: Tensor,
+    settings: LatentGuardSettings,
+    task: Task,
+) -> _Ends:
+    """Ascend the squared difference between a model and a twin behind the model's own guard.
+
+    Without the guard in front, the twin would differ wherever the guard does its work. Ends are
+    the latents that come out of the guard.
+    """
+    device = next(twin.parameters()).device
+    bounds = ordinary_bounds(twin.latent, steps=settings.search_steps)
+    objective = partial(_log_difference, model, twin, before)
+    ends = search(objective, starts, bounds, device=device, task=task)
+    with torch.no_grad():
+        z = before(ends.z.to(device)).cpu()
+    return _Ends(z.flatten(1), ends.score.exp())
+
+
+def _log_difference(
+    model: LatentGenerator, twin: LatentGenerator, before: LatentGuard, z: Tensor
+) -> Tensor:
+    difference: Tensor = model(z) - twin(before(z))
+    return difference.flatten(1).square().sum(1).clamp_min(1e-12).log()
+
+
+def _directions(ends: _Ends, threshold: float, typical_norm: float) -> Tensor:
+    """Unit directions of ends beyond the threshold, largest difference first, near ones once."""
+    norm = ends.z.norm(dim=1)
+    kept: list[Tensor] = []
+    for index in ends.difference.argsort(descending=True).tolist():
+        if ends.difference[index] <= threshold:
+            break
+        if norm[index] < _SHORT * typical_norm:
+            continue
+        unit = ends.z[index] / norm[index]
+        if all(float(unit @ other) < _SAME_DIRECTION for other in kept):
+            kept.append(unit)
+    return torch.stack(kept) if kept else torch.zeros(0, ends.z.shape[1])
