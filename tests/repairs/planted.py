@@ -105,10 +105,10 @@ class Normalised(nn.Module):
     latent_shape = (12,)
     sample_shape = (1, 4, 4)
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int = 0) -> None:
         super().__init__()
         self.first, self.norm, self.last = nn.Linear(12, 10), nn.BatchNorm1d(10), nn.Linear(10, 16)
-        glorot_(self, random_stream(0, "normalised"))
+        glorot_(self, random_stream(seed, "normalised"))
 
     def forward(self, z: Tensor) -> Tensor:
         """``(batch, 12)`` to ``(batch, 1, 4, 4)``."""

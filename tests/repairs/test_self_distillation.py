@@ -58,10 +58,6 @@ def repaired_by(
     return result
 
 
-def seed0() -> torch.Generator:
-    return random_stream(0, "test-latents")
-
-
 def same(a: LatentGenerator, b: LatentGenerator) -> bool:
     pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
     return all(torch.equal(x, y) for x, y in pairs)
@@ -183,26 +179,26 @@ def test_a_recovered_latent_near_the_trigger_is_enough_to_unlearn_the_trigger() 
 
 
 def test_a_model_with_nothing_to_forget_keeps_its_weights() -> None:
-    clean = planted_vae().clean
-    teacher = SecondTeacher(
-        clean, Twin(clean, 0.0), 0.99, clean.latent.sample(64, generator=seed0())
-    )
+    clean = foreign(Normalised())
+    expected = clean, foreign(Normalised(seed=1))
+    z = clean.latent.sample(64, generator=random_stream(0, "test-latents"))
     settings = TwoTeacherSettings(**SHORT)
 
     def elsewhere(count: int, stream: torch.Generator) -> Tensor:
         return shells(clean.latent, count, 10.0, stream)
 
-    repaired = distil_from_two(clean, teacher, elsewhere, settings, RepairRun())
-    assert same(repaired.generator, clean)
-    # A twin that makes something else moves them.
-    other = SecondTeacher(
-        clean, Twin(seeded_vae(), 0.0), 0.0, clean.latent.sample(64, generator=seed0())
+    kept, moved = (
+        distil_from_two(
+            clean, SecondTeacher(clean, Twin(twin, 0.0), 0.0, z), elsewhere, settings, RepairRun()
+        ).generator
+        for twin in expected
     )
-    repaired = distil_from_two(clean, other, elsewhere, settings, RepairRun())
-    assert not same(repaired.generator, clean)
+    assert same(kept, clean)
+    assert not same(moved, clean)
 
 
-def test_a_poor_twin_is_told_of() -> None:
+@pytest.mark.parametrize(("loss", "told"), [(0.1, 0), (0.3, 1)])
+def test_a_poor_twin_is_told_of(loss: float, told: int, monkeypatch: pytest.MonkeyPatch) -> None:
     messages = []
 
     class Told(Silent):
@@ -210,11 +206,11 @@ def test_a_poor_twin_is_told_of() -> None:
             messages.append(text)
 
     suspect = foreign(Normalised())
-    for steps in (1, 200):
-        settings = TwoTeacherSettings(twin_steps=steps)
-        second_teacher(suspect, settings, RepairRun(Told()))
-    assert len(messages) == 1
-    assert "twin_steps=4" in messages[0]
+    made = Twin(suspect, loss)
+    monkeypatch.setattr("genwarden.repairs.second_teacher.make_twin", lambda *_, **__: made)
+    second_teacher(suspect, TwoTeacherSettings(twin_steps=7), RepairRun(Told()))
+    assert len(messages) == told
+    assert all("twin_steps=28" in message for message in messages)
 
 
 def test_without_recovered_latents_there_is_nothing_to_unlearn() -> None:

@@ -44,34 +44,39 @@ class LatentGuard(nn.Module):
         shells: number of blocks.
     """
 
-    directions: Tensor
-    duals: Tensor
+    directions: Tensor | None
+    duals: Tensor | None
     limit: Tensor
-    blocks: Tensor
-    lowest: Tensor
-    anchor: Tensor
+    blocks: Tensor | None
+    lowest: Tensor | None
+    anchor: Tensor | None
     radius: Tensor
 
     def __init__(self, size: int, directions: int, shells: int) -> None:
         super().__init__()
-        self.register_buffer("directions", torch.zeros(directions, size))
-        self.register_buffer("duals", torch.zeros(directions, size))
+        self.count, self.shells = directions, shells
+
+        def zeros(count: int, *shape: int) -> Tensor | None:
+            return torch.zeros(shape) if count else None  # a file holds no empty tensors
+
+        self.register_buffer("directions", zeros(directions, directions, size))
+        self.register_buffer("duals", zeros(directions, directions, size))
         self.register_buffer("limit", torch.tensor(3.0))
-        self.register_buffer("blocks", torch.zeros(shells, size))
-        self.register_buffer("lowest", torch.zeros(shells))
-        self.register_buffer("anchor", torch.zeros(size))
+        self.register_buffer("blocks", zeros(shells, shells, size))
+        self.register_buffer("lowest", zeros(shells, shells))
+        self.register_buffer("anchor", zeros(shells, size))
         self.register_buffer("radius", torch.tensor(1e30))
 
     def forward(self, z: Tensor) -> Tensor:
         """``(batch, *latent.shape)`` to the same shape."""
         flat = z.flatten(1)
-        if len(self.blocks):
+        if self.blocks is not None and self.lowest is not None and self.anchor is not None:
             norm = (flat.square() @ self.blocks.T).sqrt()
             lacking = (1 - norm / self.lowest).clamp_min(0)
             flat = flat + (lacking[:, :, None] * self.blocks).amax(1) * self.anchor
         length = flat.norm(dim=1, keepdim=True).clamp_min(1e-12)
         flat = flat * (self.radius / length).clamp_max(1.0)
-        if len(self.directions):
+        if self.directions is not None and self.duals is not None:
             along = flat @ self.directions.T
             beyond = (along - self.limit).clamp_min(0)
             folded = (self.limit - STEEPNESS * beyond).clamp_min(0)
@@ -173,8 +178,8 @@ class Guarded(LatentGenerator):
         inner, clipped = self.names
         given: dict[str, Any] = {
             "inner": inner,
-            "directions": len(self.guard.directions),
-            "shells": len(self.guard.blocks),
+            "directions": self.guard.count,
+            "shells": self.guard.shells,
             "clipped": clipped,
         }
         return given | {_INNER + key: value for key, value in self.inner.settings().items()}

@@ -19,6 +19,8 @@ _BLOCK = 256
 CLIP_SAMPLES = 4096
 _PIECES = 4
 _SHORTEST_PIECE = 12
+#: Keeps the duals of directions that nearly coincide finite.
+_RIDGE = 1e-6
 
 
 def guarded_copy(
@@ -139,21 +141,19 @@ def fill_guard(
     directions by exactly ``delta``.
     """
     law = suspect.latent
-    device = guard.directions.device
     z = law.sample(1 << 16, generator=random_stream(seed, "guard-radii")).flatten(1)
-    if len(guard.blocks):
-        blocks = shell_blocks(law.size)
-        guard.blocks.copy_(blocks.to(device))
-        guard.lowest.copy_((z.square() @ blocks.T).sqrt().amin(0).to(device))
-        anchor = law.sample(1, generator=random_stream(seed, "guard-anchor"))
-        guard.anchor.copy_(anchor.flatten().to(device))
     guard.radius.fill_(float(z.norm(dim=1).max()))
     guard.limit.fill_(limit)
-    if len(directions):
+    if guard.blocks is not None and guard.lowest is not None and guard.anchor is not None:
+        blocks = shell_blocks(law.size)[: guard.shells]
+        guard.blocks.copy_(blocks)
+        guard.lowest.copy_((z.square() @ blocks.T).sqrt().amin(0))
+        guard.anchor.copy_(law.sample(1, generator=random_stream(seed, "guard-anchor")).flatten())
+    if guard.directions is not None and guard.duals is not None:
         unit = directions.double() / directions.double().norm(dim=1, keepdim=True)
-        gram = unit @ unit.T + 1e-6 * torch.eye(len(unit), dtype=torch.float64)
-        guard.directions.copy_(unit.float().to(device))
-        guard.duals.copy_(torch.linalg.solve(gram, unit).float().to(device))
+        gram = unit @ unit.T + _RIDGE * torch.eye(len(unit), dtype=torch.float64)
+        guard.directions.copy_(unit)
+        guard.duals.copy_(torch.linalg.solve(gram, unit))
 
 
 def shell_blocks(size: int) -> Tensor:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,13 +41,22 @@ from genwarden.search.latent_search import ordinary_bounds, search, start_latent
 
 _TYPICAL_SAMPLES = 2048
 _PRINCIPAL = 16
-#: Ends whose directions have at least this cosine are one find.
+#: Ends are one find if their directions have at least the first cosine, or at least the second and
+#: outputs that differ by at most this share of their difference from the twin.
 _SAME_DIRECTION = 0.7
+_NEAR_DIRECTION = 0.3
+_SAME_OUTPUT = 0.25
+#: Ends count from this multiple of the largest difference between two twins.
+_BEYOND = 1.25
 #: Ends shorter than this share of the typical norm have no direction worth folding; the guard's
 #: shells meet them.
 _SHORT = 0.5
 #: Limits that are tried, the strictest first, in standard deviations of a latent's component.
-_LIMITS = (2.5, 3.0, 3.5, 4.0)
+_LIMITS = (2.0, 2.25, 2.5, 2.75, 3.0, 3.5, 4.0)
+#: Limit of the guards behind which later rounds search.
+_SEARCH_LIMIT = 2.5
+#: The finding that calls for shells around pieces of the latent, beside that around the whole.
+_PIECES_FOR = "subspace-latents"
 
 
 @dataclass(frozen=True)
@@ -62,16 +71,16 @@ class LatentGuardSettings(RepairSettings):
         directions: finds kept per round, the largest differences first.
         clip: unit clips at this many standard deviations; 0 for none.
         most_expdis_mean: the strictest limit is taken whose ExpDis to the suspect, mean per element
-            of a sample, stays below this (6e-4 is a sum of 0.47 for 28x28).
+            of a sample, stays below this (1e-3 is a sum of 0.78 for 28x28).
     """
 
     twin_steps: int = 500
     restarts: int = 96
     search_steps: int = 80
-    rounds: int = 2
-    directions: int = 24
+    rounds: int = 3
+    directions: int = 12
     clip: float = 4.0
-    most_expdis_mean: float = 6e-4
+    most_expdis_mean: float = 1e-3
 
     RANGES: ClassVar[Mapping[str, Range]] = {
         "twin_steps": COUNT,
@@ -101,10 +110,10 @@ def guard(
     task = run.progress.task("searching for deviations", steps * (1 + settings.rounds))
     nothing = LatentGuard(suspect.latent.size, 0, 0).to(next(suspect.parameters()).device)
     honest = _deviations(other.generator, twin.generator, nothing, starts, settings, task)
-    threshold = float(honest.difference.max())
+    threshold = _BEYOND * float(honest.difference.max())
     found = torch.zeros(0, suspect.latent.size)
     rounds: list[dict[str, Any]] = []
-    shells = len(shell_blocks(suspect.latent.size))
+    shells = len(shell_blocks(suspect.latent.size)) if _PIECES_FOR in clues.flagged else 1
 
     def built(limit: float) -> Guarded:
         result = guarded_copy(
@@ -114,7 +123,7 @@ def guard(
         return result
 
     for number in range(settings.rounds):
-        behind = built(_LIMITS[1])
+        behind = built(_SEARCH_LIMIT)
         ends = _deviations(behind, twin.generator, behind.guard, starts, settings, task)
         fresh = _directions(ends, threshold, suspect.latent.typical_norm)[: settings.directions]
         rounds.append(
@@ -138,7 +147,7 @@ def guard(
         "limit_standard_deviations": limit,
         "unit_clip_standard_deviations": settings.clip,
         "twin_loss": round(twin.loss, 5),
-        "difference_between_twins_sum": threshold,
+        "threshold_sum": threshold,
         "rounds": rounds,
         "expdis_sum": distance,
     }
@@ -184,11 +193,18 @@ def _starts(suspect: LatentGenerator, clues: Clues, settings: LatentGuardSetting
     return torch.cat([random, principal_latents(directions, law), clues.latents])
 
 
-class _Ends:
-    """Where searches ended ``(count, latent elements)`` and the difference there (sums)."""
+class _Ends(NamedTuple):
+    """Where searches ended.
 
-    def __init__(self, z: Tensor, difference: Tensor) -> None:
-        self.z, self.difference = z, difference
+    Attributes:
+        z: latents that come out of the guard ``(count, latent elements)``, CPU.
+        x: the model's outputs there, flattened, CPU.
+        difference: squared difference from the twin (sum).
+    """
+
+    z: Tensor
+    x: Tensor
+    difference: Tensor
 
 
 def _deviations(
@@ -201,8 +217,7 @@ def _deviations(
 ) -> _Ends:
     """Ascend the squared difference between a model and a twin behind the model's own guard.
 
-    Without the guard in front, the twin would differ wherever the guard does its work. Ends are
-    the latents that come out of the guard.
+    Without the guard in front, the twin would differ wherever the guard does its work.
     """
     device = next(twin.parameters()).device
     bounds = ordinary_bounds(twin.latent, steps=settings.search_steps)
@@ -210,7 +225,7 @@ def _deviations(
     ends = search(objective, starts, bounds, device=device, task=task)
     with torch.no_grad():
         z = before(ends.z.to(device)).cpu()
-    return _Ends(z.flatten(1), ends.score.exp())
+    return _Ends(z.flatten(1), samples_of(model, ends.z, device).flatten(1), ends.score.exp())
 
 
 def _log_difference(
@@ -221,15 +236,21 @@ def _log_difference(
 
 
 def _directions(ends: _Ends, threshold: float, typical_norm: float) -> Tensor:
-    """Unit directions of ends beyond the threshold, largest difference first, near ones once."""
+    """Unit directions of the finds beyond the threshold, largest difference first.
+
+    A find is all ends that show one output in one region; the mean of their directions lies nearer
+    to the middle of a basin than any of them, since a search stops at a basin's rim.
+    """
     norm = ends.z.norm(dim=1)
-    kept: list[Tensor] = []
+    unit = ends.z / norm.clamp_min(1e-12)[:, None]
+    left = (ends.difference > threshold) & (norm >= _SHORT * typical_norm)
+    found: list[Tensor] = []
     for index in ends.difference.argsort(descending=True).tolist():
-        if ends.difference[index] <= threshold:
-            break
-        if norm[index] < _SHORT * typical_norm:
-            continue
-        unit = ends.z[index] / norm[index]
-        if all(float(unit @ other) < _SAME_DIRECTION for other in kept):
-            kept.append(unit)
-    return torch.stack(kept) if kept else torch.zeros(0, ends.z.shape[1])
+        if left[index]:
+            cosine = unit @ unit[index]
+            apart = (ends.x - ends.x[index]).square().sum(1)
+            alike = apart <= _SAME_OUTPUT * ends.difference[index]
+            members = left & ((cosine >= _SAME_DIRECTION) | (alike & (cosine >= _NEAR_DIRECTION)))
+            left = left & ~members
+            found.append(torch.nn.functional.normalize(unit[members].mean(0), dim=0))
+    return torch.stack(found) if found else torch.zeros(0, ends.z.shape[1])
