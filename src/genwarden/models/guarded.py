@@ -19,6 +19,11 @@ NAME = "guarded"
 _INNER = "inner_"
 #: How steeply the fold falls behind its limit: from limit c it is zero again at 1.5 c.
 STEEPNESS = 2.0
+#: How far a block of zeros is moved along its anchor, as a share of its lowest ordinary norm,
+#: before it is lengthened.
+_NUDGE = 0.05
+#: Keeps the gradient of a square root finite where nothing is folded.
+_TINY = 1e-12
 #: Weight of a new batch in the running statistics of a clip.
 _MOMENTUM = 0.02
 #: A clip keeps one range per element up to this size, above it one per channel.
@@ -30,26 +35,28 @@ class LatentGuard(nn.Module):
 
     In this order, each the identity on ordinary latents:
 
-    1. *shells*: where the norm of a block of the latent is far below what it ordinarily is, the
-       block is moved towards that of a fixed ordinary latent, the anchor; at 0 it is the anchor's.
-    2. *radius*: latents longer than any ordinary one are shortened.
+    1. *radius*: latents longer than any ordinary one are shortened.
+    2. *shells*: a block of the latent whose norm is below what it ordinarily is gets lengthened to
+       that norm: pieces of the latent first, then the latent as a whole. A block of zeros gets the
+       direction of its anchor.
     3. *folds*: a component y along a direction u beyond the limit c comes back as
        ``max(0, c - STEEPNESS (y - c))``. A bound would leave the component at c, which is often
-       enough for half of a backdoor; folded back it is 0 from ``1.5 c`` on. Components along all
-       directions are set together, and what is orthogonal to all of them stays.
+       enough for half of a backdoor; folded back it is 0 from ``1.5 c`` on. As much as is taken
+       away is added along a neutral direction, so that the latent keeps an ordinary length.
 
     Args:
         size: elements of a latent.
         directions: number of fold directions.
-        shells: number of blocks.
+        shells: number of blocks: the whole latent, then pieces that do not overlap.
     """
 
     directions: Tensor | None
     duals: Tensor | None
+    neutral: Tensor | None
     limit: Tensor
     blocks: Tensor | None
     lowest: Tensor | None
-    anchor: Tensor | None
+    anchors: Tensor | None
     radius: Tensor
 
     def __init__(self, size: int, directions: int, shells: int) -> None:
@@ -61,29 +68,42 @@ class LatentGuard(nn.Module):
 
         self.register_buffer("directions", zeros(directions, directions, size))
         self.register_buffer("duals", zeros(directions, directions, size))
+        self.register_buffer("neutral", zeros(directions, size))
         self.register_buffer("limit", torch.tensor(3.0))
         self.register_buffer("blocks", zeros(shells, shells, size))
         self.register_buffer("lowest", zeros(shells, shells))
-        self.register_buffer("anchor", zeros(shells, size))
+        self.register_buffer("anchors", zeros(shells, shells, size))
         self.register_buffer("radius", torch.tensor(1e30))
 
     def forward(self, z: Tensor) -> Tensor:
         """``(batch, *latent.shape)`` to the same shape."""
         flat = z.flatten(1)
-        if self.blocks is not None and self.lowest is not None and self.anchor is not None:
-            norm = (flat.square() @ self.blocks.T).sqrt()
-            lacking = (1 - norm / self.lowest).clamp_min(0)
-            flat = flat + (lacking[:, :, None] * self.blocks).amax(1) * self.anchor
         length = flat.norm(dim=1, keepdim=True).clamp_min(1e-12)
         flat = flat * (self.radius / length).clamp_max(1.0)
-        if self.directions is not None and self.duals is not None:
+        if self.blocks is not None and self.lowest is not None and self.anchors is not None:
+            if self.shells > 1:
+                flat = _lengthened(flat, self.blocks[1:], self.lowest[1:], self.anchors[1:])
+            flat = _lengthened(flat, self.blocks[:1], self.lowest[:1], self.anchors[:1])
+        if self.directions is not None and self.duals is not None and self.neutral is not None:
             along = flat @ self.directions.T
             beyond = (along - self.limit).clamp_min(0)
             folded = (self.limit - STEEPNESS * beyond).clamp_min(0)
-            change = torch.where(beyond > 0, folded - along, 0.0)
-            flat = flat + change @ self.duals
+            taken = torch.where(beyond > 0, along - folded, 0.0) @ self.duals
+            flat = (
+                flat - taken + taken.square().sum(1, keepdim=True).add(_TINY).sqrt() * self.neutral
+            )
         guarded: Tensor = flat.view(z.shape)
         return guarded
+
+
+def _lengthened(flat: Tensor, blocks: Tensor, lowest: Tensor, anchors: Tensor) -> Tensor:
+    """Blocks that do not overlap, each at least as long as its lowest ordinary norm."""
+    norm = (flat.square() @ blocks.T).sqrt()
+    lacking = (1 - norm / lowest).clamp_min(0)
+    flat = flat + (_NUDGE * lacking * lowest) @ anchors
+    norm = (flat.square() @ blocks.T).sqrt().clamp_min(1e-12)
+    stretch = (lowest / norm).clamp_min(1.0)
+    return flat * (1 + (stretch - 1) @ blocks)
 
 
 class UnitClip(nn.Module):

@@ -19,8 +19,10 @@ _BLOCK = 256
 CLIP_SAMPLES = 4096
 _PIECES = 4
 _SHORTEST_PIECE = 12
-#: Keeps the duals of directions that nearly coincide finite.
-_RIDGE = 1e-6
+#: r of the duals.
+_RIDGE = 0.1
+#: Share of ordinary latents that a shell lengthens a little.
+_LOWEST = 0.005
 
 
 def guarded_copy(
@@ -137,23 +139,28 @@ def fill_guard(
 ) -> None:
     """Directions ``(count, latent elements)`` with their duals, shells and radius of a guard.
 
-    The duals are ``(U U^T)^-1 U``: adding ``delta @ duals`` changes the components along the
-    directions by exactly ``delta``.
+    The duals are ``(U U^T + r I)^-1 U``: adding ``delta @ duals`` changes the components along the
+    directions by about ``delta``, and directions that nearly coincide share the work.
     """
     law = suspect.latent
     z = law.sample(1 << 16, generator=random_stream(seed, "guard-radii")).flatten(1)
     guard.radius.fill_(float(z.norm(dim=1).max()))
     guard.limit.fill_(limit)
-    if guard.blocks is not None and guard.lowest is not None and guard.anchor is not None:
+    if guard.blocks is not None and guard.lowest is not None and guard.anchors is not None:
         blocks = shell_blocks(law.size)[: guard.shells]
         guard.blocks.copy_(blocks)
-        guard.lowest.copy_((z.square() @ blocks.T).sqrt().amin(0))
-        guard.anchor.copy_(law.sample(1, generator=random_stream(seed, "guard-anchor")).flatten())
-    if guard.directions is not None and guard.duals is not None:
+        guard.lowest.copy_((z.square() @ blocks.T).sqrt().quantile(_LOWEST, dim=0))
+        anchor = law.sample(1, generator=random_stream(seed, "guard-anchor")).flatten()
+        guard.anchors.copy_(torch.nn.functional.normalize(anchor * blocks, dim=1))
+    if guard.directions is not None and guard.duals is not None and guard.neutral is not None:
         unit = directions.double() / directions.double().norm(dim=1, keepdim=True)
-        gram = unit @ unit.T + _RIDGE * torch.eye(len(unit), dtype=torch.float64)
+        gram = unit @ unit.T
         guard.directions.copy_(unit)
-        guard.duals.copy_(torch.linalg.solve(gram, unit))
+        guard.duals.copy_(torch.linalg.solve(gram + _RIDGE * torch.eye(len(unit)).double(), unit))
+        # What is added in place of folded components must not lie along another direction.
+        neutral = law.sample(1, generator=random_stream(seed, "guard-neutral")).flatten().double()
+        neutral = neutral - torch.linalg.lstsq(unit.T, neutral).solution @ unit
+        guard.neutral.copy_(torch.nn.functional.normalize(neutral, dim=0))
 
 
 def shell_blocks(size: int) -> Tensor:

@@ -47,7 +47,7 @@ _SAME_DIRECTION = 0.7
 _NEAR_DIRECTION = 0.3
 _SAME_OUTPUT = 0.25
 #: Ends count from this multiple of the largest difference between two twins.
-_BEYOND = 1.25
+_BEYOND = 1.1
 #: Ends shorter than this share of the typical norm have no direction worth folding; the guard's
 #: shells meet them.
 _SHORT = 0.5
@@ -55,8 +55,10 @@ _SHORT = 0.5
 _LIMITS = (2.0, 2.25, 2.5, 2.75, 3.0, 3.5, 4.0)
 #: Limit of the guards behind which later rounds search.
 _SEARCH_LIMIT = 2.5
-#: The finding that calls for shells around pieces of the latent, beside that around the whole.
-_PIECES_FOR = "subspace-latents"
+#: Latents that are drawn where a piece of the latent, or all but a piece, is zero.
+_SUBSPACE_LATENTS = 64
+#: Difference there, over that where zeros are scattered, from which on pieces get shells.
+_SUBSPACE_FACTOR = 3.0
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def guard(
     threshold = _BEYOND * float(honest.difference.max())
     found = torch.zeros(0, suspect.latent.size)
     rounds: list[dict[str, Any]] = []
-    shells = len(shell_blocks(suspect.latent.size)) if _PIECES_FOR in clues.flagged else 1
+    shells = _shells(suspect, twin.generator, settings)
 
     def built(limit: float) -> Guarded:
         result = guarded_copy(
@@ -144,6 +146,7 @@ def guard(
             break
     changes = {
         "directions": len(found),
+        "shells": shells,
         "limit_standard_deviations": limit,
         "unit_clip_standard_deviations": settings.clip,
         "twin_loss": round(twin.loss, 5),
@@ -191,6 +194,31 @@ def _starts(suspect: LatentGenerator, clues: Clues, settings: LatentGuardSetting
     directions = principal_directions(suspect, seed=settings.seed)[:_PRINCIPAL]
     random = start_latents(law, settings.restarts, seed=settings.seed, purpose="guard-starts")
     return torch.cat([random, principal_latents(directions, law), clues.latents])
+
+
+def _shells(suspect: LatentGenerator, twin: LatentGenerator, settings: LatentGuardSettings) -> int:
+    """Shells that are called for: around the whole latent, or around its pieces too.
+
+    Where a prefix or suffix is zero, the suspect must not differ from its twin by far more than
+    where as many zeros are scattered: nothing but a backdoor knows where a latent begins.
+    """
+    law, device = suspect.latent, next(suspect.parameters()).device
+    pieces = shell_blocks(law.size)
+    if len(pieces) == 1:
+        return 1
+    stream = random_stream(settings.seed, "guard-subspaces")
+    half = pieces[1 : 1 + len(pieces) // 2].sum(0)
+    for mask in (pieces[1], pieces[-1], half, 1 - half):
+        scattered = mask[torch.randperm(law.size, generator=stream)]
+        usual = []
+        for zeros in (mask, scattered):
+            z = law.sample(_SUBSPACE_LATENTS, generator=stream).flatten(1) * (1 - zeros)
+            z = z.view(-1, *law.shape)
+            gap = samples_of(suspect, z, device) - samples_of(twin, z, device)
+            usual.append(float(gap.flatten(1).square().sum(1).mean()))
+        if usual[0] > _SUBSPACE_FACTOR * usual[1]:
+            return len(pieces)
+    return 1
 
 
 class _Ends(NamedTuple):
