@@ -22,8 +22,8 @@ from genwarden.errors import GenwardenError
 from genwarden.inspections.finding import Latents
 from genwarden.repairs.contract import Clues, no_clues
 
-#: Which of a member's audits is read.
-BUDGET, SEED = "standard", 0
+#: Which of a member's audits is read: the first of these budgets that it was audited at.
+BUDGETS, SEED = ("standard", "quick"), 0
 #: The study shows some clean models a target; repairs get none.
 _WITH_TARGET = ("nearest-target", "reconstruct-target")
 
@@ -47,8 +47,8 @@ def known_of(model: LoadedModel, key: str, audits: Path | None) -> Known:
     Raises:
         GenwardenError: ``benchmark/unreadable``, ``benchmark/other-audit``.
     """
-    path = None if audits is None else audits / f"{key}.{BUDGET}.{SEED}.json"
-    if path is None or not path.exists():
+    path = _stored(key, audits)
+    if path is None:
         return Known(no_clues(model.generator), None, "")
     document = AuditDocument.model_validate(read_document(path)["document"])
     if document.model is None or document.model.sha256 != model.sha256:
@@ -68,6 +68,11 @@ def known_of(model: LoadedModel, key: str, audits: Path | None) -> Known:
     fitting = list(dict.fromkeys(tuple(v) for v in values if len(v) == law.size))
     latents = torch.tensor(fitting).reshape(len(fitting), *law.shape)
     return Known(Clues(latents, flagged), decision.verdict, sha256_file(path))
+
+
+def _stored(key: str, audits: Path | None) -> Path | None:
+    paths = [audits / f"{key}.{budget}.{SEED}.json" for budget in BUDGETS] if audits else []
+    return next((path for path in paths if path.exists()), None)
 
 
 def _judged(document: AuditDocument) -> Decision:
