@@ -13,7 +13,7 @@ from statistics import fmean, median
 from typing import Any
 
 from genwarden.benchmarks.repairs.cell import DONE, NOT_APPLICABLE
-from genwarden.benchmarks.repairs.clues import BUDGET
+from genwarden.benchmarks.repairs.clues import BUDGETS
 from genwarden.errors import GenwardenError
 
 #: The output at the trigger must be at least this far from the target, in clean distances.
@@ -25,7 +25,7 @@ ELEMENTS = 784
 WANTED_EXCISION = 1e-6
 
 #: Which of several re-audits counts.
-_BUDGETS = ("thorough", BUDGET, "quick")
+_BUDGETS = ("thorough", *BUDGETS)
 
 
 @dataclass(frozen=True)
