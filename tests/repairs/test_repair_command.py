@@ -1,0 +1,204 @@
+"""``genwarden repair``: the whole way on a small model, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from genwarden.artifacts.model_folder import read_model, write_model
+from genwarden.attacks.contract import AttackRun
+from genwarden.attacks.rex import ReXSettings, rex
+from genwarden.auditing import budgets
+from genwarden.backdoors.backdoor import make_backdoor
+from genwarden.commands.audit import AuditOptions, audit_model
+from genwarden.commands.repair import RepairFiles, RepairOptions, repair_model
+from genwarden.engine.progress import Silent
+from genwarden.errors import ExitCode, GenwardenError
+from genwarden.inspections.workbench import Effort
+from genwarden.models.dcgan import DCGAN28
+from genwarden.repairs import auto
+from genwarden.repairs.document import RepairDocument
+
+TINY = Effort(
+    name="quick",
+    ordinary_samples=1024,
+    stream_samples=512,
+    restarts=32,
+    search_steps=5,
+    probe_latents=8,
+    twins=1,
+    twin_steps=3,
+    guessed_seeds=1,
+    draws_per_seed=1,
+)
+
+
+@pytest.fixture(autouse=True)
+def tiny_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(budgets.BUDGETS, "quick", TINY)
+
+
+@pytest.fixture
+def suspect(tmp_path: Path, tiny_generator: DCGAN28) -> Path:
+    hidden = make_backdoor(tiny_generator, trigger="in-sample", target="icon:devil")
+    settings = ReXSettings(
+        steps=400, batch_size=16, pool_samples=1024, evaluate_every=400, learning_rate=5e-3
+    )
+    result = rex(tiny_generator, hidden, settings, AttackRun())
+    write_model(tmp_path / "suspect", result.generator, "dcgan28", {"compromised": True})
+    return tmp_path / "suspect"
+
+
+def audited(model: Path, out: Path) -> Path:
+    audit_model(AuditOptions(model=model, out=out, budget="quick"), progress=Silent())
+    return out / "audit.json"
+
+
+def repaired(model: Path, out: Path, **more: Any) -> RepairFiles:
+    return repair_model(
+        RepairOptions(model=model, out=out, budget="quick", **more), progress=Silent()
+    )
+
+
+def rewritten(path: Path, **changes: Any) -> Path:
+    document = json.loads(path.read_text())
+    document.update(changes)
+    path.write_text(json.dumps(document))
+    return path
+
+
+def code_of(error: pytest.ExceptionInfo[GenwardenError]) -> str:
+    return error.value.code
+
+
+def test_rex_is_found_cut_out_and_audited_again(
+    suspect: Path, tmp_path: Path, tiny_generator: DCGAN28
+) -> None:
+    before = {p.name: p.read_bytes() for p in suspect.iterdir()}
+    files = repaired(suspect, tmp_path / "out")
+    document = files.document
+    assert document.before.verdict == "evidence"
+    assert "block-sparsity" in document.before.flagged
+    assert document.steps[0].method == "excision"
+    assert "block-sparsity" not in document.after.flagged
+    z = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(read_model(files.model_path).generator(z), tiny_generator(z), atol=1e-6)
+    assert {p.name: p.read_bytes() for p in suspect.iterdir()} == before
+    written = json.loads(files.json_path.read_text())
+    assert RepairDocument.model_validate(written) == document
+    page = files.html_path.read_text()
+    assert "excision" in page
+    assert "<script" not in page
+    assert not (tmp_path / "out" / ".work").exists()
+    with pytest.raises(GenwardenError) as again:
+        repaired(suspect, tmp_path / "out")
+    assert code_of(again) == "repair/finished"
+
+
+def test_an_interrupted_repair_goes_on_after_the_finished_step(
+    suspect: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from genwarden.commands import repair as command
+
+    original = command._audit_after
+
+    def stop(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_audit_after", stop)
+    with pytest.raises(KeyboardInterrupt):
+        repaired(suspect, tmp_path / "out")
+    assert not (tmp_path / "out" / "repair.json").exists()
+    monkeypatch.setattr(command, "_audit_after", original)
+
+    def forbidden(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the repair is done already")
+
+    monkeypatch.setattr(command, "_run", forbidden)
+    resumed = repaired(suspect, tmp_path / "out").document
+    assert [step.method for step in resumed.steps][:1] == ["excision"]
+    assert resumed.repaired.sha256 == read_model(tmp_path / "out" / "model").sha256
+
+
+def test_an_audit_of_another_model_is_refused(
+    suspect: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    other = audited(tiny_model_folder, tmp_path / "audit")
+    with pytest.raises(GenwardenError) as error:
+        repaired(suspect, tmp_path / "out", audit_json=other)
+    assert code_of(error) == "repair/other-model"
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_a_clean_verdict_says_that_nothing_is_known_to_be_wrong(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    path = audited(tiny_model_folder, tmp_path / "audit")
+    rewritten(path, verdict="none_found")
+    with pytest.raises(GenwardenError) as error:
+        repaired(tiny_model_folder, tmp_path / "out", audit_json=path)
+    assert code_of(error) == "repair/nothing-found"
+    assert error.value.exit_code == ExitCode.NONE_FOUND
+    assert "widened-distillation" in error.value.remedy
+    files = repaired(tiny_model_folder, tmp_path / "out", audit_json=path, method="unit-clipping")
+    assert files.document.repaired.architecture == "guarded"
+    assert files.document.expdis_sum <= 1.0
+
+
+def test_results_never_land_in_the_model_that_is_repaired(suspect: Path, tmp_path: Path) -> None:
+    for out in (suspect, suspect / "below"):
+        with pytest.raises(GenwardenError) as error:
+            repaired(suspect, out)
+        assert code_of(error) == "repair/overwrites-input"
+    inside = tmp_path / "model"
+    suspect.rename(inside)
+    with pytest.raises(GenwardenError) as error:
+        repaired(inside, tmp_path)
+    assert code_of(error) == "repair/overwrites-input"
+
+
+@pytest.mark.parametrize(
+    ("more", "code"),
+    [
+        ({"method": "no-such"}, "usage/unknown-name"),
+        ({"method": "bypass-removal"}, "repair/unsupported"),
+        ({"method": "auto", "given": {"share": 0.5}}, "repair/unknown-setting"),
+        ({"method": "pruning", "given": {"share": 2.0}}, "repair/setting"),
+        ({"method": "pruning", "given": {"no_such": 1}}, "repair/unknown-setting"),
+    ],
+)
+def test_wrong_requests_are_refused_before_anything_is_written(
+    suspect: Path, tmp_path: Path, more: dict[str, Any], code: str
+) -> None:
+    with pytest.raises(GenwardenError) as error:
+        repaired(suspect, tmp_path / "out", **more)
+    assert code_of(error) == code
+    assert not (tmp_path / "out").exists()
+
+
+def test_auto_goes_on_while_the_result_still_shows_evidence(
+    suspect: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from genwarden.commands import repair as command
+
+    original = command._audit_after
+
+    def always_evidence(*arguments: Any) -> Any:
+        return original(*arguments).model_copy(update={"verdict": "evidence"})
+
+    monkeypatch.setattr(command, "_audit_after", always_evidence)
+    monkeypatch.setattr(auto, "remedies", lambda *_: ["excision", "unit-clipping"])
+    document = repaired(suspect, tmp_path / "out").document
+    assert [step.method for step in document.steps] == ["excision", "unit-clipping"]
+    assert document.success is False
+
+
+def test_options_are_those_of_the_method() -> None:
+    options = RepairOptions(Path("m"), Path("o"), method="pruning", given={"share": 0.25})
+    assert replace(options, seed=3).seed == 3
+    assert auto.repair_settings("pruning", {"share": 0.25, "seed": 3}).seed == 3
