@@ -16,8 +16,9 @@ PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet $(PI
 demo: $(VENV)/installed
 	$(VENV)/bin/genwarden demo
 
+# One process per core with one thread each: small networks gain nothing from more threads.
 test: $(VENV)/installed-dev
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto
 
 test-slow: $(VENV)/installed-dev
 	$(VENV)/bin/python -m pytest -m slow
