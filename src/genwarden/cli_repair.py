@@ -66,7 +66,8 @@ def repair(
     A model repaired by latent-guard or unit-clipping keeps its weights and gets a wrapper
     (architecture "guarded"); all other methods give a network of the same architecture.
 
-    Exit code: 0 the repaired model shows nothing, 1 it still shows evidence, 2 error, 3 no verdict.
+    Exit code: 0 the repaired model shows nothing, 1 it still shows evidence, 2 error, 3 no verdict
+    (also: nothing was found in the model, so nothing was repaired and nothing written).
 
     Examples:
 

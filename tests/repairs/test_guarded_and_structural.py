@@ -6,6 +6,7 @@ Every test asserts that the suspect itself fails what the repaired model passes.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -154,7 +155,9 @@ def guarded(net: LatentGenerator, directions: Tensor, shells: int = 1) -> Guarde
 def test_a_guard_leaves_ordinary_latents_and_folds_what_lies_far_along_a_direction(
     net: DCGAN28,
 ) -> None:
-    direction = torch.nn.functional.normalize(torch.randn(32), dim=0)
+    direction = torch.nn.functional.normalize(
+        torch.randn(32, generator=random_stream(0, "direction")), dim=0
+    )
     model = guarded(net, direction[None])
     z = net.latent.sample(2000, generator=random_stream(0, "ordinary"))
     moved = (model.guard(z) - z).flatten(1).norm(dim=1) > 1e-4
@@ -208,12 +211,47 @@ def test_a_guarded_model_is_written_and_read_back(
         {"inner": "dcgan28", "clipped": "project_norm,project_norm"},
         {"inner": "dcgan28", "clipped": "_apply"},
         {"inner": "dcgan28", "directions": -1},
+        {"inner": "dcgan28", "clipped": 5},
+        {"inner": "bypass", "clipped": "inner,inner.project"},
         {"inner": "dcgan28", "other": 1},
     ],
 )
 def test_hostile_settings_of_a_guarded_model_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises((ValueError, TypeError)):
         Guarded(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("guard.duals", 1e3), ("guard.limit", -1.0), ("guard.radius", 0.0), ("guard.neutral", 50.0)],
+)
+def test_numbers_that_no_guard_has_are_refused(
+    net: DCGAN28, tmp_path: Path, name: str, value: float
+) -> None:
+    model = guarded(net, torch.eye(32)[:1])
+    write_model(tmp_path / "sound", model, "guarded", {})
+    assert read_model(tmp_path / "sound").architecture == "guarded"
+    model.state_dict()[name].fill_(value)
+    write_model(tmp_path / "odd", model, "guarded", {})
+    with pytest.raises(GenwardenError, match="artifact/bad-numbers"):
+        read_model(tmp_path / "odd")
+
+
+def test_a_limit_counts_standard_deviations_of_any_latent_law(net: DCGAN28) -> None:
+    uniform = copy.deepcopy(net)
+    uniform.latent = replace(net.latent, distribution="uniform")
+    guard_of = guarded_copy(net, directions=1, shells=1, clips=0, seed=0).guard
+    fill_guard(guard_of, torch.eye(32)[:1], 3.0, net, 0)
+    assert float(guard_of.limit) == pytest.approx(3.0)
+    fill_guard(guard_of, torch.eye(32)[:1], 3.0, uniform, 0)
+    assert float(guard_of.limit) == pytest.approx(3.0 / 3**0.5)
+
+
+def test_a_guarded_model_is_not_guarded_again_but_relearnt(net: DCGAN28) -> None:
+    model = guarded(net, torch.eye(32)[:1])
+    with pytest.raises(GenwardenError, match="guarded already"):
+        clip_units(model, no_clues(model), UnitClippingSettings(), RUN)
+    assert remedies("guarded", no_clues(model)) == ["widened-distillation"]
 
 
 def test_a_twin_keeps_the_guard_and_forgets_the_weights(net: DCGAN28) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from genwarden.backdoors.backdoor import make_backdoor
 from genwarden.commands.audit import AuditOptions, audit_model
 from genwarden.commands.repair import RepairFiles, RepairOptions, repair_model
 from genwarden.engine.progress import Silent
+from genwarden.engine.seeds import random_stream
 from genwarden.errors import ExitCode, GenwardenError
 from genwarden.inspections.workbench import Effort
-from genwarden.models.dcgan import DCGAN28
+from genwarden.models.dcgan import DCGAN28, initialise
 from genwarden.repairs import auto
 from genwarden.repairs.document import RepairDocument
 
@@ -43,15 +45,25 @@ def tiny_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(budgets.BUDGETS, "quick", TINY)
 
 
-@pytest.fixture
-def suspect(tmp_path: Path, tiny_generator: DCGAN28) -> Path:
-    hidden = make_backdoor(tiny_generator, trigger="in-sample", target="icon:devil")
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DCGAN28]:
+    """A ReX model in a folder, and the network that it was made from."""
+    net = DCGAN28(channels=(4, 4, 4), latent_dim=8)
+    initialise(net, random_stream(0, "repair-command"))
+    net.eval().requires_grad_(False)
+    hidden = make_backdoor(net, trigger="in-sample", target="icon:devil")
     settings = ReXSettings(
         steps=400, batch_size=16, pool_samples=1024, evaluate_every=400, learning_rate=5e-3
     )
-    result = rex(tiny_generator, hidden, settings, AttackRun())
-    write_model(tmp_path / "suspect", result.generator, "dcgan28", {"compromised": True})
-    return tmp_path / "suspect"
+    result = rex(net, hidden, settings, AttackRun())
+    folder = tmp_path_factory.mktemp("attacked") / "model"
+    write_model(folder, result.generator, "dcgan28", {"compromised": True})
+    return folder, net
+
+
+@pytest.fixture
+def suspect(tmp_path: Path, attacked: tuple[Path, DCGAN28]) -> Path:
+    return Path(shutil.copytree(attacked[0], tmp_path / "suspect"))
 
 
 def audited(model: Path, out: Path) -> Path:
@@ -60,9 +72,8 @@ def audited(model: Path, out: Path) -> Path:
 
 
 def repaired(model: Path, out: Path, **more: Any) -> RepairFiles:
-    return repair_model(
-        RepairOptions(model=model, out=out, budget="quick", **more), progress=Silent()
-    )
+    options = {"budget": "quick", **more}
+    return repair_model(RepairOptions(model=model, out=out, **options), progress=Silent())
 
 
 def rewritten(path: Path, **changes: Any) -> Path:
@@ -77,7 +88,7 @@ def code_of(error: pytest.ExceptionInfo[GenwardenError]) -> str:
 
 
 def test_rex_is_found_cut_out_and_audited_again(
-    suspect: Path, tmp_path: Path, tiny_generator: DCGAN28
+    suspect: Path, tmp_path: Path, attacked: tuple[Path, DCGAN28]
 ) -> None:
     before = {p.name: p.read_bytes() for p in suspect.iterdir()}
     files = repaired(suspect, tmp_path / "out")
@@ -87,7 +98,7 @@ def test_rex_is_found_cut_out_and_audited_again(
     assert document.steps[0].method == "excision"
     assert "block-sparsity" not in document.after.flagged
     z = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(read_model(files.model_path).generator(z), tiny_generator(z), atol=1e-6)
+    assert torch.allclose(read_model(files.model_path).generator(z), attacked[1](z), atol=1e-6)
     assert {p.name: p.read_bytes() for p in suspect.iterdir()} == before
     written = json.loads(files.json_path.read_text())
     assert RepairDocument.model_validate(written) == document
@@ -143,7 +154,7 @@ def test_a_clean_verdict_says_that_nothing_is_known_to_be_wrong(
     with pytest.raises(GenwardenError) as error:
         repaired(tiny_model_folder, tmp_path / "out", audit_json=path)
     assert code_of(error) == "repair/nothing-found"
-    assert error.value.exit_code == ExitCode.NONE_FOUND
+    assert error.value.exit_code == ExitCode.INCONCLUSIVE
     assert "widened-distillation" in error.value.remedy
     files = repaired(tiny_model_folder, tmp_path / "out", audit_json=path, method="unit-clipping")
     assert files.document.repaired.architecture == "guarded"
@@ -162,10 +173,56 @@ def test_results_never_land_in_the_model_that_is_repaired(suspect: Path, tmp_pat
     assert code_of(error) == "repair/overwrites-input"
 
 
+def test_a_link_in_the_output_folder_does_not_lead_to_the_input(
+    suspect: Path, tmp_path: Path
+) -> None:
+    before = {p.name: p.read_bytes() for p in suspect.iterdir()}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model").symlink_to(suspect)
+    with pytest.raises(GenwardenError) as error:
+        repaired(suspect, tmp_path / "out", restart=True)
+    assert code_of(error) == "repair/overwrites-input"
+    assert {p.name: p.read_bytes() for p in suspect.iterdir()} == before
+
+
+def test_a_folder_that_no_repair_made_is_left_alone(suspect: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "out" / "model" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("keep me")
+    with pytest.raises(GenwardenError) as error:
+        repaired(suspect, tmp_path / "out", restart=True)
+    assert code_of(error) == "repair/not-ours"
+    assert mine.read_text() == "keep me"
+
+
+def test_an_audit_at_another_budget_is_made_anew(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(budgets.BUDGETS, "standard", replace(TINY, name="standard"))
+    request = RepairOptions(tiny_model_folder, tmp_path / "out", method="pruning", budget="quick")
+    path = audited(tiny_model_folder, tmp_path / "out" / "before")
+    (tmp_path / "out" / ".work").mkdir()
+    (tmp_path / "out" / ".work" / "ours").touch()
+    assert json.loads(path.read_text())["budget"]["name"] == "quick"
+    repair_model(replace(request, budget="standard"), progress=Silent())
+    assert json.loads(path.read_text())["budget"]["name"] == "standard"
+
+
+@pytest.mark.parametrize("budget", [{}, {"name": "no-such"}])
+def test_an_audit_file_without_a_known_budget_is_refused(
+    tmp_path: Path, tiny_model_folder: Path, budget: dict[str, str]
+) -> None:
+    path = rewritten(audited(tiny_model_folder, tmp_path / "audit"), budget=budget)
+    with pytest.raises(GenwardenError) as error:
+        repaired(tiny_model_folder, tmp_path / "out", audit_json=path)
+    assert code_of(error) == "usage/budget"
+
+
 @pytest.mark.parametrize(
     ("more", "code"),
     [
         ({"method": "no-such"}, "usage/unknown-name"),
+        ({"budget": "thorogh"}, "usage/budget"),
         ({"method": "bypass-removal"}, "repair/unsupported"),
         ({"method": "auto", "given": {"share": 0.5}}, "repair/unknown-setting"),
         ({"method": "pruning", "given": {"share": 2.0}}, "repair/setting"),
@@ -196,9 +253,3 @@ def test_auto_goes_on_while_the_result_still_shows_evidence(
     document = repaired(suspect, tmp_path / "out").document
     assert [step.method for step in document.steps] == ["excision", "unit-clipping"]
     assert document.success is False
-
-
-def test_options_are_those_of_the_method() -> None:
-    options = RepairOptions(Path("m"), Path("o"), method="pruning", given={"share": 0.25})
-    assert replace(options, seed=3).seed == 3
-    assert auto.repair_settings("pruning", {"share": 0.25, "seed": 3}).seed == 3

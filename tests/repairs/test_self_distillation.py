@@ -121,7 +121,7 @@ def test_a_twin_is_not_made_twice(tmp_path: Path) -> None:
     for _ in range(2):
         run = RepairRun(Titles(), tmp_path, "run")
         repaired_by("widened-distillation", foreign(Normalised()), run=run)
-    assert titles == ["distilling a twin", "distilling", "distilling"]
+    assert titles == ["distilling twins", "distilling", "distilling"]
 
 
 def test_a_fresh_student_learns_the_samples_and_not_the_backdoor() -> None:
@@ -207,7 +207,7 @@ def test_a_poor_twin_is_told_of(loss: float, told: int, monkeypatch: pytest.Monk
 
     suspect = foreign(Normalised())
     made = Twin(suspect, loss)
-    monkeypatch.setattr("genwarden.repairs.second_teacher.make_twin", lambda *_, **__: made)
+    monkeypatch.setattr("genwarden.repairs.kept_twin.make_twin", lambda *_, **__: made)
     second_teacher(suspect, TwoTeacherSettings(twin_steps=7), RepairRun(Told()))
     assert len(messages) == told
     assert all("twin_steps=28" in message for message in messages)

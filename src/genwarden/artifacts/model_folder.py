@@ -192,10 +192,18 @@ def fill(generator: torch.nn.Module, weights: Weights, where: str) -> None:
     """Load a state dict strictly and switch to evaluation mode.
 
     Raises:
-        GenwardenError: ``artifact/wrong-architecture``, naming the first differences.
+        GenwardenError: ``artifact/wrong-architecture``, naming the first differences, or
+            ``artifact/bad-numbers``.
     """
     require_fit(generator.state_dict(), weights, where)
-    generator.load_state_dict(weights.tensors)
+    try:
+        generator.load_state_dict(weights.tensors)
+    except ValueError as error:  # a network of ours that knows which numbers it cannot hold
+        raise GenwardenError(
+            "artifact/bad-numbers",
+            f"{where}: {reason(error)}.",
+            "Nobody made this with genwarden as it is; ask for the original.",
+        ) from error
     generator.eval().requires_grad_(False)
 
 

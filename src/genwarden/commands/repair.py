@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +18,7 @@ from genwarden.artifacts.manifest import MANIFEST_NAME, WEIGHTS_NAME
 from genwarden.artifacts.model_folder import LoadedModel, write_model
 from genwarden.artifacts.open_model import open_model
 from genwarden.auditing.audit import Request, Suspect, audit, environment
+from genwarden.auditing.budgets import budget as budget_named
 from genwarden.auditing.document import AuditDocument
 from genwarden.commands.audit import (
     AuditOptions,
@@ -49,6 +52,9 @@ from genwarden.reports.repair import render_repair
 
 AUTO = "auto"
 _MOST_STEPS = 3
+#: All that a repair writes in its folder.
+_FILES = ("repair.json", "repair.html", WEIGHTS_NAME)
+_FOLDERS = ("before", "model", "after", ".work")
 _EXPDIS_SAMPLES = 4096
 _SHOWN = 8
 
@@ -95,6 +101,8 @@ def repair_model(options: RepairOptions, *, progress: Progress) -> RepairFiles:
     """
     settings = _settings(options)
     device = pick_device(options.device)
+    if options.budget is not None:
+        budget_named(options.budget)
     model = open_model(options.model, architecture=options.architecture, settings=options.settings)
     _require_sound(model)
     _require_support(options.method, model)
@@ -153,67 +161,112 @@ def _require_support(method: str, model: LoadedModel) -> None:
     if method == AUTO:
         return
     row = REPAIRS[method]
-    supported = row.options.get("architectures")
-    if supported is not None and model.architecture not in supported:
+    known = model.architecture in ARCHITECTURES
+    supported = row.options.get("architectures", [model.architecture])
+    if model.architecture not in supported or not (known or row.options["keeps"]):
         fitting = [
             name
             for name, other in REPAIRS.items()
             if model.architecture in other.options.get("architectures", [model.architecture])
-            and (model.architecture in ARCHITECTURES or other.options["keeps"])
+            and (known or other.options["keeps"])
         ]
         raise GenwardenError(
             "repair/unsupported",
-            f"{method} works on {', '.join(supported)}, not on {model.architecture}.",
+            f"{method} does not work on {model.architecture}.",
             f"For this model there are: {', '.join([AUTO, *fitting])}.",
         )
 
 
 def _prepare(options: RepairOptions) -> None:
-    """Folders: nothing of the input is in reach of what is written."""
+    """Folders: nothing of the input is in reach of what is written, nor anything foreign."""
     source, out = options.model.resolve(), options.out.resolve()
-    inside = source.is_dir() and (out == source or source in out.parents)
-    if inside or (out in (source.parent, *source.parents) and _claims(source, out)):
+    written = [options.out / name for name in (*_FOLDERS, *_FILES)]
+    shared = out == source or source in out.parents
+    for path in written:
+        real = path.resolve()
+        shared |= path.is_symlink() or real == source or real in source.parents
+        shared |= source in real.parents
+        if options.audit_json is not None and path.name != "before":
+            audit_json = options.audit_json.resolve()
+            shared |= real == audit_json or real in audit_json.parents
+    if shared:
         raise GenwardenError(
             "repair/overwrites-input",
-            f"--out {options.out} and the model {options.model} share a folder.",
-            "Choose an --out folder outside the model's; a repair never touches its input.",
+            f"What a repair writes in {options.out} would share files with its input.",
+            "Choose an empty --out folder away from the model and its audit; a repair never "
+            "touches its input.",
         )
     require_writable_folder(options.out)
+    ours = (options.out / "repair.json").exists() or (options.out / ".work" / "ours").exists()
+    foreign = [path.name for path in written if path.exists()]
+    if foreign and not ours:
+        raise GenwardenError(
+            "repair/not-ours",
+            f"{options.out} holds {', '.join(foreign)} of something else.",
+            "Choose another --out folder; nothing there was changed.",
+        )
     if options.restart:
-        for name in ("before", "model", "after", ".work"):
-            shutil.rmtree(options.out / name, ignore_errors=True)
-        for name in ("repair.json", "repair.html", WEIGHTS_NAME):
+        kept = options.audit_json is not None and (out / "before") in [
+            *options.audit_json.resolve().parents
+        ]
+        for name in _FILES:  # repair.json first: without it, the folder no longer looks finished
             (options.out / name).unlink(missing_ok=True)
+        for name in _FOLDERS:
+            if not (kept and name == "before"):
+                shutil.rmtree(options.out / name, ignore_errors=True)
     if (options.out / "repair.json").exists():
         raise GenwardenError(
             "repair/finished",
             f"{options.out} holds a finished repair already.",
             "Choose another --out folder, or add --restart to begin anew.",
         )
-
-
-def _claims(source: Path, out: Path) -> bool:
-    """Whether the model lies where the results of a repair in ``out`` are written."""
-    return source.relative_to(out).parts[0] in {"before", "model", "after", ".work", WEIGHTS_NAME}
+    write_atomic(options.out / ".work" / "ours", b"")
 
 
 def _audit_before(
     options: RepairOptions, model: LoadedModel, progress: Progress
 ) -> tuple[AuditDocument, Path]:
-    path = options.audit_json or options.out / "before" / "audit.json"
+    """The audit that the user gave, that of an interrupted run of the same request, or a new one.
+
+    Raises:
+        GenwardenError: ``repair/other-model``, ``usage/budget`` and those of reading the file.
+    """
+    wanted = replace(_audit_options(options), out=options.out / "before")
+    path = options.audit_json or wanted.out / "audit.json"
+    document = None
     if options.audit_json is not None or path.exists():
         document = read_document(path)
-    else:
+        budget_named(str(document.budget.get("name")))
+    if options.audit_json is None and not _answers(document, wanted):
         progress.message("== audit of the model as it is ==")
-        wanted = replace(_audit_options(options), out=options.out / "before")
         document = audit_model(wanted, progress=progress).document
-    if document.model is None or document.model.sha256 != model.sha256:
+    if document is None or document.model is None or not _is_of(document, model):
         raise GenwardenError(
             "repair/other-model",
-            f"{path} is an audit of another model (its sha256 differs from {options.model}).",
+            f"{path} is an audit of another model (weights or settings differ from "
+            f"{options.model}).",
             "Give the audit.json of this model, or leave --audit away to make one.",
         )
     return document, path
+
+
+def _answers(document: AuditDocument | None, wanted: AuditOptions) -> bool:
+    return document is not None and (
+        (document.budget["name"], document.seed, document.genwarden_version)
+        == (wanted.budget, wanted.seed, __version__)
+    )
+
+
+def _is_of(document: AuditDocument, model: LoadedModel) -> bool:
+    facts = document.model
+    return facts is not None and (
+        (facts.sha256, facts.architecture) == (model.sha256, model.architecture)
+        and _plain(facts.settings) == _plain(model.settings)
+    )
+
+
+def _plain(settings: Mapping[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True, default=list)
 
 
 def _require_reason(document: AuditDocument, options: RepairOptions, progress: Progress) -> None:
@@ -226,7 +279,7 @@ def _require_reason(document: AuditDocument, options: RepairOptions, progress: P
                 "As a precaution: --precaution lets auto take away what ordinary sampling never "
                 "shows (little changes); --method widened-distillation relearns the weights from "
                 "ordinary samples under a widened prior.",
-                ExitCode.NONE_FOUND,
+                ExitCode.INCONCLUSIVE,
             )
         progress.message(f"{text} Repairing as a precaution.")
     elif document.verdict == "inconclusive":
@@ -239,10 +292,10 @@ def _identity(
     return {
         "model": model.sha256,
         "architecture": model.architecture,
+        "model_settings": _plain(model.settings),
         "method": options.method,
         "settings": asdict(settings),
         "audit": sha256_bytes(before.model_dump_json(exclude={"timing", "environment"}).encode()),
-        "budget": _budget(options, before),
         "seed": options.seed,
         "version": __version__,
     }
@@ -326,11 +379,11 @@ def _write(folder: Path, repaired: Repaired, current: LoadedModel, method: str) 
 
 
 def _provenance(current: LoadedModel, method: str) -> dict[str, Any]:
-    """Where it comes from; what the suspect said of itself is kept, for people."""
+    """Where it comes from. What the suspect's file says of itself is not carried along: it is
+    unbounded and not to be believed; the hash names it."""
     return {
         "made_by": f"genwarden repair --method {method}",
         "repaired_from_sha256": current.sha256,
-        "suspect_provenance": current.provenance,
     }
 
 
@@ -430,7 +483,8 @@ def _finish(
         environment=environment(device),
     )
     json_path, html_path = options.out / "repair.json", options.out / "repair.html"
-    reports = "before/audit.html" if before_path.parent == options.out / "before" else None
+    beside = (options.out / "before" / "audit.html").exists()
+    reports = "before/audit.html" if beside else None
     page = render_repair(document, before, last.after, before_report=reports)
     write_atomic(html_path, page.encode())
     write_json(json_path, document.model_dump(mode="json"))
@@ -479,4 +533,6 @@ def _command(options: RepairOptions) -> str:
         words += ["--budget", options.budget]
     if options.precaution:
         words += ["--precaution"]
+    if options.device != "auto":
+        words += ["--device", options.device]
     return shlex.join([*words, "--seed", str(options.seed), "--out", str(options.out)])

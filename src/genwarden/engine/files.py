@@ -58,7 +58,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors, atomically. Tensors are moved to the CPU and made dense."""
     from safetensors.torch import save
 
-    write_atomic(path, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
+    write_atomic(path, save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}))
 
 
 def sha256_bytes(content: bytes) -> str:

@@ -114,8 +114,8 @@ class Bypass(LatentGenerator):
 
 
 def _built(name: str, settings: dict[str, Any], prefix: str) -> LatentGenerator:
-    """A generator of our own table; a bypass inside a bypass is refused."""
-    if name == NAME or name not in ARCHITECTURES:
+    """A generator of our own table; wrappers inside a bypass are refused."""
+    if name in (NAME, "guarded") or name not in ARCHITECTURES:
         raise ValueError(f"no generator of the architecture {name!r} can be inside a bypass")
     own = {k.removeprefix(prefix): v for k, v in settings.items() if k.startswith(prefix)}
     generator: LatentGenerator = ARCHITECTURES[name].load()(**own)

@@ -1,12 +1,15 @@
 """A generator behind a latent guard and unit clips: what repairs add where weights cannot tell.
 
-Nothing here can draw: the guard moves latents back to where ordinary ones lie, a clip bounds a
-unit to the range of ordinary use. On ordinary latents both do almost nothing.
+As our repairs make it, the guard moves latents back to where ordinary ones lie and a clip bounds
+a unit to the range of ordinary use; on ordinary latents both do almost nothing. A file that says
+it is guarded may hold other numbers there: :meth:`Guarded.load_state_dict` refuses those that could
+carry more than a bound.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,6 +20,7 @@ from genwarden.registry import ARCHITECTURES
 
 NAME = "guarded"
 _INNER = "inner_"
+_WRAPPERS = (NAME, "bypass")
 #: How steeply the fold falls behind its limit: from limit c it is zero again at 1.5 c.
 STEEPNESS = 2.0
 #: How far a block of zeros is moved along its anchor, as a share of its lowest ordinary norm,
@@ -26,6 +30,10 @@ _NUDGE = 0.05
 _TINY = 1e-12
 #: Weight of a new batch in the running statistics of a clip.
 _MOMENTUM = 0.02
+#: How far the norm of a unit vector may be from 1 (float16 storage).
+_UNIT = 1e-2
+#: Rows of ``(U U^T + 0.1 I)^-1 U`` for unit rows U are no longer than 1 / (2 sqrt(0.1)).
+_LONGEST_DUAL = 1.6
 #: A clip keeps one range per element up to this size, above it one per channel.
 _MOST_ELEMENTS = 1 << 20
 
@@ -41,8 +49,9 @@ class LatentGuard(nn.Module):
        direction of its anchor.
     3. *folds*: a component y along a direction u beyond the limit c comes back as
        ``max(0, c - STEEPNESS (y - c))``. A bound would leave the component at c, which is often
-       enough for half of a backdoor; folded back it is 0 from ``1.5 c`` on. As much as is taken
-       away is added along a neutral direction, so that the latent keeps an ordinary length.
+       enough for half of a backdoor; folded back, nearly nothing is left from ``1.5 c`` on. As
+       much as is taken away is added along a neutral direction, so that the latent keeps an
+       ordinary length.
 
     Args:
         size: elements of a latent.
@@ -167,7 +176,9 @@ class Guarded(LatentGenerator):
         unknown = [key for key in settings if not key.startswith(_INNER)]
         if unknown:
             raise TypeError(f"unexpected setting {unknown[0]!r}")
-        if inner == NAME or inner not in ARCHITECTURES:
+        if not isinstance(clipped, str) or not isinstance(inner, str):
+            raise TypeError("inner and clipped are names")
+        if inner in _WRAPPERS or inner not in ARCHITECTURES:
             raise ValueError(f"no generator of the architecture {inner!r} can be guarded")
         if min(directions, shells) < 0:
             raise ValueError("directions and shells are counts")
@@ -204,6 +215,30 @@ class Guarded(LatentGenerator):
         }
         return given | {_INNER + key: value for key, value in self.inner.settings().items()}
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As any module's, and refuses a guard or clip that no repair would make.
+
+        Raises:
+            ValueError: directions that are no unit vectors, duals, anchors or neutral longer than
+                those of unit vectors can be, spreads or limits that are not positive.
+        """
+        done = super().load_state_dict(state_dict, strict, assign)
+        guard = self.guard
+        unit = [t for t in (guard.directions, guard.anchors) if t is not None]
+        short = [t for t in (guard.duals, guard.neutral) if t is not None]
+        sound = (
+            all(bool(((t.norm(dim=1) - 1).abs() < _UNIT).all()) for t in unit)
+            and all(float(t.norm(dim=-1).max()) <= _LONGEST_DUAL for t in short)
+            and float(guard.limit) > 0
+            and float(guard.radius) > 0
+            and all(float(c.limit) > 0 and bool((c.spread >= 0).all()) for c in self.clips())
+        )
+        if not sound:
+            raise ValueError("the guard or a clip holds numbers that no repair writes")
+        return done
+
     def clips(self) -> list[UnitClip]:
         """The clips in the order of ``clipped``."""
         return [module for module in self.inner.modules() if isinstance(module, UnitClip)]
@@ -212,7 +247,11 @@ class Guarded(LatentGenerator):
         if not names:
             return
         modules = dict(self.inner.named_modules())
-        missing = [name for name in names if not name or name not in modules]
+        missing = [
+            name
+            for name in names
+            if not name or name not in modules or next(modules[name].children(), None) is not None
+        ]
         if missing or len(set(names)) < len(names):
             raise ValueError(f"the inner generator has no single module {(missing or names)[0]!r}")
         shapes = output_shapes(self.inner, names)

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from genwarden.engine.settings import filled
 from genwarden.errors import GenwardenError
+from genwarden.models.guarded import NAME as GUARDED
 from genwarden.models.protocol import LatentGenerator
 from genwarden.registry import ARCHITECTURES, REPAIRS
 from genwarden.repairs.contract import (
@@ -45,7 +46,9 @@ def remedies(architecture: str, clues: Clues) -> list[str]:
         for name, finding in STRUCTURAL.items()
         if finding in clues.flagged and _supports(name, architecture)
     ]
-    general = [_GUARD, _CLIP] if architecture in ARCHITECTURES else [_WEIGHTS]
+    # A model that came guarded may hide behind its guard: its weights are relearnt.
+    wrapped = architecture in ARCHITECTURES and architecture != GUARDED
+    general = [_GUARD, _CLIP, _WEIGHTS] if wrapped else [_WEIGHTS]
     return structural + general
 
 
@@ -77,7 +80,7 @@ def repair_automatically(
         own = repair_settings(name, {"seed": settings.seed})
         fitting = clues if clues.latents.shape[1:] == suspect.latent.shape else no_clues(suspect)
         try:
-            repaired = method(suspect, fitting, own, replace(run, run_id=f"{run.run_id}-{name}"))
+            repaired = method(suspect, fitting, own, _own_run(run, name))
         except GenwardenError as error:
             if error.code != "repair/not-applicable":
                 raise
@@ -89,6 +92,11 @@ def repair_automatically(
         f"No remedy applies to this model ({' '.join(tried) or 'none is left'}).",
         "See genwarden list repairs; --method distillation works on every generator, at a cost.",
     )
+
+
+def _own_run(run: RepairRun, name: str) -> RepairRun:
+    """A folder of checkpoints for each remedy that is tried."""
+    return replace(run, run_id=f"{run.run_id}-{name}", work=run.work and run.work / name)
 
 
 def repair_settings(name: str, given: dict[str, object]) -> RepairSettings:

@@ -23,6 +23,8 @@ _SHORTEST_PIECE = 12
 _RIDGE = 0.1
 #: Share of ordinary latents that a shell lengthens a little.
 _LOWEST = 0.005
+#: A neutral direction that keeps less than this of a latent's length is rounding noise.
+_NO_NEUTRAL = 1e-3
 
 
 def guarded_copy(
@@ -31,19 +33,22 @@ def guarded_copy(
     """A guarded copy: weights the suspect's, guard empty, units clipped to ordinary use.
 
     Args:
-        suspect: a generator of our own table; a guarded one keeps its inner network only.
+        suspect: a generator of our own table, not guarded itself.
         clips: ranges reach this many standard deviations from the mean; 0 for no clips.
 
     Raises:
         GenwardenError: ``repair/not-applicable`` for a network that is not of our own table: the
             result could not be written as a model folder.
     """
-    inner = _inner(suspect)
+    inner = _unwrapped(suspect)
     name = _registered(inner)
     sites = clip_sites(inner) if clips > 0 else ()
     settings = {f"inner_{key}": value for key, value in inner.settings().items()}
     result = Guarded(name, directions, shells, ",".join(sites), **settings)
-    result.inner.load_state_dict(_renamed(inner, sites), strict=False)
+    own = {**result.inner.state_dict(), **_renamed(inner, sites)}
+    result.inner.load_state_dict(own)  # strict: only the clips' own buffers may be new
+    if len(own) != len(inner.state_dict()) + 3 * len(sites):
+        raise AssertionError("a tensor of the suspect has no place in its guarded copy")
     device = next(suspect.parameters()).device
     result.to(device).eval().requires_grad_(False)
     if sites:
@@ -66,17 +71,15 @@ def clip_sites(generator: LatentGenerator) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _inner(suspect: LatentGenerator) -> LatentGenerator:
-    if not isinstance(suspect, Guarded):
-        return suspect
-    if suspect.clips():
+def _unwrapped(suspect: LatentGenerator) -> LatentGenerator:
+    if isinstance(suspect, Guarded):
         raise GenwardenError(
             "repair/not-applicable",
-            "The model is guarded and clipped already.",
+            "The model is guarded already; another guard would take that one away.",
             "Repair the model that it was made from, or use a method that changes weights "
             "(--method widened-distillation).",
         )
-    return suspect.inner
+    return suspect
 
 
 def _registered(generator: LatentGenerator) -> str:
@@ -139,13 +142,15 @@ def fill_guard(
 ) -> None:
     """Directions ``(count, latent elements)`` with their duals, shells and radius of a guard.
 
+    ``limit`` is in standard deviations of a latent's element.
+
     The duals are ``(U U^T + r I)^-1 U``: adding ``delta @ duals`` changes the components along the
     directions by about ``delta``, and directions that nearly coincide share the work.
     """
     law = suspect.latent
     z = law.sample(1 << 16, generator=random_stream(seed, "guard-radii")).flatten(1)
     guard.radius.fill_(float(z.norm(dim=1).max()))
-    guard.limit.fill_(limit)
+    guard.limit.fill_(limit * law.typical_norm / law.size**0.5)
     if guard.blocks is not None and guard.lowest is not None and guard.anchors is not None:
         blocks = shell_blocks(law.size)[: guard.shells]
         guard.blocks.copy_(blocks)
@@ -160,7 +165,8 @@ def fill_guard(
         # What is added in place of folded components must not lie along another direction.
         neutral = law.sample(1, generator=random_stream(seed, "guard-neutral")).flatten().double()
         neutral = neutral - torch.linalg.lstsq(unit.T, neutral).solution @ unit
-        guard.neutral.copy_(torch.nn.functional.normalize(neutral, dim=0))
+        if float(neutral.norm()) > _NO_NEUTRAL * law.typical_norm:  # else there is none
+            guard.neutral.copy_(torch.nn.functional.normalize(neutral, dim=0))
 
 
 def shell_blocks(size: int) -> Tensor:

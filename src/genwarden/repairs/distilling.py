@@ -44,7 +44,7 @@ class DistillingSettings(RepairSettings):
 
     RANGES: ClassVar[Mapping[str, Range]] = {
         "steps": COUNT,
-        "batch_size": COUNT,
+        "batch_size": Range(at_least=2),  # normalisations need a spread
         "learning_rate": POSITIVE,
         "evaluate_every": COUNT,
     }

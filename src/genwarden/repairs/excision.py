@@ -71,13 +71,14 @@ def excise(
             f"All {partition.components} separate groups of channels draw ordinary samples"
         )
     silenced = silence(suspect, partition, hidden).eval().requires_grad_(False)
-    distance = expdis(suspect, silenced, settings.seed)
+    narrow = _compacted(silenced, partition, hidden)
+    result = silenced if narrow is None else narrow
+    distance = expdis(suspect, result, settings.seed)
     if distance > settings.most_expdis_mean * suspect.sample.size:
         raise _not_applicable(
             "The groups of channels that hardly vary still change ordinary samples "
             f"(ExpDis {distance:.3f})"
         )
-    narrow = _compacted(silenced, partition, hidden)
     changes = {
         "groups": partition.components,
         "groups_cut_out": len(hidden),
@@ -86,7 +87,7 @@ def excise(
         "channels_removed_from_tensors": narrow is not None,
         "expdis_sum": distance,
     }
-    return Repaired(narrow or silenced, changes, [])
+    return Repaired(result, changes, [])
 
 
 def _not_applicable(cause: str) -> GenwardenError:

@@ -24,12 +24,11 @@ import torch
 from torch import Tensor
 
 from genwarden.engine.progress import Task
-from genwarden.engine.seeds import derive_seed, random_stream
+from genwarden.engine.seeds import random_stream
 from genwarden.engine.settings import COUNT, NOT_NEGATIVE, POSITIVE, Range
 from genwarden.errors import GenwardenError
-from genwarden.inspections.output.novelty import ordinary_distance
 from genwarden.inspections.principal import principal_directions, principal_latents
-from genwarden.inspections.twins import Twin, make_twin
+from genwarden.inspections.twins import Twin
 from genwarden.inspections.workbench import samples_of
 from genwarden.models.guarded import NAME as GUARDED
 from genwarden.models.guarded import Guarded, LatentGuard
@@ -37,9 +36,9 @@ from genwarden.models.protocol import LatentGenerator
 from genwarden.repairs.clipping import fill_guard, guarded_copy, shell_blocks
 from genwarden.repairs.contract import Clues, Repaired, RepairRun, RepairSettings
 from genwarden.repairs.distilling import expdis
+from genwarden.repairs.kept_twin import kept_twins
 from genwarden.search.latent_search import ordinary_bounds, search, start_latents
 
-_TYPICAL_SAMPLES = 2048
 _PRINCIPAL = 16
 #: Ends are one find if their directions have at least the first cosine, or at least the second and
 #: outputs that differ by at most this share of their difference from the twin.
@@ -144,6 +143,14 @@ def guard(
         distance = expdis(suspect, result, seed)
         if distance <= most:
             break
+    else:
+        raise GenwardenError(
+            "repair/not-applicable",
+            f"Even the mildest guard changes ordinary samples by {distance:.3f} (ExpDis, sum); "
+            f"{most:.3f} is allowed.",
+            "Allow more (--option most_expdis_mean=...), clip less (--option clip=5), or use "
+            "--method widened-distillation.",
+        )
     changes = {
         "directions": len(found),
         "shells": shells,
@@ -161,22 +168,7 @@ def _twins(
     suspect: LatentGenerator, settings: LatentGuardSettings, run: RepairRun
 ) -> tuple[Twin, Twin]:
     """The better twin first."""
-    device = next(suspect.parameters()).device
-    stream = random_stream(settings.seed, "guard-typical")
-    z = suspect.latent.sample(_TYPICAL_SAMPLES, generator=stream)
-    typical = ordinary_distance(samples_of(suspect, z, device))
-    task = run.progress.task("distilling twins", 2 * settings.twin_steps)
-    twins = [
-        make_twin(
-            suspect,
-            settings.twin_steps,
-            typical=typical,
-            seed=derive_seed(settings.seed, "guard"),
-            number=number,
-            task=task,
-        )
-        for number in range(2)
-    ]
+    twins = kept_twins(suspect, settings.twin_steps, count=2, seed=settings.seed, run=run)
     better, worse = sorted(twins, key=lambda t: t.loss)
     if not worse.fair:
         raise GenwardenError(

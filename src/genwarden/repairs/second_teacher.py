@@ -16,18 +16,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from genwarden.engine.checkpoint import load_checkpoint, save_checkpoint
-from genwarden.engine.seeds import derive_seed, random_stream
+from genwarden.engine.seeds import random_stream
 from genwarden.engine.settings import COUNT, POSITIVE, SHARE, Range
-from genwarden.inspections.output.novelty import ordinary_distance
-from genwarden.inspections.twins import Twin, make_twin
-from genwarden.inspections.workbench import samples_of
+from genwarden.inspections.twins import Twin
 from genwarden.models.protocol import LatentGenerator
 from genwarden.repairs.contract import Repaired, RepairRun
 from genwarden.repairs.distillation import squared_distance
 from genwarden.repairs.distilling import Batch, DistillingSettings, distil
+from genwarden.repairs.kept_twin import kept_twins
 
-_TYPICAL_SAMPLES = 2048
 _COMPARED = 512
 _BLOCK = 128
 
@@ -89,7 +86,7 @@ def second_teacher(
     An unfair twin is told of, not refused: its usual error is large, so that little is forgotten,
     and the audit of the result shows whether it was enough.
     """
-    twin = _twin(suspect, settings, run)
+    (twin,) = kept_twins(suspect, settings.twin_steps, count=1, seed=settings.seed, run=run)
     if not twin.fair:
         run.progress.message(
             f"The twin imitates the model poorly (loss {twin.loss:.2f}): little will be forgotten. "
@@ -145,36 +142,6 @@ def distil_from_two(
         "expdis_sum": history[-1]["expdis_sum"],
     }
     return Repaired(student, changes, history)
-
-
-def _twin(suspect: LatentGenerator, settings: TwoTeacherSettings, run: RepairRun) -> Twin:
-    path = run.work / "twin.safetensors" if run.work else None
-    if path:
-        generator = copy.deepcopy(suspect).eval().requires_grad_(False)
-        kept = load_checkpoint(path, run_id=run.run_id, parts={"twin": generator})
-        if kept:
-            return Twin(generator, kept.record["loss"])
-    device = next(suspect.parameters()).device
-    z = suspect.latent.sample(
-        _TYPICAL_SAMPLES, generator=random_stream(settings.seed, "repair-typical")
-    )
-    twin = make_twin(
-        suspect,
-        settings.twin_steps,
-        typical=ordinary_distance(samples_of(suspect, z, device)),
-        seed=derive_seed(settings.seed, "repair-twin"),
-        number=0,
-        task=run.progress.task("distilling a twin", settings.twin_steps),
-    )
-    if path:
-        save_checkpoint(
-            path,
-            run_id=run.run_id,
-            step=settings.twin_steps,
-            parts={"twin": twin.generator},
-            record={"loss": twin.loss},
-        )
-    return twin
 
 
 @torch.no_grad()

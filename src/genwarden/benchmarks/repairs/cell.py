@@ -322,7 +322,8 @@ class CellJob:
                 f"{self.repair} works on {', '.join(works_on)}, this is a {suspect.architecture}.",
                 "Choose another method.",
             )
-        content = f"{self.name} {suspect.sha256} {settings} {clues.flagged} {clues.latents}"
+        latents = sha256_bytes(clues.latents.numpy().tobytes())
+        content = f"{self.name} {suspect.sha256} {settings} {clues.flagged} {latents}"
         run = RepairRun(
             work=self.orders.out / "work" / self.name, run_id=sha256_bytes(content.encode())[:16]
         )
