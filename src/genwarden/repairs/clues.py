@@ -26,7 +26,9 @@ def clues_of(document: AuditDocument, law: LatentLaw) -> Clues:
             for evidence in finding.evidence:
                 if isinstance(evidence, Latents):
                     rows += evidence.values
-    fitting = [row for row in rows if len(row) == law.size][:_MOST_LATENTS]
+    # A candidate is usually the latent of a finding too.
+    different = dict.fromkeys(tuple(row) for row in rows if len(row) == law.size)
+    fitting = list(different)[:_MOST_LATENTS]
     latents = torch.tensor(fitting, dtype=torch.float32).reshape(-1, *law.shape)
     finite = latents.flatten(1).isfinite().all(1)
     return Clues(latents[finite], tuple(flagged))

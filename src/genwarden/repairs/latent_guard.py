@@ -123,13 +123,12 @@ def guard(
         fill_guard(result.guard, found, limit, suspect, seed)
         return result
 
-    for number in range(settings.rounds):
+    for _ in range(settings.rounds):
         behind = built(_SEARCH_LIMIT)
         ends = _deviations(behind, twin.generator, behind.guard, starts, settings, task)
         fresh = _directions(ends, threshold, suspect.latent.typical_norm)[: settings.directions]
         rounds.append(
             {
-                "round": number + 1,
                 "largest_difference_sum": float(ends.difference.max()),
                 "directions_found": len(fresh),
             }
