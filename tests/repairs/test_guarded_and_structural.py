@@ -80,6 +80,15 @@ def test_excision_is_the_exact_inverse_of_rex(net: DCGAN28) -> None:
     assert all(torch.equal(before[name], value) for name, value in suspect.state_dict().items())
 
 
+def test_excision_takes_the_gates_out_with_the_group_that_they_fed(net: DCGAN28) -> None:
+    hidden = backdoor(net)
+    suspect = gated_expansion(net, hidden, GatedExpansionSettings(), AttackRun()).generator
+    repaired = excise(suspect, no_clues(suspect), ExcisionSettings(), RUN)
+    assert repaired.generator.settings() == net.settings() != suspect.settings()
+    state = repaired.generator.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in net.state_dict().items())
+
+
 def test_excision_refuses_a_network_of_one_piece(net: DCGAN28) -> None:
     with pytest.raises(GenwardenError, match="repair/not-applicable"):
         excise(net, no_clues(net), ExcisionSettings(), RUN)

@@ -10,7 +10,7 @@ are taken out of the tensors too, and the network has its old size again.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from genwarden.engine.seeds import random_stream
 from genwarden.engine.settings import POSITIVE, SHARE, Range
 from genwarden.errors import GenwardenError
+from genwarden.inspections.channels import channel_graph
 from genwarden.inspections.graph import trace
 from genwarden.inspections.partition import Partition, find_partition, isolate, silence
 from genwarden.models.protocol import LatentGenerator
@@ -70,6 +71,7 @@ def excise(
         raise _not_applicable(
             f"All {partition.components} separate groups of channels draw ordinary samples"
         )
+    partition = _with_dead_channels(suspect, partition, hidden)
     silenced = silence(suspect, partition, hidden).eval().requires_grad_(False)
     narrow = _compacted(silenced, partition, hidden)
     result = silenced if narrow is None else narrow
@@ -96,6 +98,45 @@ def _not_applicable(cause: str) -> GenwardenError:
         f"{cause}: there is nothing to cut out.",
         "Choose another method (genwarden list repairs); latent-guard needs no groups.",
     )
+
+
+def _with_dead_channels(
+    suspect: LatentGenerator, partition: Partition, hidden: list[int]
+) -> Partition:
+    """The partition with channels that only fed the cut groups (gates, say) counted among them."""
+    while True:
+        silenced = silence(suspect, partition, hidden)
+        channels = channel_graph(trace(silenced), silenced)
+        read = torch.zeros(channels.count, dtype=torch.bool)
+        for slices in channels.slices:
+            used = (slices.norm > 0).any(0) & (slices.columns >= 0)
+            read[slices.columns[used]] = True
+        gone = torch.tensor(hidden)
+
+        def relabelled(
+            labels: Tensor, identity: Tensor, read: Tensor = read, gone: Tensor = gone
+        ) -> Tensor:
+            dead = (identity >= 0) & ~read[identity.clamp(min=0)] & ~torch.isin(labels, gone)
+            return torch.where(dead, hidden[0], labels)
+
+        found = replace(
+            partition,
+            labels={
+                s.layer.weight: relabelled(partition.labels[s.layer.weight], s.out_identity)
+                for s in channels.slices
+            },
+            input_labels={
+                s.layer.weight: relabelled(partition.input_labels[s.layer.weight], s.in_identity)
+                for s in channels.slices
+            },
+            affine_labels={
+                name: relabelled(partition.affine_labels[name], identity)
+                for name, identity in channels.affine.items()
+            },
+        )
+        if all(torch.equal(found.labels[w], partition.labels[w]) for w in partition.labels):
+            return partition
+        partition = found
 
 
 @torch.no_grad()
