@@ -5,7 +5,7 @@ expected anywhere. Latents where the suspect differs from a twin by more than th
 does under the same search lie in or near something that ordinary sampling never shows. An in-sample
 trigger is a latent of ordinary length (about 10 for 100 elements), so its component along a nearby
 direction is 7 to 10, where an ordinary latent's is a standard normal number: folding components
-beyond about 3 back to 0 takes trigger and basin away and moves few ordinary latents (2 % of them with
+beyond about 3 back to 0 takes trigger and basin away and moves few ordinary latents (2 % with
 eight directions and a limit of 2.75).
 The search is repeated behind the guard, for what the first finds hid. Mode, subspace and
 out-of-distribution triggers are met by the guard's shells and radius, units that the latent cannot
