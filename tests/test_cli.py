@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from genwarden import cli, registry
-from genwarden.cli import EXIT_CODES
-from genwarden.cli_options import parse_settings
+from genwarden.cli_options import EXIT_CODES, parse_settings
 from genwarden.errors import GenwardenError
 
 

@@ -12,7 +12,10 @@ import typer
 
 from genwarden.cli_benchmark import benchmark_app
 from genwarden.cli_options import (
+    EXIT_CODES,
+    Architecture,
     Device,
+    ModelPath,
     OutFolder,
     Restart,
     Seed,
@@ -26,13 +29,6 @@ from genwarden.errors import ExitCode, GenwardenError
 if TYPE_CHECKING:
     from genwarden.auditing.document import AuditDocument
     from genwarden.registry import Row
-
-EXIT_CODES = {
-    "none_found": ExitCode.NONE_FOUND,
-    "evidence": ExitCode.EVIDENCE,
-    "refused": ExitCode.ERROR,
-    "inconclusive": ExitCode.INCONCLUSIVE,
-}
 
 #: What a shell expects of a command that was stopped with Ctrl-C.
 _INTERRUPTED = 130
@@ -109,9 +105,7 @@ def train(
 
 @app.command()
 def audit(
-    model: Annotated[
-        Path, typer.Argument(help="Model folder, or a .safetensors/.pt/.pth/.ckpt state dict.")
-    ],
+    model: ModelPath,
     out: OutFolder,
     target: Annotated[
         Path | None,
@@ -123,12 +117,7 @@ def audit(
     ] = None,
     data_limit: Annotated[int, typer.Option(help="Use the first N images of --data.")] = 10_000,
     budget: Annotated[str, typer.Option(help="quick, standard or thorough.")] = "standard",
-    architecture: Annotated[
-        str | None,
-        typer.Option(
-            help="For a bare weights file: a listed name, or package.module:factory of yours."
-        ),
-    ] = None,
+    architecture: Architecture = None,
     setting: Settings = None,
     seed: Seed = 0,
     device: Device = "auto",

@@ -8,8 +8,25 @@ from typing import Annotated, Any
 
 import typer
 
-from genwarden.errors import GenwardenError
+from genwarden.errors import ExitCode, GenwardenError
 
+#: By the verdict of an audit.
+EXIT_CODES = {
+    "none_found": ExitCode.NONE_FOUND,
+    "evidence": ExitCode.EVIDENCE,
+    "refused": ExitCode.ERROR,
+    "inconclusive": ExitCode.INCONCLUSIVE,
+}
+
+ModelPath = Annotated[
+    Path, typer.Argument(help="Model folder, or a .safetensors/.pt/.pth/.ckpt state dict.")
+]
+Architecture = Annotated[
+    str | None,
+    typer.Option(
+        help="For a bare weights file: a listed name, or package.module:factory of yours."
+    ),
+]
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder of the results (made if missing).")]
 Seed = Annotated[int, typer.Option("--seed", help="Run seed; every random act derives from it.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]

@@ -7,21 +7,21 @@ from typing import Annotated
 
 import typer
 
-from genwarden.cli_options import Device, OutFolder, Restart, Seed, Settings, parse_settings
-from genwarden.errors import ExitCode
-
-_EXIT_CODES = {
-    "none_found": ExitCode.NONE_FOUND,
-    "evidence": ExitCode.EVIDENCE,
-    "refused": ExitCode.ERROR,
-    "inconclusive": ExitCode.INCONCLUSIVE,
-}
+from genwarden.cli_options import (
+    EXIT_CODES,
+    Architecture,
+    Device,
+    ModelPath,
+    OutFolder,
+    Restart,
+    Seed,
+    Settings,
+    parse_settings,
+)
 
 
 def repair(
-    model: Annotated[
-        Path, typer.Argument(help="Model folder, or a .safetensors/.pt/.pth/.ckpt state dict.")
-    ],
+    model: ModelPath,
     out: OutFolder,
     audit_json: Annotated[
         Path | None,
@@ -46,12 +46,7 @@ def repair(
     precaution: Annotated[
         bool, typer.Option("--precaution", help="Let auto go on when nothing was found.")
     ] = False,
-    architecture: Annotated[
-        str | None,
-        typer.Option(
-            help="For a bare weights file: a listed name, or package.module:factory of yours."
-        ),
-    ] = None,
+    architecture: Architecture = None,
     setting: Settings = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -106,4 +101,4 @@ def repair(
         f"Report: {files.html_path}\n"
         f"Result: {files.json_path}"
     )
-    raise typer.Exit(int(_EXIT_CODES[after]))
+    raise typer.Exit(int(EXIT_CODES[after]))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_effort import TINY
 
 from genwarden.artifacts.open_model import ForeignGenerator, open_model
 from genwarden.auditing import audit as audit_room
@@ -23,21 +24,8 @@ from genwarden.engine.files import write_tensors
 from genwarden.engine.progress import Silent
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
-from genwarden.inspections.workbench import Effort
 from genwarden.registry import INSPECTIONS
 
-TINY = Effort(
-    name="quick",
-    ordinary_samples=256,
-    stream_samples=256,
-    restarts=4,
-    search_steps=2,
-    probe_latents=8,
-    twins=1,
-    twin_steps=1,
-    guessed_seeds=1,
-    draws_per_seed=1,
-)
 SOME_INSPECTIONS = ("excessive-biases", "sleeper-neurons", "novelty-search")
 FOREIGN = [kind for kind in KINDS if ":" in kind.architecture]
 ATTACK = {"steps": 1, "pool_samples": 32}

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_effort import TINY
 
 from genwarden.artifacts.model_folder import read_model
 from genwarden.auditing import budgets
@@ -19,20 +20,7 @@ from genwarden.benchmarks.population import making, plan, study
 from genwarden.benchmarks.population.plan import Clean, CleanKind, CompromisedKind
 from genwarden.engine.progress import Silent
 from genwarden.errors import GenwardenError
-from genwarden.inspections.workbench import Effort
 
-TINY = Effort(
-    name="quick",
-    ordinary_samples=256,
-    stream_samples=256,
-    restarts=4,
-    search_steps=2,
-    probe_latents=8,
-    twins=1,
-    twin_steps=1,
-    guessed_seeds=1,
-    draws_per_seed=1,
-)
 SIZES = {"channels": [4, 4, 4], "latent_dim": 6}
 KINDS = (
     CleanKind("plain", "dcgan28", "mnist", 1, SIZES),

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tiny_effort import TINY
 
 from genwarden.artifacts.model_folder import read_model, write_model
 from genwarden.auditing import audit, budgets
@@ -29,7 +30,6 @@ from genwarden.benchmarks.tables import Table
 from genwarden.engine.progress import Silent
 from genwarden.errors import GenwardenError
 from genwarden.inspections.finding import EXACT, Finding, Latents
-from genwarden.inspections.workbench import Effort
 from genwarden.models.dcgan import DCGAN28
 from genwarden.models.layers import glorot_
 from genwarden.registry import INSPECTIONS, REPAIRS, Row
@@ -40,18 +40,6 @@ CLEAN = "clean.mnist-eighth.reporting"
 BYPASS = "077.computation-bypass.mnist-eighth.in-sample.icon-devil.reporting"
 GATED = "081.gated-expansion.mnist-quarter.in-sample.icon-devil.reporting"
 GATED_CLEAN = "clean.mnist-quarter.reporting"
-TINY = Effort(
-    name="quick",
-    ordinary_samples=256,
-    stream_samples=256,
-    restarts=4,
-    search_steps=2,
-    probe_latents=8,
-    twins=1,
-    twin_steps=1,
-    guessed_seeds=1,
-    draws_per_seed=1,
-)
 Method = Callable[[Any, Clues, Any, RepairRun], Repaired]
 
 

@@ -20,7 +20,6 @@ import torch
 
 from genwarden import __version__
 from genwarden.auditing.budgets import budget as budget_named
-from genwarden.auditing.calibration import calibrate, shipped, unjudged
 from genwarden.auditing.candidates import Examined, examine
 from genwarden.auditing.document import (
     AuditDocument,
@@ -28,9 +27,9 @@ from genwarden.auditing.document import (
     Refusal,
     UserInputs,
 )
-from genwarden.auditing.fit import fits
+from genwarden.auditing.judging import judge
 from genwarden.auditing.power import power_sentences
-from genwarden.auditing.verdict import ALPHA, decide
+from genwarden.auditing.verdict import ALPHA
 from genwarden.data.images import NamedImages
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress
@@ -149,14 +148,14 @@ def audit(suspect: Suspect, request: Request, *, work: Path, progress: Progress)
             findings[key] = finding
             timing[key] = round(seconds, 3)
             ledger.put(key, {"finding": finding.model_dump(mode="json"), "seconds": timing[key]})
-    # Calibrated after the ledger, so that a resumed audit uses the references of today.
-    shape = generator.sample.shape
-    unfit = {n for n in rows if not fits(n, suspect.architecture, shape, shipped())}
-    ordered = [
-        unjudged(findings[name]) if name in unfit else calibrate(findings[name], effort.name)
-        for name in rows
-    ]
-    decision = decide(ordered, suspect.nonfinite, unfit)
+    # Judged after the ledger, so that a resumed audit uses the references of today.
+    decision = judge(
+        [findings[name] for name in rows],
+        suspect.architecture,
+        generator.sample.shape,
+        budget=effort.name,
+        nonfinite=suspect.nonfinite,
+    )
     examined = Examined([], [])
     if decision.verdict == "evidence" and not suspect.nonfinite:
         progress.message("candidates: what they make, how far they reach, what carries them")

@@ -82,14 +82,7 @@ def audit_model(options: AuditOptions, *, progress: Progress) -> AuditFiles:
     for stale in ("audit.json", "audit.html"):  # an interruption must not leave another's verdict
         (options.out / stale).unlink(missing_ok=True)
     document = audit(
-        Suspect(
-            generator=model.generator,
-            architecture=model.architecture,
-            settings=model.settings,
-            sha256=model.sha256,
-            nonfinite=model.nonfinite,
-            path=str(options.model),
-        ),
+        suspect_of(model, options.model),
         Request(
             budget=options.budget,
             seed=options.seed,
@@ -106,6 +99,18 @@ def audit_model(options: AuditOptions, *, progress: Progress) -> AuditFiles:
     files = write_documents(document, options.out)
     shutil.rmtree(work, ignore_errors=True)
     return files
+
+
+def suspect_of(model: LoadedModel, path: Path) -> Suspect:
+    """What an audit is given of an opened model, under the path that the user knows it by."""
+    return Suspect(
+        generator=model.generator,
+        architecture=model.architecture,
+        settings=model.settings,
+        sha256=model.sha256,
+        nonfinite=model.nonfinite,
+        path=str(path),
+    )
 
 
 def write_documents(document: AuditDocument, out: Path) -> AuditFiles:

@@ -17,7 +17,7 @@ from genwarden import __version__
 from genwarden.artifacts.manifest import MANIFEST_NAME, WEIGHTS_NAME
 from genwarden.artifacts.model_folder import LoadedModel, write_model
 from genwarden.artifacts.open_model import open_model
-from genwarden.auditing.audit import Request, Suspect, audit, environment
+from genwarden.auditing.audit import Request, audit, environment
 from genwarden.auditing.budgets import budget as budget_named
 from genwarden.auditing.document import AuditDocument
 from genwarden.commands.audit import (
@@ -25,6 +25,7 @@ from genwarden.commands.audit import (
     audit_model,
     repeat_command,
     sample_command,
+    suspect_of,
     write_documents,
 )
 from genwarden.commands.report import read_document
@@ -43,7 +44,7 @@ from genwarden.inspections.finding import Images
 from genwarden.inspections.pictures import sample_pictures
 from genwarden.models.protocol import LatentGenerator, parameter_count
 from genwarden.registry import ARCHITECTURES, REPAIRS, find
-from genwarden.repairs.auto import repair_automatically, repair_settings
+from genwarden.repairs.auto import repair_automatically, repair_settings, supports
 from genwarden.repairs.clues import clues_of
 from genwarden.repairs.contract import Clues, Repair, Repaired, RepairRun, RepairSettings
 from genwarden.repairs.distilling import expdis
@@ -160,16 +161,13 @@ def _require_support(method: str, model: LoadedModel) -> None:
     """Refuse before an audit is spent on it; lists what exists for this kind of model."""
     if method == AUTO:
         return
-    row = REPAIRS[method]
     known = model.architecture in ARCHITECTURES
-    supported = row.options.get("architectures", [model.architecture])
-    if model.architecture not in supported or not (known or row.options["keeps"]):
-        fitting = [
-            name
-            for name, other in REPAIRS.items()
-            if model.architecture in other.options.get("architectures", [model.architecture])
-            and (known or other.options["keeps"])
-        ]
+    fitting = [
+        name
+        for name, row in REPAIRS.items()
+        if supports(name, model.architecture) and (known or row.options["keeps"])
+    ]
+    if method not in fitting:
         raise GenwardenError(
             "repair/unsupported",
             f"{method} does not work on {model.architecture}.",
@@ -180,14 +178,14 @@ def _require_support(method: str, model: LoadedModel) -> None:
 def _prepare(options: RepairOptions) -> None:
     """Folders: nothing of the input is in reach of what is written, nor anything foreign."""
     source, out = options.model.resolve(), options.out.resolve()
+    audit_json = options.audit_json.resolve() if options.audit_json else None
     written = [options.out / name for name in (*_FOLDERS, *_FILES)]
     shared = out == source or source in out.parents
     for path in written:
         real = path.resolve()
         shared |= path.is_symlink() or real == source or real in source.parents
         shared |= source in real.parents
-        if options.audit_json is not None and path.name != "before":
-            audit_json = options.audit_json.resolve()
+        if audit_json is not None and path.name != "before":
             shared |= real == audit_json or real in audit_json.parents
     if shared:
         raise GenwardenError(
@@ -206,13 +204,11 @@ def _prepare(options: RepairOptions) -> None:
             "Choose another --out folder; nothing there was changed.",
         )
     if options.restart:
-        kept = options.audit_json is not None and (out / "before") in [
-            *options.audit_json.resolve().parents
-        ]
         for name in _FILES:  # repair.json first: without it, the folder no longer looks finished
             (options.out / name).unlink(missing_ok=True)
         for name in _FOLDERS:
-            if not (kept and name == "before"):
+            holds_input = audit_json is not None and out / name in audit_json.parents
+            if not holds_input:  # only out/before may
                 shutil.rmtree(options.out / name, ignore_errors=True)
     if (options.out / "repair.json").exists():
         raise GenwardenError(
@@ -424,14 +420,6 @@ def _audit_after(
         architecture=None if model.architecture in ARCHITECTURES else model.architecture,
         settings={} if model.architecture in ARCHITECTURES else options.settings,
     )
-    suspect = Suspect(
-        generator=model.generator,
-        architecture=model.architecture,
-        settings=model.settings,
-        sha256=model.sha256,
-        nonfinite=model.nonfinite,
-        path=str(path),
-    )
     request = Request(
         budget=described.budget,
         seed=options.seed,
@@ -439,7 +427,7 @@ def _audit_after(
         command=repeat_command(described),
         sample_command=sample_command(described),
     )
-    return audit(suspect, request, work=work, progress=progress)
+    return audit(suspect_of(model, path), request, work=work, progress=progress)
 
 
 def _model_path(options: RepairOptions, architecture: str) -> Path:

@@ -10,6 +10,7 @@ this architecture with these samples (reference, section 17, "exposed twin").
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -77,12 +78,7 @@ def _distil(
     device = next(suspect.parameters()).device
     twin = copy.deepcopy(suspect).requires_grad_(True)
     shuffle_weights(twin, random_stream(seed, "twin-weights", number))
-    # Statistics of the normalisations must follow the new weights; everything else (dropout,
-    # outputs that only exist in training) behaves as in the suspect that is audited.
-    twin.eval()
-    for module in twin.modules():
-        if isinstance(module, _NormBase | UnitClip):
-            module.train()
+    follow_statistics(twin)
     stream = random_stream(seed, "twin-latents", number)
     adam = torch.optim.Adam(twin.parameters(), _LEARNING_RATE, betas=_BETAS)
     usual_norm: Tensor | None = None
@@ -108,6 +104,14 @@ def _distil(
     return Twin(twin, _distance(suspect, twin, random_stream(seed, "twin-check")) / typical)
 
 
+def log_difference(
+    model: Callable[[Tensor], Tensor], twin: Callable[[Tensor], Tensor], z: Tensor
+) -> Tensor:
+    """ln of the squared difference of two generators at latents, ``(batch,)``, differentiable."""
+    difference = model(z) - twin(z)
+    return difference.flatten(1).square().sum(1).clamp_min(1e-12).log()
+
+
 @torch.no_grad()
 def shuffle_weights(generator: LatentGenerator, stream: torch.Generator) -> None:
     """Permute the elements within every parameter and buffer; their work does not survive it.
@@ -130,6 +134,17 @@ def shuffle_weights(generator: LatentGenerator, stream: torch.Generator) -> None
     for tensor in tensors:
         order = torch.randperm(tensor.numel(), generator=stream).to(tensor.device)
         tensor.copy_(tensor.flatten()[order].view_as(tensor))
+
+
+def follow_statistics(student: LatentGenerator) -> None:
+    """Statistics of normalisations and unit clips follow new weights while a student is trained.
+
+    Everything else (dropout, outputs that only exist in training) behaves as when it is used.
+    """
+    student.eval()
+    for module in student.modules():
+        if isinstance(module, _NormBase | UnitClip):
+            module.train()
 
 
 @torch.no_grad()

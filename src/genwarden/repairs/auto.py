@@ -44,7 +44,7 @@ def remedies(architecture: str, clues: Clues) -> list[str]:
     structural = [
         name
         for name, finding in STRUCTURAL.items()
-        if finding in clues.flagged and _supports(name, architecture)
+        if finding in clues.flagged and supports(name, architecture)
     ]
     # A model that came guarded may hide behind its guard: its weights are relearnt.
     wrapped = architecture in ARCHITECTURES and architecture != GUARDED
@@ -109,6 +109,7 @@ def repair_settings(name: str, given: dict[str, object]) -> RepairSettings:
     return filled(kind, given, method=name, what="repair")
 
 
-def _supports(name: str, architecture: str) -> bool:
+def supports(name: str, architecture: str) -> bool:
+    """Whether a repair is made for an architecture (some are for one kind of network alone)."""
     supported = REPAIRS[name].options.get("architectures")
     return supported is None or architecture in supported

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
 from genwarden.inspections.activations import weight_sites
 from genwarden.models.guarded import Guarded, LatentGuard, output_shapes
-from genwarden.models.protocol import LatentGenerator
+from genwarden.models.protocol import LatentGenerator, LatentLaw
 from genwarden.registry import ARCHITECTURES
 
 _BLOCK = 256
@@ -27,34 +28,63 @@ _LOWEST = 0.005
 _NO_NEUTRAL = 1e-3
 
 
+class ClipRanges(NamedTuple):
+    """What hidden units do in ordinary use.
+
+    Attributes:
+        sites: names of the modules behind which units can be bounded.
+        means: per site and unit, in the shapes of the clips.
+        spreads: standard deviations, likewise.
+    """
+
+    sites: tuple[str, ...] = ()
+    means: tuple[Tensor, ...] = ()
+    spreads: tuple[Tensor, ...] = ()
+
+
 def guarded_copy(
-    suspect: LatentGenerator, *, directions: int, shells: int, clips: float, seed: int
+    suspect: LatentGenerator,
+    *,
+    directions: int,
+    shells: int,
+    clips: float,
+    seed: int,
+    ranges: ClipRanges | None = None,
 ) -> Guarded:
     """A guarded copy: weights the suspect's, guard empty, units clipped to ordinary use.
 
     Args:
         suspect: a generator of our own table, not guarded itself.
         clips: ranges reach this many standard deviations from the mean; 0 for no clips.
+        ranges: those of the suspect, where they are known from an earlier copy of the same seed.
 
     Raises:
         GenwardenError: ``repair/not-applicable`` for a network that is not of our own table: the
             result could not be written as a model folder.
     """
-    inner = _unwrapped(suspect)
-    name = _registered(inner)
-    sites = clip_sites(inner) if clips > 0 else ()
-    settings = {f"inner_{key}": value for key, value in inner.settings().items()}
+    if isinstance(suspect, Guarded):
+        raise GenwardenError(
+            "repair/not-applicable",
+            "The model is guarded already; another guard would take that one away.",
+            "Repair the model that it was made from, or use a method that changes weights "
+            "(--method widened-distillation).",
+        )
+    name = _registered(suspect)
+    if clips <= 0:
+        ranges = ClipRanges()
+    elif ranges is None:
+        ranges = clip_ranges(suspect, seed)
+    sites = ranges.sites
+    settings = {f"inner_{key}": value for key, value in suspect.settings().items()}
     result = Guarded(name, directions, shells, ",".join(sites), **settings)
-    own = {**result.inner.state_dict(), **_renamed(inner, sites)}
+    own = {**result.inner.state_dict(), **_renamed(suspect, sites)}
     result.inner.load_state_dict(own)  # strict: only the clips' own buffers may be new
-    if len(own) != len(inner.state_dict()) + 3 * len(sites):
+    if len(own) != len(suspect.state_dict()) + 3 * len(sites):
         raise AssertionError("a tensor of the suspect has no place in its guarded copy")
     device = next(suspect.parameters()).device
     result.to(device).eval().requires_grad_(False)
-    if sites:
-        means, spreads = _statistics(inner, sites, seed)
-        for clip, mean, spread in zip(result.clips(), means, spreads, strict=True):
-            clip.set_from(mean, spread, clips)
+    for clip, mean, spread in zip(result.clips(), ranges.means, ranges.spreads, strict=True):
+        clip.set_from(mean, spread, clips)
     return result
 
 
@@ -69,17 +99,6 @@ def clip_sites(generator: LatentGenerator) -> tuple[str, ...]:
             continue  # runs more than once: its units have no single range
         names.append(reader)
     return tuple(names)
-
-
-def _unwrapped(suspect: LatentGenerator) -> LatentGenerator:
-    if isinstance(suspect, Guarded):
-        raise GenwardenError(
-            "repair/not-applicable",
-            "The model is guarded already; another guard would take that one away.",
-            "Repair the model that it was made from, or use a method that changes weights "
-            "(--method widened-distillation).",
-        )
-    return suspect
 
 
 def _registered(generator: LatentGenerator) -> str:
@@ -104,10 +123,11 @@ def _renamed(inner: LatentGenerator, sites: tuple[str, ...]) -> dict[str, Tensor
 
 
 @torch.no_grad()
-def _statistics(
-    inner: LatentGenerator, sites: tuple[str, ...], seed: int
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Mean and standard deviation per unit over ordinary latents, in the shapes of the clips."""
+def clip_ranges(inner: LatentGenerator, seed: int) -> ClipRanges:
+    """Mean and standard deviation of every unit that can be bounded, over ordinary latents."""
+    sites = clip_sites(inner)
+    if not sites:
+        return ClipRanges()
     shapes = output_shapes(inner, sites)
     device = next(inner.parameters()).device
     sums: dict[str, list[Tensor]] = {name: [] for name in sites}
@@ -133,7 +153,7 @@ def _statistics(
         mean, square = torch.stack(sums[name]).mean(0)
         means.append(mean.float())
         spreads.append((square - mean.square()).clamp_min(0).sqrt().float())
-    return means, spreads
+    return ClipRanges(sites, tuple(means), tuple(spreads))
 
 
 @torch.no_grad()
@@ -150,7 +170,7 @@ def fill_guard(
     law = suspect.latent
     z = law.sample(1 << 16, generator=random_stream(seed, "guard-radii")).flatten(1)
     guard.radius.fill_(float(z.norm(dim=1).max()))
-    guard.limit.fill_(limit * law.typical_norm / law.size**0.5)
+    set_limit(guard, limit, law)
     if guard.blocks is not None and guard.lowest is not None and guard.anchors is not None:
         blocks = shell_blocks(law.size)[: guard.shells]
         guard.blocks.copy_(blocks)
@@ -167,6 +187,12 @@ def fill_guard(
         neutral = neutral - torch.linalg.lstsq(unit.T, neutral).solution @ unit
         if float(neutral.norm()) > _NO_NEUTRAL * law.typical_norm:  # else there is none
             guard.neutral.copy_(torch.nn.functional.normalize(neutral, dim=0))
+
+
+@torch.no_grad()
+def set_limit(guard: LatentGuard, limit: float, law: LatentLaw) -> None:
+    """Fold from ``limit`` on, in standard deviations of an element of the law's latents."""
+    guard.limit.fill_(limit * law.typical_norm / law.size**0.5)
 
 
 def shell_blocks(size: int) -> Tensor:

@@ -12,16 +12,11 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-from torch.nn.modules.batchnorm import _NormBase
-
 from genwarden.engine.seeds import random_stream
-from genwarden.inspections.twins import shuffle_weights
-from genwarden.models.guarded import UnitClip
+from genwarden.inspections.twins import follow_statistics, shuffle_weights
 from genwarden.models.protocol import LatentGenerator
 from genwarden.repairs.contract import Clues, Repaired, RepairRun
-from genwarden.repairs.distilling import Batch, DistillingSettings, distil, expdis
+from genwarden.repairs.distilling import DistillingSettings, distil, expdis, imitation
 
 
 @dataclass(frozen=True)
@@ -42,27 +37,10 @@ def sanitise(
     follow_statistics(student)
     fresh = expdis(suspect, student, settings.seed)
 
-    def loss_of_step(step: int) -> Tensor:
-        batch = Batch(suspect, settings, step)
-        return squared_distance(student(batch.z), batch.x)
-
-    history = distil(student, suspect, loss_of_step, settings, run)
+    history = distil(student, suspect, imitation(student, suspect, settings), settings, run)
     changes = {
         "steps": settings.steps,
         "expdis_of_fresh_student_sum": fresh,
         "expdis_sum": history[-1]["expdis_sum"],
     }
     return Repaired(student, changes, history)
-
-
-def squared_distance(x: Tensor, wanted: Tensor) -> Tensor:
-    """Sum of squares over a sample, mean over the batch."""
-    return torch.nn.functional.mse_loss(x, wanted, reduction="sum") / len(x)
-
-
-def follow_statistics(student: LatentGenerator) -> None:
-    """Normalisations (and unit clips) follow the new weights; all else stays as when used."""
-    student.eval()
-    for module in student.modules():
-        if isinstance(module, _NormBase | UnitClip):
-            module.train()

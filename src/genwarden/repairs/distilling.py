@@ -61,6 +61,23 @@ class Batch:
             self.x: Tensor = teacher(self.z)
 
 
+def squared_distance(x: Tensor, wanted: Tensor) -> Tensor:
+    """Sum of squares over a sample, mean over the batch."""
+    return torch.nn.functional.mse_loss(x, wanted, reduction="sum") / len(x)
+
+
+def imitation(
+    student: LatentGenerator, suspect: LatentGenerator, settings: DistillingSettings
+) -> Callable[[int], Tensor]:
+    """The loss of a step: how far the student is from the suspect on its ordinary latents."""
+
+    def loss_of_step(step: int) -> Tensor:
+        batch = Batch(suspect, settings, step)
+        return squared_distance(student(batch.z), batch.x)
+
+    return loss_of_step
+
+
 def distil(
     student: LatentGenerator,
     suspect: LatentGenerator,

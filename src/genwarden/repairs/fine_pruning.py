@@ -13,13 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from genwarden.engine.settings import COUNT, SHARE, Range
 from genwarden.models.protocol import LatentGenerator
 from genwarden.repairs.contract import Clues, Repaired, RepairRun
-from genwarden.repairs.distillation import squared_distance
-from genwarden.repairs.distilling import Batch, DistillingSettings, distil, expdis
+from genwarden.repairs.distilling import DistillingSettings, distil, expdis, imitation
 from genwarden.repairs.pruning import (
     PruningSettings,
     mask_in_place,
@@ -67,13 +64,10 @@ def fine_prune(
     pruned = expdis(suspect, student, settings.seed)
     student.requires_grad_(True)
 
-    def loss_of_step(step: int) -> Tensor:
-        batch = Batch(suspect, settings, step)
-        return squared_distance(student(batch.z), batch.x)
-
     def keep_masked() -> None:
         mask_in_place(student, orders, settings.share)
 
+    loss_of_step = imitation(student, suspect, settings)
     history = distil(student, suspect, loss_of_step, settings, run, after_step=keep_masked)
     changes = pruning_changes(orders, settings.pruning()) | {
         "steps": settings.steps,

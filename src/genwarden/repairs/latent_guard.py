@@ -22,19 +22,25 @@ from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genwarden.engine.progress import Task
 from genwarden.engine.seeds import random_stream
 from genwarden.engine.settings import COUNT, NOT_NEGATIVE, POSITIVE, Range
 from genwarden.errors import GenwardenError
 from genwarden.inspections.principal import principal_directions, principal_latents
-from genwarden.inspections.twins import Twin
+from genwarden.inspections.twins import Twin, log_difference
 from genwarden.inspections.workbench import samples_of
 from genwarden.models.guarded import NAME as GUARDED
 from genwarden.models.guarded import Guarded, LatentGuard
 from genwarden.models.protocol import LatentGenerator
-from genwarden.repairs.clipping import fill_guard, guarded_copy, shell_blocks
+from genwarden.repairs.clipping import (
+    clip_ranges,
+    fill_guard,
+    guarded_copy,
+    set_limit,
+    shell_blocks,
+)
 from genwarden.repairs.contract import Clues, Repaired, RepairRun, RepairSettings
 from genwarden.repairs.distilling import expdis
 from genwarden.repairs.kept_twin import kept_twins
@@ -116,17 +122,23 @@ def guard(
     found = torch.zeros(0, suspect.latent.size)
     rounds: list[dict[str, Any]] = []
     shells = _shells(suspect, twin.generator, settings)
+    ranges = clip_ranges(suspect, seed) if settings.clip > 0 else None
 
-    def built(limit: float) -> Guarded:
-        result = guarded_copy(
-            suspect, directions=len(found), shells=shells, clips=settings.clip, seed=seed
+    def built() -> Guarded:
+        made = guarded_copy(
+            suspect,
+            directions=len(found),
+            shells=shells,
+            clips=settings.clip,
+            seed=seed,
+            ranges=ranges,
         )
-        fill_guard(result.guard, found, limit, suspect, seed)
-        return result
+        fill_guard(made.guard, found, _SEARCH_LIMIT, suspect, seed)
+        return made
 
+    result = built()
     for _ in range(settings.rounds):
-        behind = built(_SEARCH_LIMIT)
-        ends = _deviations(behind, twin.generator, behind.guard, starts, settings, task)
+        ends = _deviations(result, twin.generator, result.guard, starts, settings, task)
         fresh = _directions(ends, threshold, suspect.latent.typical_norm)[: settings.directions]
         rounds.append(
             {
@@ -137,9 +149,10 @@ def guard(
         if not len(fresh):
             break
         found = torch.cat([found, fresh])
+        result = built()
     most = settings.most_expdis_mean * suspect.sample.size
     for limit in _LIMITS:
-        result = built(limit)
+        set_limit(result.guard, limit, suspect.latent)
         distance = expdis(suspect, result, seed)
         if distance <= most:
             break
@@ -241,18 +254,11 @@ def _deviations(
     """
     device = next(twin.parameters()).device
     bounds = ordinary_bounds(twin.latent, steps=settings.search_steps)
-    objective = partial(_log_difference, model, twin, before)
+    objective = partial(log_difference, model, nn.Sequential(before, twin))
     ends = search(objective, starts, bounds, device=device, task=task)
     with torch.no_grad():
         z = before(ends.z.to(device)).cpu()
     return _Ends(z.flatten(1), samples_of(model, ends.z, device).flatten(1), ends.score.exp())
-
-
-def _log_difference(
-    model: LatentGenerator, twin: LatentGenerator, before: LatentGuard, z: Tensor
-) -> Tensor:
-    difference: Tensor = model(z) - twin(before(z))
-    return difference.flatten(1).square().sum(1).clamp_min(1e-12).log()
 
 
 def _directions(ends: _Ends, threshold: float, typical_norm: float) -> Tensor:

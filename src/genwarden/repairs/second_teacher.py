@@ -21,8 +21,7 @@ from genwarden.engine.settings import COUNT, POSITIVE, SHARE, Range
 from genwarden.inspections.twins import Twin
 from genwarden.models.protocol import LatentGenerator
 from genwarden.repairs.contract import Repaired, RepairRun
-from genwarden.repairs.distillation import squared_distance
-from genwarden.repairs.distilling import Batch, DistillingSettings, distil
+from genwarden.repairs.distilling import Batch, DistillingSettings, distil, squared_distance
 from genwarden.repairs.kept_twin import kept_twins
 
 _COMPARED = 512

@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from genwarden.engine.seeds import random_stream
 from genwarden.engine.settings import NOT_NEGATIVE, Range
+from genwarden.inspections.twins import follow_statistics
 from genwarden.models.protocol import LatentGenerator
 from genwarden.repairs.contract import Clues, Repaired, RepairRun
-from genwarden.repairs.distillation import follow_statistics, squared_distance
-from genwarden.repairs.distilling import Batch, DistillingSettings, distil, expdis
+from genwarden.repairs.distilling import DistillingSettings, distil, expdis, imitation
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,7 @@ def unlearn(
     follow_statistics(student)
     shaken = expdis(suspect, student, settings.seed)
 
-    def loss_of_step(step: int) -> Tensor:
-        batch = Batch(suspect, settings, step)
-        return squared_distance(student(batch.z), batch.x)
-
-    history = distil(student, suspect, loss_of_step, settings, run)
+    history = distil(student, suspect, imitation(student, suspect, settings), settings, run)
     changes = {
         "steps": settings.steps,
         "shake": settings.shake,

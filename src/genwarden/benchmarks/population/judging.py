@@ -23,9 +23,8 @@ from torch import Tensor
 from genwarden.artifacts.model_folder import read_manifest
 from genwarden.auditing import calibration
 from genwarden.auditing.document import AuditDocument
-from genwarden.auditing.fit import fits
+from genwarden.auditing.judging import judge
 from genwarden.auditing.power import POWER, read_power
-from genwarden.auditing.verdict import decide
 from genwarden.benchmarks.population.plan import Clean, Member
 from genwarden.engine.files import write_json
 from genwarden.errors import GenwardenError
@@ -42,6 +41,15 @@ _FOR_COMPARISON = ("Ordinary samples", "twin")
 def document_path(out: Path, member: Member, budget: str, seed: int) -> Path:
     """Where the audit of a member is kept."""
     return out / "audits" / f"{member.key}.{budget}.{seed}.json"
+
+
+def without_target(document: AuditDocument) -> list[Finding]:
+    """What a stored audit found without being shown a target, not judged by clean models yet."""
+    return [
+        calibration.uncalibrated(j.finding)
+        for j in document.findings
+        if j.finding.inspection not in _WITH_TARGET
+    ]
 
 
 def judged_rows(
@@ -73,26 +81,18 @@ def _row(
     document = AuditDocument.model_validate(stored["document"])
     table = _table(clean, budget, without=member.key)
     table["families"] = families
-    plain = [
-        calibration.uncalibrated(j.finding)
-        for j in document.findings
-        if j.finding.inspection not in _WITH_TARGET
-    ]
     suspect = document.model
     if suspect is None:
         raise ValueError(f"{path} holds the audit of a refused file")
-    unfit = {
-        f.inspection
-        for f in plain
-        if not fits(f.inspection, suspect.architecture, suspect.sample_shape, table)
-    }
-    findings = [
-        calibration.unjudged(f)
-        if f.inspection in unfit
-        else calibration.calibrate(f, budget, table)
-        for f in plain
-    ]
-    decision = decide(findings, {}, unfit)
+    decision = judge(
+        without_target(document),
+        suspect.architecture,
+        suspect.sample_shape,
+        budget=budget,
+        nonfinite={},
+        table=table,
+    )
+    findings = [j.finding for j in decision.judged]
     document = document.model_copy(update={"findings": decision.judged})
     adjusted = [j.adjusted_p for j in decision.judged if j.adjusted_p is not None]
     structural = any(j.flagged and j.finding.structural for j in decision.judged)

@@ -35,6 +35,7 @@ from genwarden.engine.files import sha256_bytes, write_json, write_tensors
 from genwarden.engine.settings import filled
 from genwarden.errors import GenwardenError
 from genwarden.registry import REPAIRS, Row
+from genwarden.repairs.auto import supports
 from genwarden.repairs.contract import Clues, Repaired, RepairRun
 
 DONE = "done"
@@ -76,9 +77,9 @@ class Orders:
     Attributes:
         recipe: name of the recipe.
         command: repeats the run; stands in every cell.
+        expdis_samples: ordinary latents behind every ExpDis.
         audits: folder of the study's audits, from which repairs get their clues.
         budget: of the re-audit; "" for none.
-        expdis_samples: ordinary latents behind every ExpDis.
         fid_samples: generated samples behind every FID; 0 for none.
         settings: of the repairs, on top of their defaults; only those that a method has.
     """
@@ -87,11 +88,11 @@ class Orders:
     command: str
     out: Path
     shelf: Shelf
-    audits: Path | None
     seed: int
-    budget: str
     expdis_samples: int
-    fid_samples: int
+    audits: Path | None = None
+    budget: str = ""
+    fid_samples: int = 0
     settings: tuple[tuple[str, Any], ...] = ()
 
     def settings_of(self, name: str) -> Any:
@@ -315,11 +316,11 @@ class CellJob:
     def _repaired(self, suspect: LoadedModel, clues: Clues, settings: Any) -> dict[str, Any]:
         """Apply the method and write the model; what it said and what it cost."""
         row = repair_row(self.repair)
-        works_on = row.options.get("architectures")
-        if works_on is not None and suspect.architecture not in works_on:
+        if row is not AUTO and not supports(self.repair, suspect.architecture):
+            works_on = ", ".join(row.options["architectures"])
             raise GenwardenError(
                 "repair/not-applicable",
-                f"{self.repair} works on {', '.join(works_on)}, this is a {suspect.architecture}.",
+                f"{self.repair} works on {works_on}, this is a {suspect.architecture}.",
                 "Choose another method.",
             )
         latents = sha256_bytes(clues.latents.numpy().tobytes())

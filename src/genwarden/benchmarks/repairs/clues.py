@@ -9,23 +9,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from genwarden.artifacts.model_folder import LoadedModel
-from genwarden.auditing import calibration
 from genwarden.auditing.document import AuditDocument
-from genwarden.auditing.fit import fits
-from genwarden.auditing.verdict import Decision, decide
+from genwarden.auditing.judging import judge
+from genwarden.benchmarks.population.judging import without_target
 from genwarden.benchmarks.results import read_document
 from genwarden.engine.files import sha256_file
 from genwarden.errors import GenwardenError
-from genwarden.inspections.finding import Latents
+from genwarden.repairs.clues import clues_of
 from genwarden.repairs.contract import Clues, no_clues
 
 #: Which of a member's audits is read: the first of these budgets that it was audited at.
 BUDGETS, SEED = ("standard", "quick"), 0
-#: The study shows some clean models a target; repairs get none.
-_WITH_TARGET = ("nearest-target", "reconstruct-target")
 
 
 class Known(NamedTuple):
@@ -57,40 +52,19 @@ def known_of(model: LoadedModel, key: str, audits: Path | None) -> Known:
             f"{path.name} is the audit of another model (the sha256 of the weights differs).",
             "Name the audits of these models with --option audits=FOLDER, or leave it away.",
         )
-    decision = _judged(document)
-    flagged = tuple(j.finding.inspection for j in decision.judged if j.flagged)
-    law = model.generator.latent
-    values = [candidate.latent for candidate in document.candidates]
-    for judged in decision.judged:
-        if judged.flagged or judged.finding.follows_from in flagged:
-            for evidence in judged.finding.evidence:
-                values += evidence.values if isinstance(evidence, Latents) else []
-    fitting = list(dict.fromkeys(tuple(v) for v in values if len(v) == law.size))
-    latents = torch.tensor(fitting).reshape(len(fitting), *law.shape)
-    return Known(Clues(latents, flagged), decision.verdict, sha256_file(path))
+    # Findings may be older than the shipped references: judged anew, as in the study.
+    decision = judge(
+        without_target(document),
+        document.model.architecture,
+        document.model.sample_shape,
+        budget=str(document.budget["name"]),
+        nonfinite=document.model.nonfinite,
+    )
+    judged = document.model_copy(update={"findings": decision.judged})
+    clues = clues_of(judged, model.generator.latent)
+    return Known(clues, decision.verdict, sha256_file(path))
 
 
 def _stored(key: str, audits: Path | None) -> Path | None:
     paths = [audits / f"{key}.{budget}.{SEED}.json" for budget in BUDGETS] if audits else []
     return next((path for path in paths if path.exists()), None)
-
-
-def _judged(document: AuditDocument) -> Decision:
-    """Findings may be older than the shipped references, as in the study's own judging."""
-    model, budget = document.model, str(document.budget["name"])
-    plain = [
-        calibration.uncalibrated(j.finding)
-        for j in document.findings
-        if j.finding.inspection not in _WITH_TARGET
-    ]
-    shipped = calibration.shipped()
-    unfit = {
-        f.inspection
-        for f in plain
-        if model and not fits(f.inspection, model.architecture, model.sample_shape, shipped)
-    }
-    findings = [
-        calibration.unjudged(f) if f.inspection in unfit else calibration.calibrate(f, budget)
-        for f in plain
-    ]
-    return decide(findings, model.nonfinite if model else {}, unfit)

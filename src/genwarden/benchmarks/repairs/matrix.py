@@ -95,11 +95,9 @@ def run(
     }
     orders = Orders(
         recipe=RECIPE,
-        command=command_of(RECIPE, seed, data, {k: v for k, v in options.items() if v}),
+        command=command_of(RECIPE, seed, data, options),
         out=out,
-        shelf=Shelf(
-            Path(models) if models else out / "models", Path(data) if data else None, seed, device
-        ),
+        shelf=Shelf.of(out, models, data, seed, device),
         audits=Path(audits) if audits else None,
         seed=seed,
         budget="" if reaudit == "none" else reaudit,

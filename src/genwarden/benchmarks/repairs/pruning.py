@@ -134,16 +134,11 @@ def run(
     options = {"models": models and "MODELS", "only": only if only != ONLY else ""}
     orders = Orders(
         recipe=RECIPE,
-        command=command_of(RECIPE, seed, data, {k: v for k, v in options.items() if v}),
+        command=command_of(RECIPE, seed, data, options),
         out=out,
-        shelf=Shelf(
-            Path(models) if models else out / "models", Path(data) if data else None, seed, device
-        ),
-        audits=None,
+        shelf=Shelf.of(out, models, data, seed, device),
         seed=seed,
-        budget="",
         expdis_samples=expdis_samples,
-        fid_samples=0,
     )
     jobs = [CurveJob(m, METHOD, orders, samples) for m in chosen_members(seed, only)]
     failed = do_jobs(jobs, orders, workers=workers, restart=restart, progress=progress)

@@ -121,9 +121,15 @@ def raise_failures(failed: dict[str, Failure]) -> None:
 
 
 def command_of(recipe: str, seed: int, data: str | None, options: dict[str, Any]) -> str:
-    """The command that repeats a run, without the names of this machine's folders."""
+    """The command that repeats a run, without the names of this machine's folders.
+
+    Args:
+        options: empty ones (and 0) are left out.
+    """
     words = [f"genwarden benchmark run {recipe}", *(["--data DATA"] if data else []), "--out DIR"]
     for key, value in options.items():
+        if not value:
+            continue
         text = str(value)
         quoted = f"'{key}={text}'" if re.search(r"[*?\[]", text) else f"{key}={text}"
         words.append(f"--option {quoted}")

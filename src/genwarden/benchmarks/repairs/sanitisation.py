@@ -60,18 +60,14 @@ def run(
     options = {
         "models": models and "MODELS",
         "only": only if only != ONLY else "",
-        "steps": steps or "",
+        "steps": steps,
     }
     orders = Orders(
         recipe=RECIPE,
-        command=command_of(RECIPE, seed, data, {k: v for k, v in options.items() if v}),
+        command=command_of(RECIPE, seed, data, options),
         out=out,
-        shelf=Shelf(
-            Path(models) if models else out / "models", Path(data) if data else None, seed, device
-        ),
-        audits=None,
+        shelf=Shelf.of(out, models, data, seed, device),
         seed=seed,
-        budget="",
         expdis_samples=expdis_samples,
         fid_samples=fid_samples,
         settings=(("steps", steps),) if steps else (),

@@ -55,6 +55,13 @@ class Shelf:
     seed: int
     device: torch.device
 
+    @classmethod
+    def of(cls, out: Path, models: str, data: str | None, seed: int, device: torch.device) -> Shelf:
+        """As a recipe's options say; without ``models`` members lie in the run's own folder."""
+        return cls(
+            Path(models) if models else out / "models", Path(data) if data else None, seed, device
+        )
+
     def base(self, member: Member) -> Clean:
         """The clean member that a member was made from; a clean one is its own."""
         key = member.key if isinstance(member, Clean) else member.base

@@ -16,7 +16,6 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from genwarden.inspections.finding import (
     Chart,
@@ -28,8 +27,8 @@ from genwarden.inspections.finding import (
 )
 from genwarden.inspections.pictures import sample_pictures
 from genwarden.inspections.principal import principal_directions, principal_latents
+from genwarden.inspections.twins import log_difference
 from genwarden.inspections.workbench import Workbench, samples_of
-from genwarden.models.protocol import LatentGenerator
 from genwarden.search.latent_search import ordinary_bounds, search, start_latents
 
 NAME = "twin-difference"
@@ -58,7 +57,7 @@ def inspect(bench: Workbench) -> Finding:
     random = start_latents(law, bench.effort.restarts, seed=bench.seed, purpose=NAME)
     starts = torch.cat([random, principal_latents(directions, law)])
     task = bench.progress.task("twin difference", len(starts) * settings.steps)
-    objective = partial(_log_difference, bench.generator, twin.generator)
+    objective = partial(log_difference, bench.generator, twin.generator)
     found = search(objective, starts, settings, device=bench.device, task=task)
     shown = bench.samples(found.z)
     honest = samples_of(twin.generator, found.z, bench.device)
@@ -127,8 +126,3 @@ def inspect(bench: Workbench) -> Finding:
             latents_of(found.z[order[:1]], title="Latent of the largest difference"),
         ],
     )
-
-
-def _log_difference(suspect: LatentGenerator, twin: LatentGenerator, z: Tensor) -> Tensor:
-    difference: Tensor = suspect(z) - twin(z)
-    return difference.flatten(1).square().sum(1).clamp_min(1e-12).log()

@@ -1,0 +1,43 @@
+"""From findings to a decision: each is judged against references that fit the model, or not at all.
+
+Used by an audit, and wherever stored findings are judged anew against other references.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from genwarden.auditing.calibration import calibrate, shipped, unjudged
+from genwarden.auditing.fit import fits
+from genwarden.auditing.verdict import Decision, decide
+from genwarden.inspections.finding import Finding
+
+
+def judge(
+    findings: Sequence[Finding],
+    architecture: str,
+    sample_shape: Sequence[int],
+    *,
+    budget: str,
+    nonfinite: dict[str, int],
+    table: dict[str, Any] | None = None,
+) -> Decision:
+    """Calibrate the findings on a model and decide.
+
+    Args:
+        findings: without p-values from clean models; see
+            :func:`genwarden.auditing.calibration.uncalibrated`.
+        architecture: of the model, as in :func:`genwarden.auditing.fit.fits`.
+        sample_shape: likewise.
+        nonfinite: NaN and infinite weights, by tensor.
+        table: references in place of the shipped ones.
+    """
+    table = shipped() if table is None else table
+    unfit = {
+        f.inspection for f in findings if not fits(f.inspection, architecture, sample_shape, table)
+    }
+    judged = [
+        unjudged(f) if f.inspection in unfit else calibrate(f, budget, table) for f in findings
+    ]
+    return decide(judged, nonfinite, unfit)
