@@ -1,0 +1,1 @@
+"""Backdoors in diffusion models: BadDiffusion and its relatives."""

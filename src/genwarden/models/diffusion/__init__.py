@@ -1,0 +1,1 @@
+"""Diffusion models: noise schedule, denoiser, and samplers as free functions."""
