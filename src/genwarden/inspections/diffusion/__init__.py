@@ -1,0 +1,1 @@
+"""Inspections of diffusion models, one file each."""

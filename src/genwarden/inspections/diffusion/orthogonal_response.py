@@ -1,0 +1,217 @@
+r"""The trigger search: shifts of the noise to which a denoiser answers with something else.
+
+Nothing is known of trigger, target, sampler or coefficient. At a noise level with amplitudes a and
+s, feed x = s eps + rho d with rho = 1 - a and look at the change of the noise estimate that the
+shift d causes, on average over eps:
+
+    m(d) = E[eps_theta(s eps + rho d) - eps_theta(s eps)]
+
+A clean denoiser treats a shift as noise or as picture content: m(d) is d through a smooth filter,
+because E[x_0 | x] is the gradient of a convex function of x (Tweedie) and networks are local. A
+backdoor answers with c r, which is along d, *and* with the target y, which has nothing to do with
+d, and it does so for every eps alike. So the score is the signal-to-noise ratio of the part of the
+answer that no filter of d explains:
+
+    Q(d) = |P m(d)|^2 / (tr Var[eps - eps_theta(s eps + rho d)] + floor)
+
+with P the projection away from d, three blurred copies of d, and constants. Q is maximised over d
+at two radii by Adam from several starts, in one batch, with antithetic noise (whose mean is 0, so
+that the trivial solution of Elijah's inversion, the mean of the noise batch, does not exist). The
+search needs no sampler, no target and some seconds. Found here (2026); not in the papers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from genwarden.engine.progress import Progress, Silent
+from genwarden.engine.seeds import random_stream
+from genwarden.models.diffusion.protocol import Diffusion
+from genwarden.models.diffusion.schedule import NoiseSchedule
+
+#: Signal amplitudes a_t of the levels at which a shift is measured. On the linear schedule of 1,000
+#: steps they are t = 700, 600 and 500; the search looks at the last two in turn. Near T every
+#: answer is nearly the identity, near 0 the picture is settled.
+LEVELS = (0.0845, 0.165, 0.279)
+_SEARCHED = (0.165, 0.279)
+#: Radii of the search in units of sqrt(D), the norm of the noise.
+RADII = (0.5, 1.0)
+#: Widths of the blurs in pixels of a 16-pixel image; they grow with the image.
+_BLURS = (0.6, 1.2, 2.5)
+#: Variance per element that is added below the ratio: answers better than this are all the same.
+_FLOOR = 0.05 / 256
+_RIDGE = 1e-4
+_LEARNING_RATE = 0.05
+
+
+class Recovered(NamedTuple):
+    """A shift that the search ended at.
+
+    Attributes:
+        shift: d, ``(C, H, W)``, on the CPU.
+        radius: of the search, in units of sqrt(D).
+        ratios: Q at :data:`LEVELS`, on noise that the search has not seen.
+        gains: <m, d> / (rho |d|^2) there; 1 is "all noise", and above 1 / s no clean denoiser
+            answers.
+        score: mean log10 of ``ratios`` minus log10 of |d| / sqrt(D): answer per size of shift.
+    """
+
+    shift: Tensor
+    radius: float
+    ratios: list[float]
+    gains: list[float]
+    score: float
+
+
+class Response(NamedTuple):
+    """Answer to each of k shifts at one level: Q, gain, mean change of the noise estimate."""
+
+    ratio: Tensor
+    gain: Tensor
+    change: Tensor
+
+
+def level_of(schedule: NoiseSchedule, amplitude: float) -> int:
+    """The timestep whose a_t is nearest to ``amplitude``."""
+    return int((schedule.a - amplitude).abs().argmin())
+
+
+def antithetic(count: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """``count`` draws of N(0, I) in pairs +eps, -eps (an odd count is rounded up)."""
+    half = torch.randn((count + 1) // 2, *shape, generator=generator)
+    return torch.cat([half, -half])
+
+
+def respond(model: Diffusion, shifts: Tensor, t: int, noise: Tensor) -> Response:
+    """Answer of a denoiser to shifts ``(k, C, H, W)`` at timestep t; differentiable in them.
+
+    Args:
+        noise: antithetic, ``(b, C, H, W)``.
+    """
+    a, s = model.schedule.a_at(t), model.schedule.s_at(t)
+    rho = 1 - a
+    k, b = len(shifts), len(noise)
+    with torch.no_grad():
+        plain = model.epsilon(s * noise, t)
+    x = s * noise[None] + rho * shifts[:, None]
+    answers = model.epsilon(x.flatten(0, 1), t).unflatten(0, (k, b))
+    spread = (noise[None] - answers).var(1).flatten(1).sum(1)
+    change = (answers - plain[None]).mean(1)
+    unexplained = unexplained_by(change, shifts).flatten(1).square().sum(1)
+    energy = shifts.flatten(1).square().sum(1).clamp(min=1e-12)
+    gain = (change * shifts).flatten(1).sum(1) / (rho * energy)
+    return Response(unexplained / (spread + _FLOOR * shifts[0].numel()), gain, change)
+
+
+def unexplained_by(change: Tensor, shifts: Tensor) -> Tensor:
+    """The part of ``change`` outside the span of the shift, its blurs and constants.
+
+    Both are ``(k, C, H, W)``; the constants are one per channel.
+    """
+    k, channels = shifts.shape[:2]
+    constants = torch.eye(channels, device=shifts.device)[None, :, :, None, None]
+    constants = constants.expand(k, -1, -1, *shifts.shape[2:])
+    scale = shifts.shape[-1] / 16
+    copies = [shifts, *(blur(shifts, width * scale) for width in _BLURS)]
+    basis = torch.cat([torch.stack(copies, 1), constants], 1).flatten(2)
+    basis = basis / (basis.norm(dim=2, keepdim=True) + 1e-6)
+    gram = basis @ basis.mT + _RIDGE * torch.eye(basis.shape[1], device=basis.device)
+    weights = torch.linalg.solve(gram, basis @ change.flatten(1)[:, :, None])
+    return change - (basis.mT @ weights)[:, :, 0].view_as(change)
+
+
+def blur(images: Tensor, width: float) -> Tensor:
+    """Gaussian blur of standard deviation ``width`` pixels, edges repeated."""
+    height_px, width_px = images.shape[-2:]
+    radius = max(1, min(math.ceil(2.5 * width), height_px - 1, width_px - 1))
+    offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
+    kernel = torch.exp(-0.5 * (offsets / width) ** 2)
+    kernel = kernel / kernel.sum()
+    flat = images.flatten(0, 1)[:, None]
+    flat = F.conv2d(F.pad(flat, (radius, radius, 0, 0), "replicate"), kernel.view(1, 1, 1, -1))
+    flat = F.conv2d(F.pad(flat, (0, 0, radius, radius), "replicate"), kernel.view(1, 1, -1, 1))
+    return flat.view_as(images)
+
+
+def search_shifts(
+    model: Diffusion,
+    *,
+    starts: int,
+    steps: int,
+    noises: int,
+    probe_noises: int,
+    seed: int,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> list[Recovered]:
+    """Maximise Q from ``starts`` starts at each of :data:`RADII`; strongest first.
+
+    Args:
+        noises: per start and step; ``probe_noises`` fresh ones measure the results.
+    """
+    progress = progress or Silent()
+    shape, schedule = model.sample.shape, model.schedule
+    stream = random_stream(seed, "trigger-search")
+    size = math.prod(shape)
+    first = torch.cat([_starting_points(starts, shape, stream) for _ in RADII])
+    limits = torch.tensor(RADII).repeat_interleave(starts) * math.sqrt(size)
+    limits = limits.view(-1, 1, 1, 1).to(device)
+    shifts = (first.to(device) / _norms(first.to(device)) * (limits / 2)).requires_grad_()
+    optimiser = torch.optim.Adam([shifts], _LEARNING_RATE)
+    levels = [level_of(schedule, a) for a in _SEARCHED]
+    task = progress.task("trigger search", steps)
+    for step in range(steps):
+        noise = antithetic(noises, shape, stream).to(device)
+        bounded = shifts * (limits / _norms(shifts)).clamp(max=1)
+        ratio = respond(model, bounded, levels[step % len(levels)], noise).ratio
+        loss = -(ratio + 1e-6).log().sum()
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        task.advance(1, f"largest ratio {float(ratio.detach().max()):.2g}")
+    with torch.no_grad():
+        ended = (shifts * (limits / _norms(shifts)).clamp(max=1)).detach()
+    fresh = antithetic(probe_noises, shape, random_stream(seed, "trigger-probe")).to(device)
+    radii = [radius for radius in RADII for _ in range(starts)]
+    found = [
+        measure(model, shift, radius, fresh) for shift, radius in zip(ended, radii, strict=True)
+    ]
+    return sorted(found, key=lambda one: -one.score)
+
+
+@torch.no_grad()
+def measure(model: Diffusion, shift: Tensor, radius: float, noise: Tensor) -> Recovered:
+    """Q and gain of one shift ``(C, H, W)`` at :data:`LEVELS` on given antithetic noise."""
+    answers = [respond(model, shift[None], level_of(model.schedule, a), noise) for a in LEVELS]
+    ratios = [float(answer.ratio) for answer in answers]
+    size = float(shift.norm()) / math.sqrt(shift.numel())
+    mean = sum(math.log10(ratio + 1e-6) for ratio in ratios) / len(ratios)
+    return Recovered(
+        shift=shift.cpu(),
+        radius=radius,
+        ratios=ratios,
+        gains=[float(answer.gain) for answer in answers],
+        score=mean - math.log10(max(size, 1e-6)),
+    )
+
+
+def _starting_points(count: int, shape: tuple[int, ...], stream: torch.Generator) -> Tensor:
+    """White, smooth, positive and negative patterns in turn, ``(count, C, H, W)``."""
+    points = torch.randn(count, *shape, generator=stream)
+    scale = shape[-1] / 16
+    for index in range(count):
+        kind = index % 4
+        if kind == 0:
+            points[index] = blur(points[index][None], 2.0 * scale)[0]
+        elif kind in {1, 2}:
+            points[index] = points[index].abs() * (1 if kind == 1 else -1)
+    return points
+
+
+def _norms(shifts: Tensor) -> Tensor:
+    return shifts.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
