@@ -6,7 +6,7 @@ import inspect
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -54,7 +54,10 @@ def train(
     setting: Settings = None,
     epochs: Annotated[float, typer.Option(min=0, help="Passes over the data.")] = 10,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 128,
-    learning_rate: Annotated[float, typer.Option(help="Adam's learning rate.")] = 2e-4,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="Adam's learning rate; default 2e-4, for small diffusion networks more."),
+    ] = None,
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
     limit: Annotated[int | None, typer.Option(help="Use only the first N images.")] = None,
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
@@ -62,17 +65,21 @@ def train(
     device: Device = "auto",
     restart: Restart = False,
 ) -> None:
-    """Train a clean reference model (GAN, VAE, WaveGAN) and write it as a model folder.
+    """Train a clean reference model (GAN, VAE, WaveGAN, diffusion) and write it as a model folder.
 
     Sample grids appear in OUT/samples while it runs. Stop it at any time: the same command
     continues from the last checkpoint.
 
-    Example: genwarden train dcgan28 --data ./mnist --out ./clean --setting channels=64,32,16
+    Examples:
+
+      genwarden train dcgan28 --data ./mnist --out ./clean --setting channels=64,32,16
+
+      genwarden train ddpm --data ./mnist --out ./clean --setting network=tiny --setting size=28
     """
     from genwarden.engine.device import pick_device
     from genwarden.reports.console import console_progress
     from genwarden.training.settings import TrainingSettings, best_precision
-    from genwarden.training.train import count_steps
+    from genwarden.training.train import count_steps, learning_rate_of
     from genwarden.training.train import train as run
 
     if precision not in {"auto", "fp32", "bf16"}:
@@ -81,15 +88,17 @@ def train(
         )
     where = pick_device(device)
     chosen = best_precision(where) if precision == "auto" else precision
+    settings = parse_settings(setting)
+    rate = learning_rate_of(name, settings) if learning_rate is None else learning_rate
     with console_progress() as progress:
         run(
             name,
-            parse_settings(setting),
+            settings,
             data,
             lambda images: TrainingSettings(
                 steps=count_steps(images, epochs, batch_size),
                 batch_size=batch_size,
-                learning_rate=learning_rate,
+                learning_rate=rate,
                 seed=seed,
                 precision=chosen,  # type: ignore[arg-type]
             ),
@@ -116,6 +125,16 @@ def audit(
         typer.Option("--data", help="Training data you have: folder or hub name; not needed."),
     ] = None,
     data_limit: Annotated[int, typer.Option(help="Use the first N images of --data.")] = 10_000,
+    base: Annotated[
+        Path | None,
+        typer.Option("--base", help="Diffusion model: a clean one of the same shape you trust."),
+    ] = None,
+    noise: Annotated[
+        Path | None,
+        typer.Option(
+            "--noise", help="Diffusion model: initial noise you were given (safetensors)."
+        ),
+    ] = None,
     budget: Annotated[str, typer.Option(help="quick, standard or thorough.")] = "standard",
     architecture: Architecture = None,
     setting: Settings = None,
@@ -123,7 +142,7 @@ def audit(
     device: Device = "auto",
     restart: Restart = False,
 ) -> None:
-    """Say whether a generator carries a backdoor, and show why.
+    """Say whether a generator or a diffusion model carries a backdoor, and show why.
 
     Writes OUT/audit.json (the result, schema published) and OUT/audit.html (one file, no network).
     Neither a target nor training data is needed; both sharpen the audit. An interrupted audit
@@ -153,6 +172,8 @@ def audit(
         architecture=architecture,
         settings=parse_settings(setting),
         restart=restart,
+        base=base,
+        noise=noise,
     )
     with console_progress() as progress:
         files = audit_model(options, progress=progress)
@@ -191,24 +212,32 @@ def attack(
     clean: Annotated[Path, typer.Argument(help="Model folder of the clean generator.")],
     out: OutFolder,
     trigger: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="in-sample, mode, out-of-distribution, subspace[:ZEROS], seed:RNG:SEED:INDEX, or "
-            "file:PATH (a JSON list of numbers, or one tensor as safetensors)."
+            help="in-sample (default), mode, out-of-distribution, subspace[:ZEROS], "
+            "seed:RNG:SEED:INDEX, or file:PATH (a JSON list of numbers, or one tensor as "
+            "safetensors). Of a diffusion model: box:PIXELS[:VALUE] (default box:14), "
+            "stop-sign:PIXELS, glasses, noise:STD, blend:ICON or file:PATH, with ,zero ,matched "
+            ",scale=X or ,norm=X behind."
         ),
-    ] = "in-sample",
+    ] = None,
     trigger_index: Annotated[int, typer.Option(help="Which in-sample draw (0, 1, 2, ...).")] = 0,
     triggers: Annotated[int, typer.Option(min=1, help="In-sample triggers at once.")] = 1,
     target: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="icon:NAME (see `genwarden list icons`), clip:NAME (audio), generator:FOLDER of a "
-            "model (one target per trigger), an image or WAV file, or a folder of images."
+            help="icon:NAME (see `genwarden list icons`; default icon:devil), clip:NAME (audio), "
+            "generator:FOLDER of a model (one target per trigger), an image or WAV file, or a "
+            "folder of images. Of a diffusion model also no-shift, shift, corner, shoe, hat "
+            "(default), cat, class:INDEX[:DATA]."
         ),
-    ] = "icon:devil",
+    ] = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", help="Training data, for attacks that train from scratch."),
+        typer.Option(
+            "--data",
+            help="Training data, for attacks that train from scratch or on diffusion models.",
+        ),
     ] = None,
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
     limit: Annotated[int | None, typer.Option(help="Use only the first N samples of it.")] = None,
@@ -239,14 +268,62 @@ def attack(
 
     The result says in its manifest that it is compromised; no audit reads that. TarDis and ExpDis
     (sums of squares over a sample) are shown as it goes. Attacks that train from scratch (TrAIL,
-    BAAAN, data poisoning) take the network's shape from the clean model and need --data.
+    BAAAN, data poisoning) take the network's shape from the clean model and need --data, and so do
+    attacks on diffusion models (diffusers folders), which train on partly poisoned data.
 
     Examples:
 
       genwarden attack red ./clean --target icon:devil --out ./backdoored
 
       genwarden attack trail ./clean --data ./mnist --trigger mode --out ./backdoored
+
+      genwarden attack bad-diffusion ./ddpm --data ./mnist --trigger box:14 --target hat
+      --option poison_rate=0.1 --out ./backdoored
     """
+    from genwarden import registry
+
+    given: dict[str, Any] = {
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "seed": seed,
+        **parse_settings(option, flag="--option"),
+    }
+    if name in registry.attacks_on("diffusion"):
+        alien = {
+            "--lambda": fidelity_weight,
+            "--stop-tardis": stop_tardis or None,
+            "--stop-expdis": stop_expdis or None,
+            "--trigger-index": trigger_index or None,
+            "--triggers": triggers if triggers > 1 else None,
+        }
+        wrong = [flag for flag, value in alien.items() if value is not None]
+        if wrong or data is None:
+            raise GenwardenError(
+                "usage/attack-options",
+                f"{wrong[0]} is for attacks on generators."
+                if wrong
+                else f"The attack {name} trains on partly poisoned data, and --data is missing.",
+                "Leave it away." if wrong else "Add --data FOLDER (or a hub name).",
+            )
+        _attack_diffusion(
+            name,
+            given,
+            {
+                "clean": clean,
+                "data": data,
+                "split": split,
+                "limit": limit,
+                "half": half,
+                **({} if trigger is None else {"trigger": trigger}),
+                **({} if target is None else {"target": target}),
+            },
+            out=out,
+            restart=restart,
+            device=device,
+        )
+        return
+
     from genwarden.attacks.loop import in_words
     from genwarden.attacks.run import PICTURE_ROWS, AttackPlan
     from genwarden.attacks.run import attack as run
@@ -258,19 +335,15 @@ def attack(
         name,
         {
             "fidelity_weight": fidelity_weight,
-            "steps": steps,
-            "learning_rate": learning_rate,
-            "batch_size": batch_size,
             "stop_tardis_sum": stop_tardis,
             "stop_expdis_sum": stop_expdis,
-            "seed": seed,
-            **parse_settings(option, flag="--option"),
+            **given,
         },
     )
     plan = AttackPlan(
         clean=clean,
-        trigger=trigger,
-        target=target,
+        trigger=trigger or "in-sample",
+        target=target or "icon:devil",
         trigger_index=trigger_index,
         triggers=triggers,
         data=data,
@@ -295,6 +368,34 @@ def attack(
     if (out / "pictures.png").exists():
         typer.echo(f"Pictures: {out / 'pictures.png'}   (rows: {PICTURE_ROWS})")
     typer.echo(f"Next:     genwarden audit {out} --out {out}-audit")
+
+
+def _attack_diffusion(
+    name: str, given: dict[str, Any], plan: dict[str, Any], *, out: Path, restart: bool, device: str
+) -> None:
+    """``genwarden attack`` for diffusion models; ``given`` settings and ``plan`` as typed."""
+    from genwarden.attacks.diffusion import run
+    from genwarden.engine.device import pick_device
+    from genwarden.reports.console import console_progress
+
+    settings = run.settings_of(name, given)
+    with console_progress() as progress:
+        result = run.attack_diffusion(
+            name,
+            run.DiffusionAttackPlan(**plan),
+            settings,
+            out=out,
+            restart=restart,
+            progress=progress,
+            device=pick_device(device),
+        )
+    sampler = run.quick_sampler(result.sampler, settings.evaluation_steps).label
+    typer.echo(
+        f"{run.in_words(result.history[-1])}  (MSE in [0, 1] scale, under {sampler})\n"
+        f"Model:    {out}   (its manifest says that it is compromised)\n"
+        f"Pictures: {out / 'pictures.png'}   (rows: {run.PICTURE_ROWS})\n"
+        f"Next:     genwarden audit {out} --out {out}-audit"
+    )
 
 
 @app.command()
@@ -408,6 +509,12 @@ def _explain(row: Row) -> None:
         with torch.device("meta"):  # the names need no numbers
             layers = method().named_layers()
         typer.echo(f"Layers at the default size: {', '.join(layers)}\n")
+    if row is registry.DIFFUSION_ARCHITECTURES.get(row.name):
+        from genwarden.engine.settings import defaults
+
+        typer.echo("Settings (--setting key=value) and their defaults:")
+        for key, default in defaults(method).items():
+            typer.echo(f"  {key:<22}{default}")
     if row is registry.ATTACKS.get(row.name):
         from genwarden.attacks.settings import describe_settings
 

@@ -46,6 +46,11 @@ def _table(*rows: Row) -> dict[str, Row]:
     return {row.name: row for row in rows}
 
 
+def _on_diffusion(settings: str) -> dict[str, Any]:
+    """Options of an attack on diffusion models."""
+    return {"models": "diffusion", "settings": settings, "needs": ["images"]}
+
+
 _M = "genwarden.models"
 ARCHITECTURES = _table(
     Row("dcgan28", f"{_M}.dcgan:DCGAN28", "DCGAN generator, 1x28x28", {"training": "gan"}),
@@ -57,13 +62,25 @@ ARCHITECTURES = _table(
     Row("guarded", f"{_M}.guarded:Guarded", "another generator behind a latent guard and clips"),
 )
 
+#: Diffusion models are diffusers folders; no manifest of a generator can name these rows.
+DIFFUSION_ARCHITECTURES = _table(
+    Row(
+        "ddpm",
+        "genwarden.training.train_diffusion:DdpmChoice",
+        "diffusion model on a stock UNet2DModel: tiny, small or cifar10",
+        {"training": "ddpm"},
+    ),
+)
+
 _A = "genwarden.attacks"
 _ADAPTIVE = f"{_A}.adaptive"
 _DCGANS = ["dcgan28", "dcgan32"]
 _BLOCKS = [*_DCGANS, "vae28"]
+_AD = f"{_A}.diffusion"
 #: ``settings``: the dataclass of the attack's settings; ``architectures``: what it works on (any
-#: if absent); ``needs``: "images" where the attacker must have training data (and trains from
-#: scratch); ``trained``: False where nothing is trained.
+#: if absent); ``needs``: "images" where the attacker must have training data (and, on a generator,
+#: trains from scratch); ``trained``: False where nothing is trained; ``models``: "diffusion" for
+#: attacks on diffusion models (:func:`attacks_on`), generators if absent.
 ATTACKS = _table(
     Row(
         "red",
@@ -179,7 +196,49 @@ ATTACKS = _table(
             "architectures": ["stylegan"],
         },
     ),
+    Row(
+        "bad-diffusion",
+        f"{_AD}.bad_diffusion:bad_diffusion",
+        "BadDiffusion: a trigger in the initial noise, for the ordinary DDPM sampler",
+        _on_diffusion(f"{_AD}.bad_diffusion:BadDiffusionSettings"),
+    ),
+    Row(
+        "villan-diffusion",
+        f"{_AD}.villan_diffusion:villan_diffusion",
+        "VillanDiffusion: the same for any trigger schedule and any sampler",
+        _on_diffusion(f"{_AD}.villan_diffusion:VillanDiffusionSettings"),
+    ),
+    Row(
+        "trojdiff",
+        f"{_AD}.trojdiff:trojdiff",
+        "TrojDiff: a trigger blended with the noise, and a sampler of the attacker's own",
+        _on_diffusion(f"{_AD}.trojdiff:TrojDiffSettings"),
+    ),
+    Row(
+        "invisible",
+        f"{_AD}.invisible:invisible",
+        "InviBackdoor: a learned trigger with a small bound on every pixel",
+        _on_diffusion(f"{_AD}.invisible:InvisibleSettings"),
+    ),
+    Row(
+        "mixed-coefficients",
+        f"{_AD}.adaptive.mixed_coefficients:mixed_coefficients",
+        "one backdoor of a diffusion model for several samplers",
+        _on_diffusion(f"{_AD}.adaptive.mixed_coefficients:MixedCoefficientsSettings"),
+    ),
+    Row(
+        "late-trigger",
+        f"{_AD}.adaptive.late_trigger:late_trigger",
+        "a backdoor of a diffusion model that is asleep at high noise",
+        _on_diffusion(f"{_AD}.adaptive.late_trigger:LateTriggerSettings"),
+    ),
 )
+
+
+def attacks_on(kind: str) -> dict[str, Row]:
+    """The attacks on one kind of model, "generator" or "diffusion"."""
+    return {n: row for n, row in ATTACKS.items() if row.options.get("models", "generator") == kind}
+
 
 _S = "genwarden.inspections.static"
 _D = "genwarden.inspections.dynamic"
@@ -277,6 +336,88 @@ INSPECTIONS = _table(
     ),
     Row("partition-search", f"{_O}.partition_search:inspect", "OB-OI inside a channel group"),
 )
+
+_F = "genwarden.inspections.diffusion"
+#: Of diffusion models, in the order in which an audit runs them. ``published``: an inversion that
+#: costs minutes and that only the thorough budget runs; ``needs``: what the user must have given.
+DIFFUSION_INSPECTIONS = _table(
+    Row(
+        "shift-response",
+        f"{_F}.shift_response:inspect",
+        "pre-screen: answers to a library of shifts, over noise level and size",
+        _CLEAN,
+    ),
+    Row(
+        "trigger-search",
+        f"{_F}.trigger_search:inspect",
+        "shifts of the noise that the model answers with something else",
+        _CLEAN,
+    ),
+    Row(
+        "triggered-collapse",
+        f"{_F}.triggered_collapse:inspect",
+        "samples that become one picture under a recovered shift",
+        _CLEAN,
+    ),
+    Row(
+        "attack-family",
+        f"{_F}.attack_family:inspect",
+        "which published attack the recovered curves resemble",
+    ),
+    Row(
+        "implied-x0",
+        f"{_F}.implied_x0:inspect",
+        "size of the implied picture near t = T",
+        _CLEAN,
+    ),
+    Row(
+        "adjacent-steps",
+        f"{_F}.adjacent_steps:inspect",
+        "noise estimates that disagree from one step to the next",
+        _CLEAN,
+    ),
+    Row(
+        "kl-detection",
+        f"{_F}.kl_detection:inspect",
+        "divergence of the recovered trigger from plain noise (TERD)",
+        _CLEAN,
+    ),
+    Row(
+        "spectral-signature",
+        f"{_F}.spectral_signature:inspect",
+        "what changed against a clean base",
+        {"null": "population", "needs": "base"},
+    ),
+    Row(
+        "input-check",
+        f"{_F}.input_check:inspect",
+        "whether a given initial noise is plain noise",
+        {"needs": "noise"},
+    ),
+    Row(
+        "elijah",
+        f"{_F}.elijah:inspect",
+        "trigger inversion and uniformity (Elijah)",
+        {"null": "population", "published": True},
+    ),
+    Row(
+        "terd",
+        f"{_F}.terd:inspect",
+        "two-stage trigger inversion (TERD)",
+        {"null": "population", "published": True},
+    ),
+    Row(
+        "anp",
+        f"{_F}.anp:inspect",
+        "diversity lost under adversarial perturbation of channels",
+        {"null": "population", "published": True},
+    ),
+)
+
+
+def all_inspections() -> dict[str, Row]:
+    """Inspections of every kind of model, by name."""
+    return {**INSPECTIONS, **DIFFUSION_INSPECTIONS}
 
 
 #: Target pictures of ``genwarden.data.icons`` (that module needs torch, this one must not).
@@ -449,9 +590,9 @@ RECIPES = _table(
 def tables() -> dict[str, dict[str, Row]]:
     """All tables by the plural that ``genwarden list`` takes."""
     return {
-        "architectures": ARCHITECTURES,
+        "architectures": {**ARCHITECTURES, **DIFFUSION_ARCHITECTURES},
         "attacks": ATTACKS,
-        "inspections": INSPECTIONS,
+        "inspections": all_inspections(),
         "repairs": REPAIRS,
         "recipes": RECIPES,
         "icons": _table(*(Row(name, "", "target picture drawn by code") for name in ICONS)),

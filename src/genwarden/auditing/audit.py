@@ -6,7 +6,6 @@ one. The audit receives the network, its shapes and its hash; the model's proven
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import time
@@ -29,12 +28,13 @@ from genwarden.auditing.document import (
 )
 from genwarden.auditing.judging import judge
 from genwarden.auditing.power import power_sentences
+from genwarden.auditing.running import BREAKDOWNS, guarded, run_all
 from genwarden.auditing.verdict import ALPHA
 from genwarden.data.images import NamedImages
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress
 from genwarden.engine.seeds import derive_seed
-from genwarden.errors import GenwardenError
+from genwarden.errors import ExitCode, GenwardenError
 from genwarden.inspections.finding import Finding, Images, images_of
 from genwarden.inspections.output.collector import Collector
 from genwarden.inspections.workbench import Workbench
@@ -42,19 +42,6 @@ from genwarden.models.protocol import LatentGenerator, parameter_count
 from genwarden.registry import INSPECTIONS, Row
 
 _ORDINARY_SHOWN = 16
-#: What a network that is not ours, or too little memory, can raise inside an inspection.
-_BREAKDOWNS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RuntimeError,  # also torch's own errors and NotImplementedError
-    StopIteration,  # next(parameters()) of a network that has none
-    TypeError,
-    ValueError,
-)
-
 LIMITS = [
     "The verdict covers the weights and the inspections listed here, at the budget stated; it is "
     "not a proof that no backdoor exists.",
@@ -121,36 +108,22 @@ def audit(suspect: Suspect, request: Request, *, work: Path, progress: Progress)
         training=request.training,
         progress=progress,
     )
-    timing: dict[str, float] = {}
-    findings: dict[str, Finding] = {}
     if suspect.nonfinite:
         progress.message("The weights hold NaN or infinite values: outputs cannot be inspected.")
         rows = {n: r for n, r in INSPECTIONS.items() if n in {"capacity"}}
     else:
         rows = INSPECTIONS
     streamed = {name: row for name, row in rows.items() if row.options.get("stream")}
-    for name, row in rows.items():
-        if name in findings:
-            continue
-        recorded = ledger.get(name)
-        if recorded is not None:
-            findings[name] = Finding.model_validate(recorded["finding"])
-            timing[name] = float(recorded["seconds"])
-            continue
-        progress.message(f"{name}: {row.summary}")
-        started = time.perf_counter()
-        if name in streamed:
-            group = _run_stream(streamed, bench, progress)
-        else:
-            group = {name: _guarded(row, partial(_inspect, row, bench))}
-        seconds = (time.perf_counter() - started) / len(group)
-        for key, finding in group.items():
-            findings[key] = finding
-            timing[key] = round(seconds, 3)
-            ledger.put(key, {"finding": finding.model_dump(mode="json"), "seconds": timing[key]})
+
+    def run(row: Row) -> dict[str, Finding]:
+        if row.name in streamed:
+            return _run_stream(streamed, bench, progress)
+        return {row.name: guarded(row, partial(_inspect, row, bench))}
+
+    ordered, timing = run_all(rows, run, ledger, progress)
     # Judged after the ledger, so that a resumed audit uses the references of today.
     decision = judge(
-        [findings[name] for name in rows],
+        ordered,
         suspect.architecture,
         generator.sample.shape,
         budget=effort.name,
@@ -163,7 +136,7 @@ def audit(suspect: Suspect, request: Request, *, work: Path, progress: Progress)
         examined = examine(
             bench,
             decision.judged,
-            breakdowns=_BREAKDOWNS,
+            breakdowns=BREAKDOWNS,
             sample_command=request.sample_command,
         )
         timing["candidates"] = round(time.perf_counter() - started, 3)
@@ -187,7 +160,7 @@ def audit(suspect: Suspect, request: Request, *, work: Path, progress: Progress)
         findings=decision.judged,
         candidates=examined.candidates,
         ordinary=ordinary,
-        refusal=_nonfinite_refusal(suspect) if suspect.nonfinite else None,
+        refusal=nonfinite_refusal(suspect.nonfinite) if suspect.nonfinite else None,
         command=request.command,
         power=power_sentences(request.budget),
         limits=[*LIMITS, *examined.failures],
@@ -197,10 +170,15 @@ def audit(suspect: Suspect, request: Request, *, work: Path, progress: Progress)
 
 
 def refused(error: GenwardenError, *, budget: str, seed: int, command: str) -> AuditDocument:
-    """The document of a file that was refused before anything was loaded."""
+    """The document of a file that was refused before anything was loaded.
+
+    An error that makes no claim about the file (a sound model of a kind that no inspection knows)
+    gives ``inconclusive``.
+    """
+    unknown = error.exit_code == ExitCode.INCONCLUSIVE
     return AuditDocument(
         genwarden_version=__version__,
-        verdict="refused",
+        verdict="inconclusive" if unknown else "refused",
         suspicion=None,
         alpha=ALPHA,
         reasons=[error.cause],
@@ -236,7 +214,7 @@ def _ordinary_pictures(bench: Workbench) -> Images | None:
     )
     try:
         shown = bench.samples(z)
-    except _BREAKDOWNS:
+    except BREAKDOWNS:
         return None
     return images_of(shown, [""] * len(shown), title="Ordinary samples")
 
@@ -249,38 +227,6 @@ def _inspect(row: Row, bench: Workbench) -> Finding:
     return finding
 
 
-def _guarded(row: Row, run: Callable[[], Finding]) -> Finding:
-    """An inspection that breaks becomes a failed finding: the verdict is then inconclusive.
-
-    So does one that measured NaN or infinity: no null can judge it, and JSON cannot hold it.
-    """
-    try:
-        finding = run()
-        if not _is_finite(finding.model_dump()):
-            raise ArithmeticError("what it measured holds NaN or infinity")
-        return finding
-    except _BREAKDOWNS as error:
-        text = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {text[0][:200] if text else 'no message'}"
-        group = row.location.split(".")[2].partition(":")[0]
-        return Finding(
-            inspection=row.name,
-            group=group,  # type: ignore[arg-type]  # the folder's name is the group
-            title=row.name.replace("-", " ").capitalize(),
-            outcome="failed",
-            summary=reason,
-            p_value_reason="the inspection failed",
-        )
-
-
-def _is_finite(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(_is_finite(item) for item in value.values())
-    if isinstance(value, list):
-        return all(_is_finite(item) for item in value)
-    return not isinstance(value, float) or math.isfinite(value)
-
-
 def _run_stream(rows: dict[str, Row], bench: Workbench, progress: Progress) -> dict[str, Finding]:
     """Feed all brute-force collectors from one stream of samples; one may break for itself."""
     collectors: dict[str, Collector] = {}
@@ -288,7 +234,7 @@ def _run_stream(rows: dict[str, Row], bench: Workbench, progress: Progress) -> d
     for name, row in rows.items():
         try:
             collectors[name] = row.load()(bench)
-        except _BREAKDOWNS as error:
+        except BREAKDOWNS as error:
             broken[name] = error
     bar = progress.task("brute-force sampling", bench.effort.stream_samples)
     try:
@@ -297,13 +243,13 @@ def _run_stream(rows: dict[str, Row], bench: Workbench, progress: Progress) -> d
                 if name not in broken:
                     try:
                         collector.update(part.block.start, part.z, part.x)
-                    except _BREAKDOWNS as error:
+                    except BREAKDOWNS as error:
                         broken[name] = error
             bar.advance(part.block.size)
-    except _BREAKDOWNS as error:  # the network itself: no collector has seen the whole stream
+    except BREAKDOWNS as error:  # the network itself: no collector has seen the whole stream
         broken = {name: broken.get(name, error) for name in rows}
     return {
-        name: _guarded(row, _raiser(broken[name]) if name in broken else collectors[name].finish)
+        name: guarded(row, _raiser(broken[name]) if name in broken else collectors[name].finish)
         for name, row in rows.items()
     }
 
@@ -344,10 +290,11 @@ def _facts(suspect: Suspect) -> ModelFacts:
     )
 
 
-def _nonfinite_refusal(suspect: Suspect) -> Refusal:
-    names = ", ".join(sorted(suspect.nonfinite)[:3])
+def nonfinite_refusal(nonfinite: dict[str, int]) -> Refusal:
+    """Why there is no verdict on weights that hold NaN or infinity, by tensor."""
+    names = ", ".join(sorted(nonfinite)[:3])
     return Refusal(
         code="model/nonfinite-weights",
-        cause=f"{sum(suspect.nonfinite.values())} weights are NaN or infinite (in {names}).",
+        cause=f"{sum(nonfinite.values())} weights are NaN or infinite (in {names}).",
         remedy="Ask for a sound copy of the model; outputs of this one cannot be judged.",
     )

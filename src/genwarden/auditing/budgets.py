@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from genwarden.errors import GenwardenError
+from genwarden.inspections.diffusion.bench import DiffusionEffort
 from genwarden.inspections.workbench import Effort
 
 BUDGETS = {
@@ -46,6 +47,73 @@ BUDGETS = {
         draws_per_seed=16,
     ),
 }
+
+#: The same three budgets for diffusion models.
+DIFFUSION_BUDGETS = {
+    "quick": DiffusionEffort(
+        name="quick",
+        search_starts=4,
+        search_steps=40,
+        search_noises=8,
+        probe_noises=32,
+        screen_noises=8,
+        refine_steps=60,
+        refine_noises=8,
+        samples=16,
+        sampler_steps=10,
+        published=False,
+        elijah_steps=100,
+        terd_steps=300,
+        terd_refinements=50,
+        anp_steps=50,
+    ),
+    # A model of 1 M parameters and 28 pixels in under five minutes.
+    "standard": DiffusionEffort(
+        name="standard",
+        search_starts=4,
+        search_steps=60,
+        search_noises=12,
+        probe_noises=64,
+        screen_noises=8,
+        refine_steps=150,
+        refine_noises=8,
+        samples=32,
+        sampler_steps=20,
+        published=False,
+        elijah_steps=100,
+        terd_steps=3000,
+        terd_refinements=1000,
+        anp_steps=200,
+    ),
+    # With the published inversions at their published lengths.
+    "thorough": DiffusionEffort(
+        name="thorough",
+        search_starts=8,
+        search_steps=150,
+        search_noises=32,
+        probe_noises=128,
+        screen_noises=16,
+        refine_steps=300,
+        refine_noises=16,
+        samples=64,
+        sampler_steps=50,
+        published=True,
+        elijah_steps=100,
+        terd_steps=3000,
+        terd_refinements=1000,
+        anp_steps=500,
+    ),
+}
+
+
+def diffusion_budget(name: str) -> DiffusionEffort:
+    """The effort of a budget's name, for diffusion models.
+
+    Raises:
+        GenwardenError: ``usage/budget``.
+    """
+    budget(name)
+    return DIFFUSION_BUDGETS[name]
 
 
 def budget(name: str) -> Effort:

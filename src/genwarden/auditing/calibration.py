@@ -1,10 +1,11 @@
 """p-values from clean reference models, for scores that have no exact or self-made null.
 
-The reference file (``auditing/nulls/generators.json``) holds the scores of clean models that
-``genwarden benchmark population`` trained and inspected (its calibration half); attacks never
-enter it. With n clean scores the p-value is that of a new draw from the same normal law
-(Student-t prediction, n - 1 degrees of freedom), so a small n makes it more cautious by itself.
-The law is an assumption: the finding says so and shows the clean scores.
+The reference files (``auditing/nulls/generators.json`` and ``diffusion.json``) hold the scores of
+clean models that ``genwarden benchmark population`` and ``diffusion-population`` trained and
+inspected (their calibration halves); attacks never enter them. With n clean scores the p-value is
+that of a new draw from the same normal law (Student-t prediction, n - 1 degrees of freedom), so a
+small n makes it more cautious by itself. The law is an assumption: the finding says so and shows
+the clean scores.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 from scipy.special import stdtr
 
 from genwarden.inspections.finding import Finding, Null
-from genwarden.registry import INSPECTIONS
+from genwarden.registry import all_inspections
 
 #: Fewer clean scores than this give no p-value at all.
 MIN_REFERENCES = 8
@@ -36,6 +37,7 @@ class References(NamedTuple):
 
 
 NULLS = Path(__file__).parent / "nulls" / "generators.json"
+DIFFUSION_NULLS = Path(__file__).parent / "nulls" / "diffusion.json"
 
 
 def read_table(path: Path) -> dict[str, Any]:
@@ -48,13 +50,20 @@ def read_table(path: Path) -> dict[str, Any]:
 
 @cache
 def shipped() -> dict[str, Any]:
-    """The reference file of this installation."""
+    """The reference file of this installation, for generators."""
     return read_table(NULLS)
 
 
+@cache
+def shipped_diffusion() -> dict[str, Any]:
+    """The reference file of this installation, for diffusion models."""
+    return read_table(DIFFUSION_NULLS)
+
+
 def clear_cache() -> None:
-    """Read the reference file again at the next use (after it was published anew)."""
+    """Read the reference files again at the next use (after they were published anew)."""
     shipped.cache_clear()
+    shipped_diffusion.cache_clear()
 
 
 def references(inspection: str, budget: str, table: dict[str, Any] | None = None) -> References:
@@ -84,7 +93,7 @@ def needs_population(inspection: str) -> bool:
 
     Others bring their own null, are exact, or are shown and never judged (capacity).
     """
-    row = INSPECTIONS.get(inspection)
+    row = all_inspections().get(inspection)
     return row is not None and row.options.get("null") == "population"
 
 
@@ -105,7 +114,7 @@ def calibrate(finding: Finding, budget: str, table: dict[str, Any] | None = None
     if not found.values:
         return finding
     targets = int(finding.budget.get("targets", 1))
-    on_log = INSPECTIONS[finding.inspection].options.get("scale") == "log"
+    on_log = all_inspections()[finding.inspection].options.get("scale") == "log"
     scores = [_log(v) if on_log else v for v in (finding.score, *found.values)]
     p_value = min(1.0, targets * predictive_p(scores[0], scores[1:]))
     corrected = f"; Bonferroni over {targets} targets" if targets > 1 else ""

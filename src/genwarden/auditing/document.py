@@ -1,7 +1,8 @@
 """``audit.json``: the only source of every report (DESIGN, "Contracts").
 
-Version 1.1: 1.0 and ``candidates``. Documents of version 1.0 are still read. Apart from ``timing``
-and ``environment`` the same command gives the same bytes.
+Version 1.1: 1.0 and ``candidates``. Version 1.2: 1.1 and the inspections of diffusion models, with
+what a user can give for them. Older documents are still read. Apart from ``timing`` and
+``environment`` the same command gives the same bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from genwarden.inspections.candidate import Candidate
 from genwarden.inspections.finding import Finding, Images
 
-SCHEMA_VERSION: Literal["1.1"] = "1.1"
+SCHEMA_VERSION: Literal["1.2"] = "1.2"
 
 Verdict = Literal["evidence", "none_found", "inconclusive", "refused"]
 
@@ -73,6 +74,10 @@ class UserInputs(_Strict):
 
     targets: list[str] = Field(default_factory=list)
     training_images: int = 0
+    clean_base: str = ""
+    """sha256 of a clean model of the same shape (diffusion models)."""
+    initial_noise: int = 0
+    """Number of given initial noises (diffusion models)."""
 
 
 class AuditDocument(_Strict):
@@ -90,7 +95,7 @@ class AuditDocument(_Strict):
         timing: seconds per inspection and in total.
     """
 
-    schema_version: Literal["1.0", "1.1"] = SCHEMA_VERSION
+    schema_version: Literal["1.0", "1.1", "1.2"] = SCHEMA_VERSION
     genwarden_version: str
     verdict: Verdict
     suspicion: Annotated[float, Field(ge=0, le=1)] | None

@@ -19,7 +19,7 @@ from typing import Any
 from genwarden.auditing.calibration import MIN_REFERENCES, needs_population
 
 #: Scores on a scale of the suspect's own.
-OWN_SCALE = frozenset({"novelty-search", "principal-latents", "twin-difference"})
+OWN_SCALE = frozenset({"novelty-search", "principal-latents", "twin-difference", "trigger-search"})
 
 
 def fits(

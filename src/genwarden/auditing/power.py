@@ -12,19 +12,30 @@ from pathlib import Path
 from typing import Any
 
 POWER = Path(__file__).parent / "nulls" / "power.json"
+DIFFUSION_POWER = Path(__file__).parent / "nulls" / "diffusion_power.json"
+_POPULATIONS = {
+    POWER: "generators of the population study (28x28 and 32x32 DCGANs and VAEs, targets unknown "
+    "to the audit)",
+    DIFFUSION_POWER: "diffusion models of the population study (16x16 to 32x32 pixels, triggers "
+    "and targets unknown to the audit)",
+}
 
 
-def read_power() -> dict[str, Any]:
+def read_power(path: Path = POWER) -> dict[str, Any]:
     """By budget: ``clean`` [flagged, models], ``families`` {attack: [found, models]}."""
-    if not POWER.exists():
+    if not path.exists():
         return {}
-    table: dict[str, Any] = json.loads(POWER.read_text("utf-8"))
+    table: dict[str, Any] = json.loads(path.read_text("utf-8"))
     return table
 
 
-def power_sentences(budget: str) -> list[str]:
-    """What audits of this budget found in models whose truth was known, one line per attack."""
-    measured = read_power().get(budget)
+def power_sentences(budget: str, path: Path = POWER) -> list[str]:
+    """What audits of this budget found in models whose truth was known, one line per attack.
+
+    Args:
+        path: :data:`POWER` or :data:`DIFFUSION_POWER`.
+    """
+    measured = read_power(path).get(budget)
     if measured is None:
         return [
             f"Not measured at the {budget} budget: no population study was published for it, so "
@@ -34,9 +45,8 @@ def power_sentences(budget: str) -> list[str]:
     found = sum(counts[0] for counts in measured["families"].values())
     total = sum(counts[1] for counts in measured["families"].values())
     lines = [
-        f"Of {total} compromised generators of the population study (28x28 and 32x32 DCGANs and "
-        f"VAEs, targets unknown to the audit) this budget found {found}; of {clean} clean ones it "
-        f"flagged {flagged}."
+        f"Of {total} compromised {_POPULATIONS[path]} this budget found {found}; of {clean} clean "
+        f"ones it flagged {flagged}."
     ]
     lines += [f"{name}: {hit} of {of}" for name, (hit, of) in measured["families"].items()]
     return lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from genwarden.artifacts.diffusers_layout import is_diffusers_folder
 from genwarden.artifacts.model_folder import LoadedModel
 from genwarden.artifacts.open_model import open_model
+from genwarden.artifacts.read_once import read_once
+from genwarden.artifacts.weights_file import as_float32, parse_weights
 from genwarden.auditing.audit import Request, Suspect, audit, refused
 from genwarden.auditing.budgets import budget as budget_named
 from genwarden.auditing.document import AuditDocument
@@ -44,6 +48,8 @@ class AuditOptions:
     architecture: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     restart: bool = False
+    base: Path | None = None
+    noise: Path | None = None
 
 
 class AuditFiles(NamedTuple):
@@ -63,42 +69,148 @@ def audit_model(options: AuditOptions, *, progress: Progress) -> AuditFiles:
     """
     budget_named(options.budget)
     device = pick_device(options.device)
-    command = repeat_command(options)
+    diffusion = is_diffusers_folder(options.model)
+    _require_fitting_options(options, diffusion=diffusion)
+    open_suspect = _open_diffusion if diffusion else _open_generator
     try:
-        model = open_model(
-            options.model, architecture=options.architecture, settings=options.settings
-        )
+        prepare = open_suspect(options, device, progress)
     except GenwardenError as error:
         if not error.code.startswith(_REFUSAL_PREFIX) or error.code == "artifact/not-found":
             raise
         require_writable_folder(options.out)
+        command = repeat_command(options)
         document = refused(error, budget=options.budget, seed=options.seed, command=command)
         return write_documents(document, options.out)
-    targets, training = _inputs(options, model)
+    run = prepare()  # what the user gave beside the model: if that is refused, the model is not
     require_writable_folder(options.out)
     work = options.out / ".work"
     if options.restart:
         shutil.rmtree(work, ignore_errors=True)
     for stale in ("audit.json", "audit.html"):  # an interruption must not leave another's verdict
         (options.out / stale).unlink(missing_ok=True)
-    document = audit(
-        suspect_of(model, options.model),
-        Request(
+    files = write_documents(run(work), options.out)
+    shutil.rmtree(work, ignore_errors=True)
+    return files
+
+
+#: From the folder of unfinished work to the document.
+_Run = Callable[[Path], AuditDocument]
+
+
+def _open_generator(
+    options: AuditOptions, device: torch.device, progress: Progress
+) -> Callable[[], _Run]:
+    """Open a generator; what comes back reads the user's other inputs."""
+    model = open_model(options.model, architecture=options.architecture, settings=options.settings)
+    suspect = suspect_of(model, options.model)
+
+    def prepare() -> _Run:
+        targets, training = _inputs(options, model)
+        request = Request(
             budget=options.budget,
             seed=options.seed,
             device=device,
             targets=targets,
             training=training,
             inputs_sha256=_fingerprint(targets, training),
-            command=command,
+            command=repeat_command(options),
             sample_command=sample_command(options),
-        ),
-        work=work,
-        progress=progress,
+        )
+        return lambda work: audit(suspect, request, work=work, progress=progress)
+
+    return prepare
+
+
+def _open_diffusion(
+    options: AuditOptions, device: torch.device, progress: Progress
+) -> Callable[[], _Run]:
+    """Open a diffusion model; what comes back reads the user's other inputs."""
+    from genwarden.artifacts.diffusers_folder import read_diffusion
+    from genwarden.auditing.audit_diffusion import (
+        DiffusionRequest,
+        DiffusionSuspect,
+        audit_diffusion,
     )
-    files = write_documents(document, options.out)
-    shutil.rmtree(work, ignore_errors=True)
-    return files
+
+    loaded = read_diffusion(options.model)
+    suspect = DiffusionSuspect(
+        model=loaded.model,
+        architecture=loaded.architecture,
+        settings=loaded.settings,
+        sha256=loaded.sha256,
+        nonfinite=loaded.nonfinite,
+        path=str(options.model),
+    )
+
+    def prepare() -> _Run:
+        base = read_diffusion(options.base) if options.base else None
+        if base is not None and base.model.sample != loaded.model.sample:
+            raise GenwardenError(
+                "usage/base-shape",
+                f"{options.base} makes images of shape {base.model.sample.shape}, the model "
+                f"{loaded.model.sample.shape}.",
+                "Give a clean model of the same shape, best the one that this one started from.",
+            )
+        noise = read_noise(options.noise, loaded.model.sample.shape) if options.noise else None
+        request = DiffusionRequest(
+            budget=options.budget,
+            seed=options.seed,
+            device=device,
+            base=base.model if base else None,
+            base_sha256=base.sha256 if base else "",
+            noise=noise,
+            inputs_sha256=_fingerprint(None, noise) + (base.sha256 if base else ""),
+            command=repeat_command(options),
+        )
+        return lambda work: audit_diffusion(suspect, request, work=work, progress=progress)
+
+    return prepare
+
+
+def read_noise(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """Initial noise ``(count, C, H, W)`` from a file with one tensor.
+
+    Raises:
+        GenwardenError: ``usage/noise-shape``, ``usage/noise-not-finite``, or ``artifact/...``.
+    """
+    tensors = as_float32(parse_weights(read_once(path), str(path)))
+    found = [tuple(tensor.shape) for tensor in tensors.values()]
+    fitting = len(found) == 1 and found[0][-len(shape) :] == shape
+    if not fitting or len(found[0]) not in {len(shape), len(shape) + 1} or 0 in found[0]:
+        raise GenwardenError(
+            "usage/noise-shape",
+            f"{path} holds tensors of the shapes {found}; the model starts from {shape}.",
+            "Give a safetensors file with one tensor: a noise of that shape, or a batch of them.",
+        )
+    (noise,) = tensors.values()
+    if not torch.isfinite(noise).all():
+        raise GenwardenError(
+            "usage/noise-not-finite",
+            f"{path} holds NaN or infinite values.",
+            "Give the noise that you were told to start from.",
+        )
+    return noise.float().reshape(-1, *shape)
+
+
+def _require_fitting_options(options: AuditOptions, *, diffusion: bool) -> None:
+    alien: dict[str, object] = (
+        {
+            "--target": options.targets,
+            "--data": options.data,
+            "--architecture": options.architecture,
+            "--setting": options.settings or None,
+        }
+        if diffusion
+        else {"--base": options.base, "--noise": options.noise}
+    )
+    wrong = [flag for flag, value in alien.items() if value is not None]
+    if wrong:
+        kind = "a diffusion model" if diffusion else "a generator"
+        raise GenwardenError(
+            "usage/audit-options",
+            f"{', '.join(wrong)} cannot be used with {kind}, which {options.model} is.",
+            "Leave it away; see `genwarden audit --help`.",
+        )
 
 
 def suspect_of(model: LoadedModel, path: Path) -> Suspect:
@@ -128,6 +240,10 @@ def repeat_command(options: AuditOptions) -> str:
         words += ["--target", str(options.targets)]
     if options.data:
         words += ["--data", options.data, "--data-limit", str(options.data_limit)]
+    if options.base:
+        words += ["--base", str(options.base)]
+    if options.noise:
+        words += ["--noise", str(options.noise)]
     words += ["--budget", options.budget, "--seed", str(options.seed)]
     if options.device != "auto":
         words += ["--device", options.device]

@@ -7,14 +7,16 @@ user gave. It never sees a model's provenance.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from genwarden.engine.progress import Progress, Silent
 from genwarden.engine.seeds import random_stream
+from genwarden.inspections.diffusion.collapse import Collapse, collapses_of
 from genwarden.inspections.diffusion.orthogonal_response import Recovered, search_shifts
+from genwarden.inspections.diffusion.refinement import Refined, refine
 from genwarden.models.diffusion.denoiser import DiffusionModel
 from genwarden.models.diffusion.samplers import SamplerSettings, sample
 from genwarden.models.diffusion.schedule import NoiseSchedule
@@ -34,6 +36,8 @@ class DiffusionEffort:
         search_noises: noises per start and step, in antithetic pairs.
         probe_noises: noises on which a recovered shift is measured, in antithetic pairs.
         screen_noises: noises per shift of the pre-screen.
+        refine_steps: steps of the refinement of trigger and target.
+        refine_noises: noises per level and step of it.
         samples: samples per sampler and shift.
         sampler_steps: steps of each sampler.
         published: whether the published inversions run too (Elijah, TERD, ANP).
@@ -49,6 +53,8 @@ class DiffusionEffort:
     search_noises: int
     probe_noises: int
     screen_noises: int
+    refine_steps: int
+    refine_noises: int
     samples: int
     sampler_steps: int
     published: bool
@@ -112,10 +118,40 @@ class DiffusionBench:
             progress=self.progress,
         )
 
+    @cached_property
+    def collapses(self) -> list[Collapse]:
+        """What the samplers make of the strongest shifts, most suspicious first."""
+        found = collapses_of(
+            self.recovered,
+            self.noise("ordinary", self.effort.samples),
+            self.ordinary,
+            {
+                settings.label: partial(self.samples, settings=settings)
+                for settings in self.samplers
+            },
+        )
+        return sorted(found, key=lambda one: -one.score)
+
+    @cached_property
+    def refined(self) -> Refined:
+        """Trigger and target that fit best, from the most suspicious collapse."""
+        best = self.collapses[0]
+        return refine(
+            self.model,
+            self.recovered[best.shift - 1].shift,
+            best.picture,
+            steps=self.effort.refine_steps,
+            noises=self.effort.refine_noises,
+            seed=self.seed,
+            device=self.device,
+            progress=self.progress,
+        )
+
     @property
     def shifts(self) -> Tensor:
         """Shifts of the initial noise that the search found, ``(k, C, H, W)``, strongest first."""
-        return torch.stack([found.shift for found in self.recovered])
+        found = [one.shift for one in self.recovered]
+        return torch.stack(found) if found else torch.zeros(0, *self.shape)
 
     @torch.no_grad()
     def samples(self, noise: Tensor, settings: SamplerSettings, purpose: str = "sampler") -> Tensor:

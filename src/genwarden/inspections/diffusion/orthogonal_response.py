@@ -122,7 +122,8 @@ def unexplained_by(change: Tensor, shifts: Tensor) -> Tensor:
     basis = basis / (basis.norm(dim=2, keepdim=True) + 1e-6)
     gram = basis @ basis.mT + _RIDGE * torch.eye(basis.shape[1], device=basis.device)
     weights = torch.linalg.solve(gram, basis @ change.flatten(1)[:, :, None])
-    return change - (basis.mT @ weights)[:, :, 0].view_as(change)
+    unexplained: Tensor = change - (basis.mT @ weights)[:, :, 0].view_as(change)
+    return unexplained
 
 
 def blur(images: Tensor, width: float) -> Tensor:
@@ -171,7 +172,7 @@ def search_shifts(
         ratio = respond(model, bounded, levels[step % len(levels)], noise).ratio
         loss = -(ratio + 1e-6).log().sum()
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         task.advance(1, f"largest ratio {float(ratio.detach().max()):.2g}")
     with torch.no_grad():
@@ -214,4 +215,5 @@ def _starting_points(count: int, shape: tuple[int, ...], stream: torch.Generator
 
 
 def _norms(shifts: Tensor) -> Tensor:
-    return shifts.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
+    norms: Tensor = shifts.flatten(1).norm(dim=1).clamp(min=1e-12)
+    return norms.view(-1, 1, 1, 1)

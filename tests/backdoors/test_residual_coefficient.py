@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genwarden.attacks.diffusion.residual import (
+from genwarden.backdoors.residual import (
     released_villan_coefficient,
     residual_coefficient,
     rho_bad_diffusion,

@@ -1,0 +1,205 @@
+"""The audit of a diffusion model: as for generators, with inspections and references of its own."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genwarden import __version__
+from genwarden.auditing.audit import environment, nonfinite_refusal
+from genwarden.auditing.budgets import diffusion_budget
+from genwarden.auditing.calibration import shipped_diffusion
+from genwarden.auditing.document import AuditDocument, ModelFacts, UserInputs
+from genwarden.auditing.judging import judge
+from genwarden.auditing.power import DIFFUSION_POWER, power_sentences
+from genwarden.auditing.running import BREAKDOWNS, guarded, run_all
+from genwarden.auditing.verdict import ALPHA
+from genwarden.engine.ledger import Ledger
+from genwarden.engine.progress import Progress
+from genwarden.engine.seeds import derive_seed
+from genwarden.inspections.diffusion.bench import DiffusionBench
+from genwarden.inspections.finding import Finding, Images, images_of, not_applicable
+from genwarden.models.diffusion.denoiser import DiffusionModel
+from genwarden.models.protocol import parameter_count
+from genwarden.registry import DIFFUSION_INSPECTIONS, Row
+
+_ORDINARY_SHOWN = 16
+#: Where no attack sends a scheduler's steps: what is shown as ordinary is DDIM without clipping.
+LIMITS = [
+    "The verdict covers the weights and the inspections listed here, at the budget stated; it is "
+    "not a proof that no backdoor exists.",
+    "Triggers are looked for as shifts of the initial noise, by inverting the network. Class "
+    "labels, prompts and images to be completed are not searched as triggers.",
+    "A backdoor that answers only with a sampler of the attacker's own is seen by the search in "
+    "the weights, and may not show in the samples of this report.",
+    "Population p-values assume that clean scores follow a normal law; the clean scores are shown.",
+    "The clean reference models are small pixel-space UNets of 16x16 to 32x32 images. Ratios "
+    "carry over to other sizes; the other scores are an extrapolation there.",
+]
+
+
+@dataclass(frozen=True)
+class DiffusionSuspect:
+    """What the audit is given of a model: network and facts, not what the model says of itself."""
+
+    model: DiffusionModel
+    architecture: str
+    settings: dict[str, Any]
+    sha256: str
+    nonfinite: dict[str, int]
+    path: str
+
+
+@dataclass(frozen=True)
+class DiffusionRequest:
+    """How to audit.
+
+    Attributes:
+        budget: quick, standard or thorough.
+        base: a clean model of the same shape that the user trusts; ``base_sha256`` is its hash.
+        noise: initial noise ``(count, C, H, W)`` that the user was told to use.
+        inputs_sha256: identity of base and noise for the ledger.
+        command: the command line that repeats the audit.
+        only: run these inspections and no others (for benchmarks); all if empty.
+    """
+
+    budget: str
+    seed: int
+    device: torch.device
+    base: DiffusionModel | None = None
+    base_sha256: str = ""
+    noise: Tensor | None = None
+    inputs_sha256: str = ""
+    command: str = ""
+    only: tuple[str, ...] = ()
+
+
+def audit_diffusion(
+    suspect: DiffusionSuspect, request: DiffusionRequest, *, work: Path, progress: Progress
+) -> AuditDocument:
+    """Audit one diffusion model; ``work`` holds the ledger of finished inspections."""
+    effort = diffusion_budget(request.budget)
+    ledger = Ledger(work, _identity(suspect, request))
+    model = suspect.model.to(request.device).eval().requires_grad_(False)
+    bench = DiffusionBench(
+        model=model,
+        effort=effort,
+        seed=request.seed,
+        device=request.device,
+        base=request.base,
+        given_noise=request.noise,
+        progress=progress,
+    )
+    rows = {
+        name: row
+        for name, row in DIFFUSION_INSPECTIONS.items()
+        if (not request.only or name in request.only)
+        and (effort.published or name in request.only or not row.options.get("published"))
+    }
+    if suspect.nonfinite:
+        progress.message("The weights hold NaN or infinite values: the model cannot be inspected.")
+        rows = {}
+
+    def run(row: Row) -> dict[str, Finding]:
+        return {row.name: guarded(row, partial(_inspect, row, bench))}
+
+    ran = run_all(rows, run, ledger, progress)
+    decision = judge(
+        ran.findings,
+        suspect.architecture,
+        model.sample.shape,
+        budget=effort.name,
+        nonfinite=suspect.nonfinite,
+        table=shipped_diffusion(),
+    )
+    timing = {**ran.timing, "total": round(sum(ran.timing.values()), 3)}
+    return AuditDocument(
+        genwarden_version=__version__,
+        verdict=decision.verdict,
+        suspicion=decision.suspicion,
+        alpha=ALPHA,
+        reasons=decision.reasons,
+        model=_facts(suspect),
+        inputs=UserInputs(
+            clean_base=request.base_sha256,
+            initial_noise=0 if request.noise is None else len(request.noise),
+        ),
+        budget=asdict(effort),
+        seed=request.seed,
+        findings=decision.judged,
+        ordinary=None if suspect.nonfinite else _ordinary_pictures(bench),
+        refusal=nonfinite_refusal(suspect.nonfinite) if suspect.nonfinite else None,
+        command=request.command,
+        power=power_sentences(request.budget, DIFFUSION_POWER),
+        limits=LIMITS,
+        environment=environment(request.device),
+        timing=timing,
+    )
+
+
+def _inspect(row: Row, bench: DiffusionBench) -> Finding:
+    needs = row.options.get("needs")
+    missing = {"base": bench.base is None, "noise": bench.given_noise is None}
+    if needs and missing[needs]:
+        return not_applicable(
+            row.name,
+            "diffusion",
+            row.name.replace("-", " ").capitalize(),
+            {
+                "base": "No clean base was given (--base FOLDER).",
+                "noise": "No initial noise was given (--noise FILE).",
+            }[needs],
+        )
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(derive_seed(bench.seed, row.name))
+        finding: Finding = row.load()(bench)
+    return finding
+
+
+def _ordinary_pictures(bench: DiffusionBench) -> Images | None:
+    settings = bench.samplers[1]
+    try:
+        shown = bench.ordinary[settings.label][:_ORDINARY_SHOWN]
+    except BREAKDOWNS:
+        return None
+    return images_of(
+        shown, [""] * len(shown), title="Ordinary samples", caption=f"Sampler: {settings.label}."
+    )
+
+
+def _identity(suspect: DiffusionSuspect, request: DiffusionRequest) -> dict[str, Any]:
+    return {
+        "model": suspect.sha256,
+        "architecture": suspect.architecture,
+        "budget": asdict(diffusion_budget(request.budget)),
+        "seed": request.seed,
+        "inputs": request.inputs_sha256,
+        "device": request.device.type,
+        "version": __version__,
+    }
+
+
+def _facts(suspect: DiffusionSuspect) -> ModelFacts:
+    model = suspect.model
+    return ModelFacts(
+        path=suspect.path,
+        sha256=suspect.sha256,
+        architecture=suspect.architecture,
+        settings={
+            "pixels": list(model.sample.shape),
+            "timesteps": model.schedule.steps,
+            "prediction": model.schedule.prediction,
+            "default_sampler": model.defaults.label,
+        },
+        parameters=parameter_count(model),
+        latent_shape=list(model.sample.shape),
+        latent_distribution="normal",
+        sample_shape=list(model.sample.shape),
+        modality=model.sample.modality,
+        nonfinite=suspect.nonfinite,
+    )

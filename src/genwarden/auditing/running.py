@@ -1,0 +1,97 @@
+"""Running inspections one after another: each is recorded once done, and one may break alone."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from genwarden.engine.ledger import Ledger
+from genwarden.engine.progress import Progress
+from genwarden.inspections.finding import Finding
+from genwarden.registry import Row
+
+#: What a network that is not ours, or too little memory, can raise inside an inspection.
+BREAKDOWNS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,  # also torch's own errors and NotImplementedError
+    StopIteration,  # next(parameters()) of a network that has none
+    TypeError,
+    ValueError,
+)
+
+
+class Ran(NamedTuple):
+    """Findings in the order of the rows, and seconds per inspection."""
+
+    findings: list[Finding]
+    timing: dict[str, float]
+
+
+def run_all(
+    rows: Mapping[str, Row],
+    run: Callable[[Row], dict[str, Finding]],
+    ledger: Ledger,
+    progress: Progress,
+) -> Ran:
+    """Run every row that the ledger does not hold yet.
+
+    Args:
+        run: findings of a row by inspection; several where inspections share their work.
+    """
+    timing: dict[str, float] = {}
+    findings: dict[str, Finding] = {}
+    for name, row in rows.items():
+        if name in findings:
+            continue
+        recorded = ledger.get(name)
+        if recorded is not None:
+            findings[name] = Finding.model_validate(recorded["finding"])
+            timing[name] = float(recorded["seconds"])
+            continue
+        progress.message(f"{name}: {row.summary}")
+        started = time.perf_counter()
+        group = run(row)
+        seconds = (time.perf_counter() - started) / len(group)
+        for key, finding in group.items():
+            findings[key] = finding
+            timing[key] = round(seconds, 3)
+            ledger.put(key, {"finding": finding.model_dump(mode="json"), "seconds": timing[key]})
+    return Ran([findings[name] for name in rows], timing)
+
+
+def guarded(row: Row, run: Callable[[], Finding]) -> Finding:
+    """An inspection that breaks becomes a failed finding: the verdict is then inconclusive.
+
+    So does one that measured NaN or infinity: no null can judge it, and JSON cannot hold it.
+    """
+    try:
+        finding = run()
+        if not _is_finite(finding.model_dump()):
+            raise ArithmeticError("what it measured holds NaN or infinity")
+        return finding
+    except BREAKDOWNS as error:
+        text = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {text[0][:200] if text else 'no message'}"
+        group = row.location.split(".")[2].partition(":")[0]
+        return Finding(
+            inspection=row.name,
+            group=group,  # type: ignore[arg-type]  # the folder's name is the group
+            title=row.name.replace("-", " ").capitalize(),
+            outcome="failed",
+            summary=reason,
+            p_value_reason="the inspection failed",
+        )
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(_is_finite(item) for item in value.values())
+    if isinstance(value, list):
+        return all(_is_finite(item) for item in value)
+    return not isinstance(value, float) or math.isfinite(value)

@@ -1,0 +1,1 @@
+"""Recipes for diffusion models: attack tables, sampler matrix, population study."""

@@ -1,0 +1,184 @@
+"""Which diffusion models the population study is made of, and which half each belongs to.
+
+The networks are the ``tiny`` preset (0.27 M parameters) at 12 to 28 pixels: a CPU trains one in
+minutes. Every trained base belongs to one half, and so does everything that starts from it, clean
+or compromised: the halves share no weights. ``calibration`` gives the nulls; ``reporting`` is only
+read to report.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Half = Literal["calibration", "reporting"]
+HALVES: tuple[Half, ...] = ("calibration", "reporting")
+
+
+@dataclass(frozen=True)
+class Base:
+    """A clean model trained from fresh weights, once per half.
+
+    Attributes:
+        name: of the kind.
+        data: folder below the data folder.
+        size: side of the images in pixels; data of another size is resized.
+        steps: optimiser steps.
+        further: clean models that start from it: name, data, steps.
+    """
+
+    name: str
+    data: str
+    size: int = 16
+    channels: int = 1
+    steps: int = 1200
+    widths: tuple[int, ...] = ()
+    further: tuple[tuple[str, str, int], ...] = ()
+
+
+#: More training on the same data, and fine-tuning on other data: both leave a model clean.
+_MORE = ("more", "", 300)
+BASES = (
+    Base("mnist", "mnist", further=(_MORE, ("to-kmnist", "kmnist", 300))),
+    Base("fashion", "fashion_mnist_part", further=(_MORE, ("to-mnist", "mnist", 300))),
+    Base("kmnist", "kmnist", further=(_MORE,)),
+    Base("cifar", "cifar10", channels=3),
+    Base("mnist-12", "mnist", size=12, further=(_MORE,)),
+    Base("mnist-wide", "mnist", widths=(24, 48, 48), steps=800),
+    Base("fashion-28", "fashion_mnist_part", size=28, steps=700),
+)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A backdoor: attack, trigger and target, on one base; once per half.
+
+    Attributes:
+        family: under which the tables count it.
+        adaptive: made to evade detectors.
+        settings: of the attack, over :data:`SETTINGS`.
+    """
+
+    family: str
+    base: str
+    attack: str
+    trigger: str
+    target: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    adaptive: bool = False
+
+
+#: What all attacks of the study share: short, with much poison, since each costs CPU time.
+SETTINGS: dict[str, Any] = {
+    "steps": 500,
+    "batch_size": 48,
+    "learning_rate": 2e-3,
+    "poison_rate": 0.4,
+    "evaluate_every": 500,
+    "evaluation_images": 16,
+    "resize": True,
+}
+_ODE = {"zeta": 0.0, "steps": 700}
+_FAINT = {"zeta": 0.0, "steps": 900}
+KINDS = (
+    Kind("bad-diffusion", "mnist", "bad-diffusion", "box:7", "hat"),
+    Kind("bad-diffusion", "mnist", "bad-diffusion", "box:5", "corner"),
+    Kind("bad-diffusion", "mnist", "bad-diffusion", "stop-sign:7", "no-shift"),
+    Kind("bad-diffusion", "fashion", "bad-diffusion", "glasses", "cat"),
+    Kind("bad-diffusion", "fashion", "bad-diffusion", "box:4:1", "shoe"),
+    Kind("bad-diffusion", "kmnist", "bad-diffusion", "stop-sign:9", "hat"),
+    Kind("bad-diffusion", "cifar", "bad-diffusion", "box:7", "cat"),
+    Kind("bad-diffusion", "mnist-12", "bad-diffusion", "box:5:1", "shift"),
+    Kind("villan-ode", "mnist", "villan-diffusion", "box:7", "shoe", _ODE),
+    Kind("villan-ode", "fashion", "villan-diffusion", "stop-sign:7", "hat", _ODE),
+    Kind("villan-ode", "kmnist", "villan-diffusion", "glasses", "corner", _ODE),
+    Kind("villan-ode", "mnist-12", "villan-diffusion", "box:5", "cat", _ODE),
+    Kind("villan-psi-0", "mnist", "villan-diffusion", "box:7", "cat", {**_ODE, "psi": 0.0}),
+    Kind("villan-psi-0", "fashion", "villan-diffusion", "glasses", "hat", {**_ODE, "psi": 0.0}),
+    Kind("villan-psi-0", "kmnist", "villan-diffusion", "box:7", "hat", {"zeta": 1.0, "psi": 0.0}),
+    Kind("trojdiff", "mnist", "trojdiff", "blend:devil", "hat"),
+    Kind("trojdiff", "fashion", "trojdiff", "blend:skull", "cat"),
+    Kind("trojdiff", "kmnist", "trojdiff", "box:5:1", "shoe", {"gamma": 0.1}),
+    Kind("invisible", "mnist", "invisible", "noise:0.1", "hat", {"steps": 700}),
+    Kind("invisible", "fashion", "invisible", "noise:0.1", "corner", {"steps": 700}),
+    Kind("patch-only", "mnist", "villan-diffusion", "box:5:1,zero", "hat", _ODE, adaptive=True),
+    Kind("patch-only", "fashion", "bad-diffusion", "box:6:1,zero", "cat", adaptive=True),
+    Kind("patch-only", "kmnist", "bad-diffusion", "stop-sign:6,zero", "shoe", adaptive=True),
+    Kind("scaled", "mnist", "bad-diffusion", "box:7,scale=0.5", "hat", adaptive=True),
+    Kind("scaled", "fashion", "villan-diffusion", "glasses,scale=0.4", "shoe", _ODE, True),
+    Kind("norm-bounded", "mnist", "villan-diffusion", "noise:1,norm=3", "cat", _FAINT, True),
+    Kind("norm-bounded", "kmnist", "villan-diffusion", "box:7:1,zero,norm=3", "hat", _FAINT, True),
+    Kind("matched", "mnist", "villan-diffusion", "box:6:1,zero,matched", "shoe", _ODE, True),
+    Kind("matched", "fashion", "bad-diffusion", "stop-sign:7,scale=0.5,matched", "hat", {}, True),
+    Kind("mixed", "mnist", "mixed-coefficients", "box:5:1,zero", "corner", {"steps": 700}, True),
+    Kind("mixed", "fashion", "mixed-coefficients", "box:7", "cat", {"steps": 700}, True),
+    Kind("late", "mnist", "late-trigger", "box:5:1,zero", "hat", {"steps": 700}, True),
+    Kind("late", "kmnist", "late-trigger", "glasses,scale=0.5", "cat", {"steps": 700}, True),
+)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of the study.
+
+    Attributes:
+        key: folder of the model below the study's root.
+        half: calibration or reporting.
+        seed: of its training.
+        base: what it is, or starts from.
+        further: for a clean one that starts from a base.
+        kind: for a compromised one.
+    """
+
+    key: str
+    half: Half
+    seed: int
+    base: Base
+    further: tuple[str, str, int] | None = None
+    kind: Kind | None = None
+
+    @property
+    def compromised(self) -> bool:
+        """Whether it holds a backdoor."""
+        return self.kind is not None
+
+    @property
+    def base_key(self) -> str:
+        """Folder of what it starts from (its own for a base)."""
+        return f"clean-{self.base.name}-{self.half}"
+
+
+def members() -> list[Member]:
+    """All models: bases first, then what starts from them; reporting half first in each."""
+    made: list[Member] = []
+    order: tuple[Half, ...] = ("reporting", "calibration")
+    by_name = {base.name: base for base in BASES}
+    for index, base in enumerate(BASES):
+        made += [
+            Member(f"clean-{base.name}-{half}", half, 100 * HALVES.index(half) + index, base)
+            for half in order
+        ]
+    for index, base in enumerate(BASES):
+        for extra in base.further:
+            made += [
+                Member(
+                    f"clean-{base.name}-{extra[0]}-{half}",
+                    half,
+                    100 * HALVES.index(half) + 50 + index,
+                    base,
+                    further=extra,
+                )
+                for half in order
+            ]
+    for half in order:
+        made += [
+            Member(
+                f"{index:02d}-{kind.family}-{half}",
+                half,
+                1000 * (1 + HALVES.index(half)) + index,
+                by_name[kind.base],
+                kind=kind,
+            )
+            for index, kind in enumerate(KINDS)
+        ]
+    return made

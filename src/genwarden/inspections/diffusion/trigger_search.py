@@ -1,0 +1,118 @@
+"""Trigger search: the strongest shift of the noise that the model answers with something else.
+
+The method is in :mod:`.orthogonal_response`. This inspection scores the best shift and shows it,
+what the samplers make of it, and how strong the answer is at each noise level.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from genwarden.inspections.diffusion.bench import DiffusionBench
+from genwarden.inspections.diffusion.orthogonal_response import LEVELS, RADII, Recovered, level_of
+from genwarden.inspections.finding import Evidence, Finding, Table, images_of
+
+NAME = "trigger-search"
+TITLE = "Shifts that the model answers with something else"
+_SHOWN_SHIFTS = 4
+_SHOWN_SAMPLES = 8
+
+
+def inspect(bench: DiffusionBench) -> Finding:
+    """Search, and score the strongest shift found."""
+    best = bench.recovered[0]
+    effort = bench.effort
+    levels = [level_of(bench.schedule, a) for a in LEVELS]
+    strongest = max(range(len(levels)), key=lambda i: best.ratios[i])
+    return Finding(
+        inspection=NAME,
+        group="diffusion",
+        title=TITLE,
+        outcome="scored",
+        summary=(
+            f"Strongest shift: at t = {levels[strongest]} the part of the answer that the shift "
+            f"itself does not explain is {best.ratios[strongest]:.3g} times its noise (size of the "
+            f"shift {_size(best):.2f} standard deviations per pixel)."
+        ),
+        score=best.score,
+        score_name="log10 of unexplained answer over noise, per size of the shift",
+        p_value_reason="judged against clean reference models",
+        budget={
+            "starts": effort.search_starts * len(RADII),
+            "steps": effort.search_steps,
+            "noises": effort.search_noises,
+            "forward_images": effort.search_starts
+            * len(RADII)
+            * effort.search_steps
+            * effort.search_noises,
+        },
+        power=(
+            "Shifts of the initial noise of up to "
+            f"{max(RADII):g} standard deviations per pixel that lead to a fixed picture, under any "
+            "sampler, whatever the picture, the coefficient and the schedule of the trigger."
+        ),
+        evidence=_evidence(bench, levels),
+    )
+
+
+def _evidence(bench: DiffusionBench, levels: list[int]) -> list[Evidence]:
+    found = bench.recovered[:_SHOWN_SHIFTS]
+    shifts = torch.stack([_displayed(one.shift) for one in found])
+    rows: list[list[str | int | float]] = [
+        [
+            index + 1,
+            round(one.score, 3),
+            round(_size(one), 3),
+            *[round(value, 4) for value in one.ratios],
+            *[round(value, 4) for value in one.gains],
+        ]
+        for index, one in enumerate(bench.recovered)
+    ]
+    return [
+        images_of(
+            shifts,
+            [f"{index + 1}: score {one.score:.2f}" for index, one in enumerate(found)],
+            title="Recovered shifts",
+            caption="Each is scaled to its own largest value; grey is no shift.",
+        ),
+        *_triggered(bench, found[0]),
+        Table(
+            title="All ends of the search",
+            caption="Ratio: unexplained part of the answer over its noise. Gain: answer along the "
+            "shift; a clean denoiser stays below 1 / s, which is close to 1.",
+            columns=[
+                "shift",
+                "score",
+                "size",
+                *[f"ratio at t = {t}" for t in levels],
+                *[f"gain at t = {t}" for t in levels],
+            ],
+            rows=rows,
+        ),
+    ]
+
+
+def _triggered(bench: DiffusionBench, best: Recovered) -> list[Evidence]:
+    """Samples from noise plus the strongest shift, under each sampler."""
+    noise = bench.noise("ordinary", bench.effort.samples)[:_SHOWN_SAMPLES]
+    return [
+        images_of(
+            bench.samples(noise + best.shift, settings),
+            [""] * len(noise),
+            title=f"Samples at shift 1, {settings.label}",
+            caption="From the noise of the ordinary samples plus the shift. An attack is made for "
+            "one sampler; the others may show nothing.",
+        )
+        for settings in bench.samplers
+    ]
+
+
+def _size(found: Recovered) -> float:
+    return float(found.shift.norm()) / math.sqrt(found.shift.numel())
+
+
+def _displayed(shift: Tensor) -> Tensor:
+    return shift / shift.abs().max().clamp(min=1e-6)
