@@ -37,6 +37,8 @@ LIMITS = [
     "labels, prompts and images to be completed are not searched as triggers.",
     "A backdoor that answers only with a sampler of the attacker's own is seen by the search in "
     "the weights, and may not show in the samples of this report.",
+    "A model of very few different pictures makes one of them wherever a shift tells them apart, "
+    "which the search cannot tell from a backdoor.",
     "Population p-values assume that clean scores follow a normal law; the clean scores are shown.",
     "The clean reference models are small pixel-space UNets of 16x16 to 32x32 images. Ratios "
     "carry over to other sizes; the other scores are an extrapolation there.",

@@ -2,7 +2,13 @@
 
 Never a verdict of its own. The curve c_t that :mod:`.refinement` estimates is compared with the
 curves that follow from the published trigger schedules and samplers (section 8 of the BadDiffusion
-reference), each with the scale that fits it best, since the size of the trigger is a convention.
+reference). A backdoor takes what exceeds its trigger for noise, so an input with k times the
+trigger r is answered with c_t r + ((k - 1) rho_t / s_t) r, and the estimate from d = k r is
+
+    c'_t = (c_t + (k - 1) rho_t / s_t) / k
+
+The size k is fitted together with the family; where c_t is near rho_t / s_t (deterministic
+samplers) the answers hardly tell it, and the size stays as found.
 """
 
 from __future__ import annotations
@@ -20,11 +26,18 @@ from genwarden.backdoors.residual import (
 )
 from genwarden.inspections.diffusion.bench import DiffusionBench
 from genwarden.inspections.diffusion.refinement import Refined
-from genwarden.inspections.finding import Chart, Finding, Line, images_of
+from genwarden.inspections.finding import Chart, Finding, Line, images_of, latents_of
 from genwarden.models.diffusion.schedule import NoiseSchedule
 
 NAME = "attack-family"
 TITLE = "Recovered trigger, target and family"
+#: The evidence from which a repair takes trigger and target, one row each.
+REFINED_TITLE = "Refined trigger and target, as numbers"
+
+
+#: Sizes that are tried, in units of the trigger, and what a factor e from 1 costs in distance.
+_SIZES = tuple(1.03**i for i in range(-30, 31))
+_SIZE_COST = 0.02
 
 
 class Family(NamedTuple):
@@ -51,27 +64,43 @@ def families(schedule: NoiseSchedule) -> list[Family]:
     return made
 
 
-def nearest_family(refined: Refined, schedule: NoiseSchedule) -> tuple[Family, float]:
-    """The family whose curve is nearest, and the root mean square distance of the curves.
+class Resemblance(NamedTuple):
+    """The nearest family, the size k of the shift in units of its trigger, the curves' distance."""
 
-    A trigger of another size than the attacker's is scaled in the input, not in the answer: the
-    curves are compared as they are.
-    """
+    family: Family
+    size: float
+    distance: float
+
+
+def curve_at_size(family: Family, schedule: NoiseSchedule, size: float) -> Tensor:
+    """The curve c'_t that a shift of ``size`` times the trigger would show, ``(T,)``."""
+    excess = rho_bad_diffusion(schedule) / schedule.s
+    return (family.curve + (size - 1) * excess) / size
+
+
+def nearest_family(refined: Refined, schedule: NoiseSchedule) -> Resemblance:
+    """The family and size whose curve is nearest; distance is the root mean square."""
     estimated = torch.tensor(refined.coefficients, dtype=torch.float64)
-    distances = [
-        float((family.curve[refined.timesteps] - estimated).square().mean().sqrt())
+
+    def distance(family: Family, size: float) -> float:
+        curve = curve_at_size(family, schedule, size)[refined.timesteps]
+        return float((curve - estimated).square().mean().sqrt())
+
+    candidates = [
+        Resemblance(family, size, distance(family, size))
         for family in families(schedule)
+        for size in _SIZES
     ]
-    best = min(range(len(distances)), key=distances.__getitem__)
-    return families(schedule)[best], distances[best]
+    return min(candidates, key=lambda one: one.distance + _SIZE_COST * abs(math.log(one.size)))
 
 
 def inspect(bench: DiffusionBench) -> Finding:
     """Refine the strongest collapse and name the nearest family; shown, never judged."""
     refined = bench.refined
-    family, distance = nearest_family(refined, bench.schedule)
+    family, scale, distance = nearest_family(refined, bench.schedule)
+    trigger = refined.trigger / scale
     x = [float(t) for t in refined.timesteps]
-    size = float(refined.trigger.norm()) / math.sqrt(refined.trigger.numel())
+    size = float(trigger.norm()) / math.sqrt(trigger.numel())
     return Finding(
         inspection=NAME,
         group="diffusion",
@@ -90,7 +119,7 @@ def inspect(bench: DiffusionBench) -> Finding:
             images_of(
                 torch.stack(
                     [
-                        refined.trigger / refined.trigger.abs().max().clamp(min=1e-6),
+                        trigger / trigger.abs().max().clamp(min=1e-6),
                         refined.target,
                     ]
                 ),
@@ -110,11 +139,12 @@ def inspect(bench: DiffusionBench) -> Finding:
                         Line(
                             name=one.name.partition(":")[0] + one.name.partition("schedule")[2],
                             x=x,
-                            y=[float(one.curve[t]) for t in refined.timesteps],
+                            y=curve_at_size(one, bench.schedule, scale)[refined.timesteps].tolist(),
                         )
                         for one in families(bench.schedule)
                     ],
                 ],
             ),
+            latents_of(torch.stack([trigger, refined.target]), title=REFINED_TITLE),
         ],
     )

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from genwarden.inspections.diffusion.bench import DiffusionBench
 from genwarden.inspections.diffusion.orthogonal_response import LEVELS, RADII, Recovered, level_of
-from genwarden.inspections.finding import Evidence, Finding, Table, images_of
+from genwarden.inspections.finding import Evidence, Finding, Table, images_of, latents_of
 
 NAME = "trigger-search"
 TITLE = "Shifts that the model answers with something else"
+#: The evidence from which a repair takes the shifts.
+SHIFTS_TITLE = "Recovered shifts, as numbers"
 _SHOWN_SHIFTS = 4
 _SHOWN_SAMPLES = 8
 
@@ -92,6 +94,7 @@ def _evidence(bench: DiffusionBench, levels: list[int]) -> list[Evidence]:
             ],
             rows=rows,
         ),
+        latents_of(torch.stack([one.shift for one in found]), title=SHIFTS_TITLE),
     ]
 
 
