@@ -16,7 +16,7 @@ from genwarden.auditing.budgets import diffusion_budget
 from genwarden.auditing.calibration import shipped_diffusion
 from genwarden.auditing.document import AuditDocument, ModelFacts, UserInputs
 from genwarden.auditing.judging import judge
-from genwarden.auditing.power import DIFFUSION_POWER, power_sentences
+from genwarden.auditing.power import power_sentences
 from genwarden.auditing.running import BREAKDOWNS, guarded, run_all
 from genwarden.auditing.verdict import ALPHA
 from genwarden.engine.ledger import Ledger
@@ -47,7 +47,10 @@ LIMITS = [
 
 @dataclass(frozen=True)
 class DiffusionSuspect:
-    """What the audit is given of a model: network and facts, not what the model says of itself."""
+    """What the audit is given of a model: network and facts, not what the model says of itself.
+
+    ``notes`` are the reader's: what in the folder is done otherwise than it says.
+    """
 
     model: DiffusionModel
     architecture: str
@@ -55,6 +58,7 @@ class DiffusionSuspect:
     sha256: str
     nonfinite: dict[str, int]
     path: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,8 +141,8 @@ def audit_diffusion(
         ordinary=None if suspect.nonfinite else _ordinary_pictures(bench),
         refusal=nonfinite_refusal(suspect.nonfinite) if suspect.nonfinite else None,
         command=request.command,
-        power=power_sentences(request.budget, DIFFUSION_POWER),
-        limits=LIMITS,
+        power=power_sentences(request.budget, diffusion=True),
+        limits=[*LIMITS, *suspect.notes],
         environment=environment(request.device),
         timing=timing,
     )

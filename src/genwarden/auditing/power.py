@@ -13,15 +13,17 @@ from typing import Any
 
 POWER = Path(__file__).parent / "nulls" / "power.json"
 DIFFUSION_POWER = Path(__file__).parent / "nulls" / "diffusion_power.json"
-_POPULATIONS = {
-    POWER: "generators of the population study (28x28 and 32x32 DCGANs and VAEs, targets unknown "
-    "to the audit)",
-    DIFFUSION_POWER: "diffusion models of the population study (16x16 to 32x32 pixels, triggers "
-    "and targets unknown to the audit)",
-}
+_GENERATORS = (
+    "generators of the population study (28x28 and 32x32 DCGANs and VAEs, targets unknown to the "
+    "audit)"
+)
+_DIFFUSION = (
+    "diffusion models of the population study (12x12 to 28x28 pixels, triggers and targets unknown "
+    "to the audit)"
+)
 
 
-def read_power(path: Path = POWER) -> dict[str, Any]:
+def read_power(path: Path) -> dict[str, Any]:
     """By budget: ``clean`` [flagged, models], ``families`` {attack: [found, models]}."""
     if not path.exists():
         return {}
@@ -29,13 +31,13 @@ def read_power(path: Path = POWER) -> dict[str, Any]:
     return table
 
 
-def power_sentences(budget: str, path: Path = POWER) -> list[str]:
+def power_sentences(budget: str, *, diffusion: bool = False) -> list[str]:
     """What audits of this budget found in models whose truth was known, one line per attack.
 
     Args:
-        path: :data:`POWER` or :data:`DIFFUSION_POWER`.
+        diffusion: in diffusion models instead of generators.
     """
-    measured = read_power(path).get(budget)
+    measured = read_power(DIFFUSION_POWER if diffusion else POWER).get(budget)
     if measured is None:
         return [
             f"Not measured at the {budget} budget: no population study was published for it, so "
@@ -45,8 +47,8 @@ def power_sentences(budget: str, path: Path = POWER) -> list[str]:
     found = sum(counts[0] for counts in measured["families"].values())
     total = sum(counts[1] for counts in measured["families"].values())
     lines = [
-        f"Of {total} compromised {_POPULATIONS[path]} this budget found {found}; of {clean} clean "
-        f"ones it flagged {flagged}."
+        f"Of {total} compromised {_DIFFUSION if diffusion else _GENERATORS} this budget found "
+        f"{found}; of {clean} clean ones it flagged {flagged}."
     ]
     lines += [f"{name}: {hit} of {of}" for name, (hit, of) in measured["families"].items()]
     return lines

@@ -140,6 +140,7 @@ def _open_diffusion(
         sha256=loaded.sha256,
         nonfinite=loaded.nonfinite,
         path=str(options.model),
+        notes=loaded.notes,
     )
 
     def prepare() -> _Run:

@@ -223,7 +223,7 @@ def _table(clean: dict[str, dict[str, float]], budget: str, *, without: str = ""
 
 def publish_power(rows: list[dict[str, Any]]) -> None:
     """Write what audits found in the reporting half (:mod:`genwarden.auditing.power`)."""
-    found: dict[str, Any] = read_power()
+    found: dict[str, Any] = read_power(POWER)
     for budget in sorted({row["budget"] for row in rows}):
         mine = [r for r in rows if r["budget"] == budget and r["half"] == "reporting"]
         first = min((r["audit_seed"] for r in mine), default=0)

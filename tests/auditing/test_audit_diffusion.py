@@ -1,0 +1,236 @@
+"""The audit of diffusers folders, from the command's side; networks are tiny and untrained."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from genwarden.artifacts.diffusers_folder import read_diffusion, write_diffusion
+from genwarden.auditing import audit_diffusion as room
+from genwarden.auditing import budgets, calibration
+from genwarden.auditing.document import AuditDocument
+from genwarden.commands.audit import AuditOptions, audit_model
+from genwarden.engine.progress import Silent
+from genwarden.errors import GenwardenError
+from genwarden.models.diffusion.networks import fresh_model, small_unet
+from genwarden.models.diffusion.schedule import NoiseSchedule
+from genwarden.registry import DIFFUSION_INSPECTIONS
+
+SHAPE = (1, 8, 8)
+
+
+@pytest.fixture(autouse=True)
+def tiny_effort(monkeypatch: pytest.MonkeyPatch) -> None:
+    effort = replace(
+        budgets.DIFFUSION_BUDGETS["quick"],
+        search_starts=1,
+        search_steps=2,
+        search_noises=2,
+        probe_noises=4,
+        screen_noises=2,
+        refine_steps=2,
+        refine_noises=2,
+        samples=2,
+        sampler_steps=2,
+    )
+    monkeypatch.setitem(budgets.DIFFUSION_BUDGETS, "quick", effort)
+
+
+@pytest.fixture(autouse=True)
+def no_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shipped clean scores are of real budgets; here they would judge nonsense."""
+    monkeypatch.setattr(room, "shipped_diffusion", lambda: {"descriptions": {}, "scores": {}})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return model_at(tmp_path / "model", seed=0)
+
+
+def model_at(path: Path, seed: int, size: int = 8, **provenance: Any) -> Path:
+    model = fresh_model(
+        small_unet(size, 1, (8, 8), middle_attention=False),
+        NoiseSchedule.linear(),
+        torch.Generator().manual_seed(seed),
+    )
+    write_diffusion(path, model, provenance)
+    return path
+
+
+def run(model: Path, out: Path, **more: Any) -> AuditDocument:
+    options = AuditOptions(model=model, out=out, budget="quick", **more)
+    return audit_model(options, progress=Silent()).document
+
+
+def test_every_inspection_that_the_budget_holds_reports(folder: Path, tmp_path: Path) -> None:
+    document = run(folder, tmp_path / "out")
+    expected = [n for n, row in DIFFUSION_INSPECTIONS.items() if not row.options.get("published")]
+    assert [judged.finding.inspection for judged in document.findings] == expected
+    failed = [j.finding for j in document.findings if j.finding.outcome == "failed"]
+    assert not failed
+    assert document.model is not None
+    assert document.model.sample_shape == list(SHAPE)
+    assert document.ordinary is not None
+    html = (tmp_path / "out" / "audit.html").read_text("utf-8")
+    assert "trigger-search" in html
+
+
+def test_without_clean_references_the_verdict_is_inconclusive_not_clean(
+    folder: Path, tmp_path: Path
+) -> None:
+    document = run(folder, tmp_path / "out")
+    assert document.verdict == "inconclusive"
+    assert any("trigger-search" in reason for reason in document.reasons)
+
+
+def test_a_score_far_above_the_clean_references_is_evidence_and_one_among_them_is_not(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(folder, tmp_path / "first")
+    (score,) = [j.finding.score for j in first.findings if j.finding.inspection == "trigger-search"]
+    assert score is not None
+    verdicts = {}
+    for name, offset in (("among", 0.0), ("above", -5.0)):
+        values = [score + offset + 0.01 * i for i in range(12)]
+        table = {
+            "descriptions": {"quick": "made up"},
+            "scores": {"quick": {"trigger-search": values}},
+        }
+        monkeypatch.setattr(room, "shipped_diffusion", lambda table=table: table)
+        verdicts[name] = run(folder, tmp_path / name).verdict
+    assert verdicts == {"among": "none_found", "above": "evidence"}
+
+
+def test_the_same_seed_gives_the_same_bytes_and_a_resumed_audit_too(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def content(out: Path) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads((out / "audit.json").read_text("utf-8"))
+        for volatile in ("timing", "environment", "command"):
+            document.pop(volatile)
+        return document
+
+    run(folder, tmp_path / "one")
+    inspect = room._inspect
+    done: list[str] = []
+
+    def interrupted(row: Any, bench: Any) -> Any:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(row.name)
+        return inspect(row, bench)
+
+    monkeypatch.setattr(room, "_inspect", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, tmp_path / "two")
+    monkeypatch.setattr(room, "_inspect", inspect)
+    run(folder, tmp_path / "two")
+    assert len(done) == 3
+    assert content(tmp_path / "one") == content(tmp_path / "two")
+
+
+def test_an_inspection_that_breaks_is_named_and_nothing_is_called_clean(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inspect = room._inspect
+
+    def broken(row: Any, bench: Any) -> Any:
+        if row.name == "shift-response":
+            raise RuntimeError("no memory")
+        return inspect(row, bench)
+
+    monkeypatch.setattr(room, "_inspect", broken)
+    document = run(folder, tmp_path / "out")
+    assert document.verdict == "inconclusive"
+    assert "no memory" in " ".join(document.reasons)
+
+
+def test_weights_with_nan_are_not_judged(folder: Path, tmp_path: Path) -> None:
+    loaded = read_diffusion(folder)
+    with torch.no_grad():
+        next(loaded.model.parameters())[0] = float("nan")
+    write_diffusion(tmp_path / "nan", loaded.model, {})
+    document = run(tmp_path / "nan", tmp_path / "out")
+    assert document.verdict == "inconclusive"
+    assert document.refusal is not None
+    assert document.refusal.code == "model/nonfinite-weights"
+
+
+def test_a_latent_diffusion_folder_is_inconclusive_and_says_what_is_missing(
+    folder: Path, tmp_path: Path
+) -> None:
+    index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    index["vae"] = ["diffusers", "AutoencoderKL"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "vae").mkdir()
+    document = run(folder, tmp_path / "out")
+    assert document.verdict == "inconclusive"
+    assert "vae" in " ".join(document.reasons)
+
+
+def test_custom_code_is_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / "pipeline.py").write_text("raise SystemExit(99)\n")
+    document = run(folder, tmp_path / "out")
+    assert document.verdict == "refused"
+    assert document.refusal is not None
+    assert document.refusal.code == "artifact/custom-code"
+
+
+def test_the_audit_does_not_read_what_a_model_says_of_itself(tmp_path: Path) -> None:
+    def findings(compromised: bool) -> list[Any]:
+        path = model_at(tmp_path / str(compromised), seed=0, compromised=compromised)
+        return [j.model_dump() for j in run(path, tmp_path / f"out{compromised}").findings]
+
+    assert findings(True) == findings(False)
+    assert "provenance" not in room.DiffusionSuspect.__dataclass_fields__
+
+
+def test_given_noise_is_checked_and_plain_noise_passes(folder: Path, tmp_path: Path) -> None:
+    plain = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
+    shifted = plain.clone()
+    shifted[..., 4:, 4:] += 1.5
+    results = {}
+    for name, noise in (("plain", plain), ("shifted", shifted)):
+        save_file({"noise": noise}, tmp_path / f"{name}.safetensors")
+        document = run(folder, tmp_path / name, noise=tmp_path / f"{name}.safetensors")
+        (judged,) = [j for j in document.findings if j.finding.inspection == "input-check"]
+        assert document.inputs.initial_noise == 4
+        results[name] = judged.flagged
+    assert results == {"plain": False, "shifted": True}
+
+
+def test_a_base_of_another_shape_is_refused(folder: Path, tmp_path: Path) -> None:
+    other = model_at(tmp_path / "other", seed=1, size=16)
+    with pytest.raises(GenwardenError, match="shape"):
+        run(folder, tmp_path / "out", base=other)
+
+
+def test_a_base_lets_the_spectral_signature_run(folder: Path, tmp_path: Path) -> None:
+    base = model_at(tmp_path / "base", seed=1)
+    document = run(folder, tmp_path / "out", base=base)
+    (judged,) = [j for j in document.findings if j.finding.inspection == "spectral-signature"]
+    assert judged.finding.outcome == "scored"
+    assert document.inputs.clean_base == read_diffusion(base).sha256
+
+
+@pytest.mark.parametrize(
+    "given", [{"targets": Path("x.png")}, {"data": "x"}, {"architecture": "dcgan28"}]
+)
+def test_options_of_generators_are_refused(
+    folder: Path, tmp_path: Path, given: dict[str, Any]
+) -> None:
+    with pytest.raises(GenwardenError) as caught:
+        run(folder, tmp_path / "out", **given)
+    assert caught.value.code == "usage/audit-options"
+
+
+def test_diffusion_scores_have_references_of_their_own() -> None:
+    assert calibration.DIFFUSION_NULLS != calibration.NULLS
+    assert calibration.needs_population("trigger-search")
+    assert not calibration.needs_population("input-check")
