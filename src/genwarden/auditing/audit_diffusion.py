@@ -22,7 +22,7 @@ from genwarden.auditing.verdict import ALPHA
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress
 from genwarden.engine.seeds import derive_seed
-from genwarden.inspections.diffusion.bench import DiffusionBench
+from genwarden.inspections.diffusion.bench import DiffusionBench, DiffusionEffort
 from genwarden.inspections.finding import Finding, Images, images_of, not_applicable
 from genwarden.models.diffusion.denoiser import DiffusionModel
 from genwarden.models.protocol import parameter_count
@@ -135,7 +135,7 @@ def audit_diffusion(
             clean_base=request.base_sha256,
             initial_noise=0 if request.noise is None else len(request.noise),
         ),
-        budget=asdict(effort),
+        budget=_budget_shown(effort),
         seed=request.seed,
         findings=decision.judged,
         ordinary=None if suspect.nonfinite else _ordinary_pictures(bench),
@@ -176,6 +176,17 @@ def _ordinary_pictures(bench: DiffusionBench) -> Images | None:
     return images_of(
         shown, [""] * len(shown), title="Ordinary samples", caption=f"Sampler: {settings.label}."
     )
+
+
+def _budget_shown(effort: DiffusionEffort) -> dict[str, int | float | str]:
+    """The budget without what this audit does not run."""
+    inversions = ("published", "elijah_", "terd_", "anp_")
+    fields: dict[str, int | float | str] = asdict(effort)
+    return {
+        key: value
+        for key, value in fields.items()
+        if effort.published or not key.startswith(inversions)
+    }
 
 
 def _identity(suspect: DiffusionSuspect, request: DiffusionRequest) -> dict[str, Any]:

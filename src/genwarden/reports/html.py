@@ -84,6 +84,7 @@ def page_environment() -> Environment:
         "MAX_PICTURES": MAX_PICTURES,
         "MAX_TABLE_ROWS": MAX_TABLE_ROWS,
         "MAX_LATENTS": MAX_LATENTS,
+        "given": words.given,
         "pictures": pictures,
         "chart_svg": chart_svg,
         "matrix_svg": matrix_svg,

@@ -6,7 +6,7 @@ import math
 import unicodedata
 from typing import NamedTuple
 
-from genwarden.auditing.document import Judged
+from genwarden.auditing.document import AuditDocument, Judged
 from genwarden.inspections.candidate import Candidate
 
 #: A verdict as a heading; VERDICT_SENTENCES says it in full.
@@ -46,6 +46,9 @@ NULL_SOURCES: dict[str, str] = {
     "population": "from reference models without a backdoor",
 }
 
+#: Architecture of diffusion models in a document.
+DIFFUSION = "unet2d"
+
 #: Stands where there is no number.
 NO_VALUE = "\N{EN DASH}"
 
@@ -72,6 +75,19 @@ def result_of(judged: Judged) -> Result:
     if judged.finding.p_value is None and (null is None or null.source != "exact"):
         return Result("unjudged", "o", "not judged")
     return Result("quiet", "-", "nothing found")
+
+
+def given(document: AuditDocument) -> str:
+    """What the user gave beside the model, in words."""
+    inputs = document.inputs
+    if document.model is not None and document.model.architecture == DIFFUSION:
+        base = "a clean base" if inputs.clean_base else "no clean base"
+        noise = f"{inputs.initial_noise:,} initial noises" if inputs.initial_noise else "no noise"
+        return f"{base}, {noise}"
+    count = len(inputs.targets)
+    targets = f"{count:,} suspected target{'s' if count > 1 else ''}" if count else ""
+    training = f"{inputs.training_images:,} training images" if inputs.training_images else ""
+    return f"{targets or 'no suspected targets'}, {training or 'no training images'}"
 
 
 def visible(text: str) -> str:
