@@ -12,8 +12,11 @@ from safetensors.torch import save as save_safetensors
 
 from genwarden.artifacts import check as check_module
 from genwarden.artifacts.check import check_file, describe
+from genwarden.artifacts.diffusers_folder import write_diffusion
 from genwarden.artifacts.manifest import WEIGHTS_NAME
 from genwarden.errors import GenwardenError
+from genwarden.models.diffusion.networks import fresh_model, small_unet
+from genwarden.models.diffusion.schedule import NoiseSchedule
 
 
 @pytest.mark.parametrize("case", [name for name in HOSTILE if name != "an empty file"])
@@ -101,3 +104,19 @@ def test_description_escapes_names_and_gives_code_and_remedy(tmp_path: Path) -> 
     assert "[artifact/pickle-refused]" in text
     assert "->" in text
     assert "posix.system" in text
+
+
+def test_a_diffusers_folder_is_checked_and_custom_code_in_it_is_refused(tmp_path: Path) -> None:
+    model = fresh_model(
+        small_unet(8, 1, (8, 8), middle_attention=False),
+        NoiseSchedule.linear(),
+        torch.Generator().manual_seed(0),
+    )
+    write_diffusion(tmp_path, model, {})
+    sound = check_file(tmp_path)
+    assert sound.safe_to_open
+    assert sound.format == "safetensors"
+    assert len(sound.tensors) == len(model.unet.state_dict())
+    (tmp_path / "unet" / "model.py").write_text("import os\n")
+    refused = check_file(tmp_path)
+    assert [finding.code for finding in refused.findings] == ["artifact/custom-code"]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from genwarden.artifacts.diffusers_layout import is_diffusers_folder
 from genwarden.artifacts.formats import identify
 from genwarden.artifacts.manifest import WEIGHTS_NAME
 from genwarden.artifacts.model_folder import read_manifest
@@ -75,6 +76,8 @@ def check_file(path: Path) -> CheckReport:
     """
     if not os.path.isdir(path):
         return _check_content(path, read_once(path), [])
+    if is_diffusers_folder(path):
+        return _check_diffusion(path)
     manifest = read_manifest(path)
     weights = path / WEIGHTS_NAME
     content = read_once(weights, member=True)
@@ -86,6 +89,20 @@ def check_file(path: Path) -> CheckReport:
         "The file was changed or damaged after it was written; fetch the folder again.",
     )
     return _check_content(weights, content, [mismatch])
+
+
+def _check_diffusion(folder: Path) -> CheckReport:
+    """A diffusers folder: its configurations, then the weights file."""
+    from genwarden.artifacts.diffusers_folder import read_outline
+
+    try:
+        weights = read_outline(folder).weights
+    except GenwardenError as error:
+        if error.code == "artifact/not-found":
+            raise
+        finding = CheckFinding(error.code, error.cause, error.remedy)
+        return CheckReport(str(folder), "diffusers folder", 0, "-", [], [finding])
+    return _check_content(weights, read_once(weights, member=True), [])
 
 
 def describe(report: CheckReport, *, most_tensors: int = _MOST_TENSORS) -> str:

@@ -12,7 +12,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 from pydantic import ValidationError
@@ -37,6 +37,7 @@ from genwarden.artifacts.diffusers_layout import (
 )
 from genwarden.artifacts.diffusers_scheduler import (
     DIFFUSERS_VERSION,
+    SchedulerReading,
     read_scheduler,
     scheduler_document,
 )
@@ -110,14 +111,52 @@ def read_diffusion(folder: Path) -> LoadedDiffusion:
             ``sharded-weights``, ``not-found``, ``bad-settings``, ``wrong-architecture``,
             ``link``, and those of reading single files.
     """
+    outline = read_outline(folder)
+    content = read_once(outline.weights, member=True)
+    hashes = {**outline.hashes, f"unet/{outline.weights.name}": sha256_bytes(content)}
+    weights = _network_weights(content, outline.weights)
+    network = _build(outline.config, weights, outline.weights)
+    return LoadedDiffusion(
+        model=DiffusionModel(
+            network, outline.scheduler.schedule, outline.scheduler.defaults
+        ).eval(),
+        architecture=ARCHITECTURE,
+        settings=outline.config.plain(),
+        scheduler=outline.document,
+        sha256=_digest(hashes),
+        files=hashes,
+        nonfinite=count_nonfinite(weights),
+        notes=(*outline.scheduler.notes, *_pickles_unread(outline.weights.parent)),
+        provenance=_read_provenance(folder),
+    )
+
+
+class Outline(NamedTuple):
+    """Everything in a folder but the weights, validated.
+
+    Attributes:
+        config: of the network.
+        scheduler: as our samplers take it; ``document`` as it was read.
+        weights: path of the weights file.
+        hashes: of the files that were read, by role.
+    """
+
+    config: UNetConfig
+    scheduler: SchedulerReading
+    document: dict[str, Any]
+    weights: Path
+    hashes: dict[str, str]
+
+
+def read_outline(folder: Path) -> Outline:
+    """Validate a diffusers folder without reading its weights.
+
+    Raises:
+        GenwardenError: as :func:`read_diffusion`, but for the weights.
+    """
     refuse_code(folder)
     layout = find_parts(folder)
     hashes: dict[str, str] = {}
-
-    def read(path: Path, role: str) -> bytes:
-        content = read_once(path, member=True)
-        hashes[role] = sha256_bytes(content)
-        return content
 
     def read_object(path: Path, role: str) -> dict[str, Any]:
         content = read_once(path, limit_bytes=_MAX_CONFIG_BYTES, member=True)
@@ -135,20 +174,12 @@ def read_diffusion(folder: Path) -> LoadedDiffusion:
     document = read_object(path, f"scheduler/{SCHEDULER_NAME}")
     name, document = _effective_scheduler(document, index, path)
     scheduler = read_scheduler(name, document, str(path))
-
-    path = _weights_path(layout.network)
-    weights = _network_weights(read(path, f"unet/{path.name}"), path)
-    network = _build(config, weights, path)
-    return LoadedDiffusion(
-        model=DiffusionModel(network, scheduler.schedule, scheduler.defaults).eval(),
-        architecture=ARCHITECTURE,
-        settings=config.plain(),
-        scheduler={**document, "_class_name": name},
-        sha256=_digest(hashes),
-        files=hashes,
-        nonfinite=count_nonfinite(weights),
-        notes=(*scheduler.notes, *_pickles_unread(layout.network)),
-        provenance=_read_provenance(folder),
+    return Outline(
+        config,
+        scheduler,
+        {**document, "_class_name": name},
+        _weights_path(layout.network),
+        hashes,
     )
 
 
