@@ -33,7 +33,7 @@ def tiny_effort(monkeypatch: pytest.MonkeyPatch) -> None:
         search_steps=2,
         search_noises=2,
         probe_noises=4,
-        screen_noises=2,
+        screen_noises=4,
         refine_steps=2,
         refine_noises=2,
         samples=2,
