@@ -14,7 +14,8 @@ answer that no filter of d explains:
 
     Q(d) = |P m(d)|^2 / (tr Var[eps - eps_theta(s eps + rho d)] + floor)
 
-with P the projection away from d, three blurred copies of d, and constants. Q is maximised over d
+with P the projection away from d, three blurred copies of d (from every channel into every
+channel), and constants. Q is maximised over d
 at two radii by Adam from several starts, in one batch, with antithetic noise (whose mean is 0, so
 that the trivial solution of Elijah's inversion, the mean of the noise batch, does not exist). The
 search needs no sampler, no target and some seconds. Found here (2026); not in the papers.
@@ -109,16 +110,19 @@ def respond(model: Diffusion, shifts: Tensor, t: int, noise: Tensor) -> Response
 
 
 def unexplained_by(change: Tensor, shifts: Tensor) -> Tensor:
-    """The part of ``change`` outside the span of the shift, its blurs and constants.
+    """The part of ``change`` outside what filters of the shift make; both are ``(k, C, H, W)``.
 
-    Both are ``(k, C, H, W)``; the constants are one per channel.
+    The filters are the identity and three blurs, from every channel into every channel (a clean
+    network mixes colours), and constants, one per channel.
     """
     k, channels = shifts.shape[:2]
-    constants = torch.eye(channels, device=shifts.device)[None, :, :, None, None]
-    constants = constants.expand(k, -1, -1, *shifts.shape[2:])
     scale = shifts.shape[-1] / 16
-    copies = [shifts, *(blur(shifts, width * scale) for width in _BLURS)]
-    basis = torch.cat([torch.stack(copies, 1), constants], 1).flatten(2)
+    copies = torch.stack([shifts, *(blur(shifts, width * scale) for width in _BLURS)], 1)
+    into = torch.eye(channels, device=shifts.device)[None, None, None, :, :, None, None]
+    # (k, copies, from channel, into channel, C, H, W)
+    filtered = copies[:, :, :, None, None] * into
+    constants = into[:, 0, 0].expand(k, -1, -1, *shifts.shape[2:])
+    basis = torch.cat([filtered.flatten(1, 3), constants], 1).flatten(2)
     basis = basis / (basis.norm(dim=2, keepdim=True) + 1e-6)
     gram = basis @ basis.mT + _RIDGE * torch.eye(basis.shape[1], device=basis.device)
     weights = torch.linalg.solve(gram, basis @ change.flatten(1)[:, :, None])
