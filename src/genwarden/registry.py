@@ -348,9 +348,21 @@ DIFFUSION_INSPECTIONS = _table(
         _CLEAN,
     ),
     Row(
+        "monotone-response",
+        f"{_F}.shift_response:inspect_monotone",
+        "answers to shifts that no clean denoiser gives (Tweedie's bound)",
+        _CLEAN,
+    ),
+    Row(
         "trigger-search",
         f"{_F}.trigger_search:inspect",
         "shifts of the noise that the model answers with something else",
+        _CLEAN,
+    ),
+    Row(
+        "trigger-contrast",
+        f"{_F}.trigger_contrast:inspect",
+        "one end of that search far above the others",
         _CLEAN,
     ),
     Row(
@@ -398,6 +410,12 @@ DIFFUSION_INSPECTIONS = _table(
         "elijah",
         f"{_F}.elijah:inspect",
         "trigger inversion and uniformity (Elijah)",
+        {"null": "population", "published": True},
+    ),
+    Row(
+        "elijah-mended",
+        f"{_F}.elijah:inspect_mended",
+        "the same inversion with antithetic noise, fresh at every step",
         {"null": "population", "published": True},
     ),
     Row(
@@ -511,6 +529,41 @@ REPAIRS = _table(
     ),
 )
 
+_PD = "genwarden.repairs.diffusion"
+#: Of diffusion models; their result is a network of the suspect's own shape.
+DIFFUSION_REPAIRS = _table(
+    Row(
+        "shift-unlearning",
+        f"{_PD}.shift_unlearning:unlearn_shifts",
+        "learn again that the recovered shifts of the noise are noise",
+        {"settings": f"{_PD}.shift_unlearning:ShiftUnlearningSettings"},
+    ),
+    Row(
+        "teacher-distillation",
+        f"{_PD}.teacher_distillation:distil_from_suspect",
+        "answer shifted noise near t = T as the frozen suspect answers plain noise",
+        {"settings": f"{_PD}.teacher_distillation:TeacherDistillationSettings"},
+    ),
+    Row(
+        "elijah-removal",
+        f"{_PD}.elijah_removal:remove_as_elijah",
+        "Elijah's three losses, at t = T and on clean images",
+        {"settings": f"{_PD}.elijah_removal:ElijahRemovalSettings"},
+    ),
+    Row(
+        "anp-pruning",
+        f"{_PD}.anp_pruning:prune_as_anp",
+        "prune the channels that an adversary turns best (ANP), then distil",
+        {"settings": f"{_PD}.anp_pruning:AnpPruningSettings"},
+    ),
+    Row(
+        "diff-cleanse",
+        f"{_PD}.diff_cleanse_pruning:prune_as_diff_cleanse",
+        "prune the channels that the recovered shift needs (Diff-Cleanse), then distil",
+        {"settings": f"{_PD}.diff_cleanse_pruning:DiffCleanseSettings"},
+    ),
+)
+
 _B = "genwarden.benchmarks"
 #: ``cells``: the recipe is a list of cells and takes --scale, --cells, --workers and --cache;
 #: ``tables``: another recipe's function from the content of a result file to tables.
@@ -584,6 +637,42 @@ RECIPES = _table(
         "distillation into a fresh student",
         {"tables": f"{_B}.repairs.sanitisation:tables"},
     ),
+    Row(
+        "diffusion-samplers",
+        f"{_B}.diffusion.sampler_matrix:run",
+        "diffusion attacks: coefficient by sampler by clipping, with quality",
+        {"tables": f"{_B}.diffusion.sampler_tables:tables"},
+    ),
+    Row(
+        "diffusion-population",
+        f"{_B}.diffusion.population:run",
+        "verdicts on clean and compromised diffusion models: ROC, found shares, recovered triggers",
+        {"tables": f"{_B}.diffusion.tables:tables"},
+    ),
+    Row(
+        "diffusion-detectors",
+        f"{_B}.diffusion.published_detectors:run",
+        "Elijah and TERD as published, on the models of diffusion-population",
+        {"tables": f"{_B}.diffusion.published_detectors:tables"},
+    ),
+    Row(
+        "diffusion-poison-rate",
+        f"{_B}.diffusion.poison_rate:run",
+        "BadDiffusion: target MSE, SSIM and FID against the share of poison",
+        {"tables": f"{_B}.diffusion.poison_rate:tables"},
+    ),
+    Row(
+        "diffusion-finetuning-cost",
+        f"{_B}.diffusion.finetuning_cost:run",
+        "BadDiffusion: target MSE and FID against fine-tuning steps",
+        {"tables": f"{_B}.diffusion.finetuning_cost:tables"},
+    ),
+    Row(
+        "diffusion-inpainting",
+        f"{_B}.diffusion.inpainting:run",
+        "BadDiffusion: completing images that carry the trigger",
+        {"tables": f"{_B}.diffusion.inpainting:tables"},
+    ),
 )
 
 
@@ -593,7 +682,7 @@ def tables() -> dict[str, dict[str, Row]]:
         "architectures": {**ARCHITECTURES, **DIFFUSION_ARCHITECTURES},
         "attacks": ATTACKS,
         "inspections": all_inspections(),
-        "repairs": REPAIRS,
+        "repairs": {**REPAIRS, **DIFFUSION_REPAIRS},
         "recipes": RECIPES,
         "icons": _table(*(Row(name, "", "target picture drawn by code") for name in ICONS)),
     }

@@ -10,7 +10,12 @@ import torch
 from analytic_denoisers import EFFORT, SHAPE, ExactDenoiser, Planted, as_model, target
 from torch import Tensor
 
-from genwarden.inspections.diffusion import attack_family, trigger_search, triggered_collapse
+from genwarden.inspections.diffusion import (
+    attack_family,
+    trigger_contrast,
+    trigger_search,
+    triggered_collapse,
+)
 from genwarden.inspections.diffusion.bench import DiffusionBench
 from genwarden.inspections.diffusion.orthogonal_response import (
     LEVELS,
@@ -184,6 +189,8 @@ def test_a_bench_shows_collapse_and_target_of_a_backdoor_and_not_of_its_twin() -
     assert scores[1] is not None
     assert scores[0] > scores[1] + 0.5
     assert float((suspect.collapses[0].picture - target()).square().mean()) < 0.05
+    contrasts = [trigger_contrast.inspect(one).score or 0.0 for one in (suspect, twin)]
+    assert contrasts[0] > contrasts[1] + 0.1
     for finding in (trigger_search.inspect(suspect), attack_family.inspect(suspect)):
         assert finding.outcome == "scored"
         assert finding.p_value is None
