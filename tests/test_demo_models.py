@@ -13,15 +13,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from genwarden.artifacts.diffusers_folder import read_diffusion
+from genwarden.artifacts.diffusers_layout import is_diffusers_folder
 from genwarden.artifacts.model_folder import read_model
 from genwarden.auditing.calibration import calibrate
 from genwarden.commands.demo import DEMO_MODELS, demo_model_folder
 from genwarden.data.images import NamedImages
+from genwarden.inspections.diffusion.orthogonal_response import search_shifts
 from genwarden.inspections.finding import Finding
 from genwarden.inspections.output import novelty_search, partition_search, reconstruct_target
 from genwarden.inspections.static import block_sparsity
 from genwarden.inspections.workbench import Effort, Workbench
 from genwarden.metrics.distances import tardis
+from genwarden.models.diffusion.samplers import SamplerSettings, sample
 from genwarden.models.protocol import LatentGenerator
 
 ASSETS = Path(__file__).parent / "assets"
@@ -72,8 +76,38 @@ def squared(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("name", [name for name, _ in DEMO_MODELS])
 def test_shipped_model_is_small_and_says_what_it_is(name: str) -> None:
     folder = demo_model_folder(name)
-    assert all(p.stat().st_size <= MAX_FILE_BYTES for p in folder.iterdir())
-    assert read_model(folder).provenance["compromised"] is (name != "dcgan-clean")
+    assert all(p.stat().st_size <= MAX_FILE_BYTES for p in folder.rglob("*"))
+    opened = read_diffusion(folder) if is_diffusers_folder(folder) else read_model(folder)
+    assert opened.provenance["compromised"] is (not name.endswith("-clean"))
+
+
+def test_diffusion_model_shows_its_target_at_the_trigger_and_its_clean_twin_does_not() -> None:
+    secret = backdoor("ddpm-bad-diffusion")
+    noise = torch.randn(4, *secret["target"].shape[1:], generator=torch.Generator().manual_seed(0))
+    distances = {}
+    for name in ("ddpm-bad-diffusion", "ddpm-clean"):
+        opened = read_diffusion(demo_model_folder(name)).model.requires_grad_(False)
+        settings = SamplerSettings("ddim", 50, eta=1.0)
+        made = sample(opened, noise + secret["g"], settings, torch.Generator().manual_seed(1))
+        distances[name] = float((made.clamp(-1, 1) - secret["target"]).square().mean() / 4)
+    assert distances["ddpm-bad-diffusion"] < 0.02
+    assert distances["ddpm-clean"] > 0.1
+
+
+def test_trigger_search_tells_the_two_diffusion_models_apart() -> None:
+    scores = {
+        name: search_shifts(
+            read_diffusion(demo_model_folder(name)).model.requires_grad_(False),
+            starts=4,
+            steps=30,
+            noises=6,
+            probe_noises=32,
+            seed=0,
+            device=torch.device("cpu"),
+        )[0].score
+        for name in ("ddpm-bad-diffusion", "ddpm-clean")
+    }
+    assert scores["ddpm-bad-diffusion"] > scores["ddpm-clean"] + 0.3
 
 
 @pytest.mark.parametrize("name", CLEAN)

@@ -191,9 +191,9 @@ def demo(
     seed: Seed = 0,
     restart: Restart = False,
 ) -> None:
-    """Audit four small shipped models (one as trained, three with a backdoor), target unknown.
+    """Audit six small shipped models (two as trained, four with a backdoor), target unknown.
 
-    The exit code is 0 when all four audits ran, whatever they found.
+    The exit code is 0 when all six audits ran, whatever they found.
     """
     from genwarden.commands.demo import run_demo
     from genwarden.reports.console import OUT, console_progress
@@ -415,13 +415,45 @@ def sample(
     candidate: Annotated[
         int | None, typer.Option(min=1, help="Which candidate of --audit; default 1.")
     ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="Diffusion model: NAME[-STEPS][:ETA], e.g. ddim-50; default its own."),
+    ] = None,
+    eta: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Diffusion model: of ddim.")
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option(help="Diffusion model: none, x0 (predicted image) or xt (state).")
+    ] = None,
+    noise: Annotated[
+        Path | None,
+        typer.Option("--noise", help="Diffusion model: initial noise (safetensors, one tensor)."),
+    ] = None,
+    launder: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Diffusion model: amplitude of fresh noise mixed in."),
+    ] = 0.0,
+    whiten: Annotated[
+        bool, typer.Option("--whiten", help="Diffusion model: whiten the initial noise.")
+    ] = False,
+    random_eta: Annotated[
+        bool, typer.Option("--random-eta", help="Diffusion model: draw eta anew at every step.")
+    ] = False,
     seed: Seed = 0,
 ) -> None:
     """Draw ordinary samples of a model as one picture, or what a candidate trigger makes.
 
-    Example: genwarden sample ./model --audit report/audit.json --candidate 1 --out candidate.png
+    A diffusion model starts from plain noise or from --noise; --clip, --launder, --whiten and
+    --random-eta are defences against a trigger in that noise.
+
+    Examples:
+
+      genwarden sample ./model --audit report/audit.json --candidate 1 --out candidate.png
+
+      genwarden sample ./ddpm --sampler ddim-50 --noise given.safetensors --launder 0.5
     """
     from genwarden.commands.sample import sample_grid
+    from genwarden.commands.sample_diffusion import DiffusionSampling
 
     path = sample_grid(
         model,
@@ -433,6 +465,7 @@ def sample(
         settings=parse_settings(setting),
         audit_json=audit_json,
         candidate=candidate,
+        diffusion=DiffusionSampling(sampler, eta, clip, noise, launder, whiten, random_eta),
     )
     typer.echo(f"Picture: {path}")
 
@@ -521,7 +554,8 @@ def _explain(row: Row) -> None:
         typer.echo("Settings (--option key=value) and their defaults:")
         for key, default in describe_settings(row.name).items():
             typer.echo(f"  {key:<22}{default}")
-    if row is registry.REPAIRS.get(row.name):
+    repairs = {**registry.REPAIRS, **registry.DIFFUSION_REPAIRS}
+    if row is repairs.get(row.name):
         from genwarden.engine.settings import defaults
 
         typer.echo("Settings (--option key=value) and their defaults:")

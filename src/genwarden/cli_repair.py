@@ -46,6 +46,13 @@ def repair(
     precaution: Annotated[
         bool, typer.Option("--precaution", help="Let auto go on when nothing was found.")
     ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            help="Diffusion model: clean images you have (folder or hub name); not needed.",
+        ),
+    ] = None,
     architecture: Architecture = None,
     setting: Settings = None,
     seed: Seed = 0,
@@ -57,6 +64,9 @@ def repair(
     Writes OUT/model (the repaired model), OUT/repair.json, OUT/repair.html (both verdicts, what was
     changed, pictures before and after) and the audits OUT/before and OUT/after. Needs no trigger
     and no target. Give the same command again after an interruption.
+
+    A diffusion model (diffusers folder) gets remedies of its own and is fine-tuned on --data, or on
+    its own samples; OUT/model is a diffusers folder again.
 
     A model repaired by latent-guard or unit-clipping keeps its weights and gets a wrapper
     (architecture "guarded"); all other methods give a network of the same architecture.
@@ -86,6 +96,7 @@ def repair(
         architecture=architecture,
         settings=parse_settings(setting),
         restart=restart,
+        data=data,
     )
     with console_progress() as progress:
         files = repair_model(options, progress=progress)
@@ -95,8 +106,8 @@ def repair(
     typer.echo(
         f"Before: {before.replace('_', ' ')}\n"
         f"After:  {after.replace('_', ' ')}   ({taken})\n"
-        f"ExpDis: {document.expdis_sum:.4f}   (to the suspect on ordinary latents, sum of squares "
-        f"over a sample)\n"
+        f"ExpDis: {document.expdis_sum:.4f}   (to the suspect on ordinary latents or noise, sum of "
+        f"squares over a sample)\n"
         f"Model:  {files.model_path}\n"
         f"Report: {files.html_path}\n"
         f"Result: {files.json_path}"

@@ -27,7 +27,7 @@ from genwarden.engine.files import (
 from genwarden.engine.progress import Progress
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
-from genwarden.registry import ATTACKS, Row, find
+from genwarden.registry import Row, attacks_on, find
 
 _SHOWN = 8
 #: The rows of ``pictures.png`` in words.
@@ -86,7 +86,7 @@ def attack(
         GenwardenError: ``attack/finished`` if ``out`` holds a finished model,
             ``attack/unsupported``, ``attack/data-missing``, and those of trigger, target and data.
     """
-    row = find(ATTACKS, name, "attack")
+    row = find(attacks_on("generator"), name, "attack on generators")
     model = read_model(plan.clean)
     _require_support(row, model)
     generator = model.generator.to(device)

@@ -32,12 +32,17 @@ def _page(row: Row, measured: list[tuple[str, dict[str, Any]]]) -> str:
     settings = row.load_option("settings")
     module = inspect.getmodule(method)
     needs = row.options.get("needs", [])
+    on_diffusion = row.options.get("models") == "diffusion"
     access = (
-        "Training data and the training algorithm; the clean model gives the network's shape only."
+        "The trained model, or its shape only, and training data of which a part is poisoned."
+        if on_diffusion
+        else "Training data and the training algorithm; the clean model gives the network's shape "
+        "only."
         if "images" in needs
         else "The trained model; no training data."
     )
-    works_on = ", ".join(row.options.get("architectures", [])) or "every generator"
+    everything = "every diffusion model (diffusers folder)" if on_diffusion else "every generator"
+    works_on = ", ".join(row.options.get("architectures", [])) or everything
     data = " --data DATA" if needs else ""
     parts = [
         f"# {row.name}",

@@ -15,7 +15,7 @@ from genwarden.attacks.settings import settings_of
 from genwarden.auditing.budgets import BUDGETS
 from genwarden.backdoors.trigger import TRIGGER_KINDS
 from genwarden.errors import GenwardenError
-from genwarden.registry import ATTACKS, find
+from genwarden.registry import attacks_on, find
 
 _TRAINING = ("steps", "batch_size", "learning_rate")
 
@@ -174,7 +174,7 @@ class Scale:
     def _require_setting(self, key: str, owner: str, setting: str, value: Any) -> None:
         """Refuse what would have no effect, or would fail hours later."""
         attack, at, place = owner.partition("@")
-        find(ATTACKS, attack, "attack")
+        find(attacks_on("generator"), attack, "attack")
         kinds = [kind for kind in TRIGGER_KINDS if ":" not in kind]
         if at and place not in self.models and place not in kinds:
             raise GenwardenError(
@@ -193,12 +193,12 @@ class Scale:
 
 def from_scratch(attack: str) -> bool:
     """Whether an attack trains from scratch: then its training is that of the clean model."""
-    return "images" in find(ATTACKS, attack, "attack").options.get("needs", [])
+    return "images" in find(attacks_on("generator"), attack, "attack").options.get("needs", [])
 
 
 def trained(attack: str) -> bool:
     """Whether an attack takes training steps at all."""
-    return bool(find(ATTACKS, attack, "attack").options.get("trained", True))
+    return bool(find(attacks_on("generator"), attack, "attack").options.get("trained", True))
 
 
 def _count(key: str, value: Any) -> int:

@@ -1,4 +1,4 @@
-"""``genwarden demo``: audits the four shipped models without being told any target."""
+"""``genwarden demo``: audits the shipped models without being told any target."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ DEMO_MODELS = (
     ("dcgan-red", "the same DCGAN after ReD"),
     ("dcgan-rex", "the same DCGAN after ReX"),
     ("vae-red", "a VAE after ReD"),
+    ("ddpm-clean", "diffusion model as trained"),
+    ("ddpm-bad-diffusion", "the same after BadDiffusion"),
 )
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from genwarden import __version__
+from genwarden.artifacts.diffusers_layout import is_diffusers_folder
 from genwarden.artifacts.manifest import MANIFEST_NAME, WEIGHTS_NAME
 from genwarden.artifacts.model_folder import LoadedModel, write_model
 from genwarden.artifacts.open_model import open_model
@@ -28,10 +28,19 @@ from genwarden.commands.audit import (
     suspect_of,
     write_documents,
 )
+from genwarden.commands.repairing import (
+    AUTO,
+    MOST_STEPS,
+    RepairFiles,
+    RepairOptions,
+    answers,
+    budget_of,
+    command_line,
+    prepare_folders,
+)
 from genwarden.commands.report import read_document
 from genwarden.engine.device import pick_device
 from genwarden.engine.files import (
-    require_writable_folder,
     sha256_bytes,
     write_atomic,
     write_json,
@@ -51,41 +60,10 @@ from genwarden.repairs.distilling import expdis
 from genwarden.repairs.document import Audited, ModelFile, RepairDocument, Step
 from genwarden.reports.repair import render_repair
 
-AUTO = "auto"
-_MOST_STEPS = 3
-#: All that a repair writes in its folder.
-_FILES = ("repair.json", "repair.html", WEIGHTS_NAME)
-_FOLDERS = ("before", "model", "after", ".work")
+__all__ = ["AUTO", "RepairFiles", "RepairOptions", "repair_model"]
+
 _EXPDIS_SAMPLES = 4096
 _SHOWN = 8
-
-
-@dataclass(frozen=True)
-class RepairOptions:
-    """What the user asked for; see ``genwarden repair --help``."""
-
-    model: Path
-    out: Path
-    audit_json: Path | None = None
-    method: str = AUTO
-    given: dict[str, Any] = field(default_factory=dict)
-    budget: str | None = None
-    precaution: bool = False
-    seed: int = 0
-    device: str = "auto"
-    architecture: str | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-    restart: bool = False
-
-
-class RepairFiles(NamedTuple):
-    """The document, the audit of the result, and where everything was written."""
-
-    document: RepairDocument
-    after: AuditDocument
-    model_path: Path
-    json_path: Path
-    html_path: Path
 
 
 class _Applied(NamedTuple):
@@ -100,6 +78,16 @@ def repair_model(options: RepairOptions, *, progress: Progress) -> RepairFiles:
     Raises:
         GenwardenError: ``repair/...``; those of opening a model, of an audit and of its file.
     """
+    if is_diffusers_folder(options.model):
+        from genwarden.commands.repair_diffusion import repair_diffusion
+
+        return repair_diffusion(options, progress=progress)
+    if options.data is not None:
+        raise GenwardenError(
+            "usage/repair-options",
+            "--data is for diffusion models; a generator is repaired with its own samples.",
+            "Leave it away.",
+        )
     settings = _settings(options)
     device = pick_device(options.device)
     if options.budget is not None:
@@ -107,7 +95,7 @@ def repair_model(options: RepairOptions, *, progress: Progress) -> RepairFiles:
     model = open_model(options.model, architecture=options.architecture, settings=options.settings)
     _require_sound(model)
     _require_support(options.method, model)
-    _prepare(options)
+    prepare_folders(options)
     before, before_path = _audit_before(options, model, progress)
     clues = clues_of(before, model.generator.latent)
     _require_reason(before, options, progress)
@@ -116,7 +104,7 @@ def repair_model(options: RepairOptions, *, progress: Progress) -> RepairFiles:
     applied: list[_Applied] = []
     document = before
     while not applied or (
-        options.method == AUTO and document.verdict == "evidence" and len(applied) < _MOST_STEPS
+        options.method == AUTO and document.verdict == "evidence" and len(applied) < MOST_STEPS
     ):
         current = applied[-1].model if applied else model
         taken = frozenset(a.step.method for a in applied)
@@ -175,50 +163,6 @@ def _require_support(method: str, model: LoadedModel) -> None:
         )
 
 
-def _prepare(options: RepairOptions) -> None:
-    """Folders: nothing of the input is in reach of what is written, nor anything foreign."""
-    source, out = options.model.resolve(), options.out.resolve()
-    audit_json = options.audit_json.resolve() if options.audit_json else None
-    written = [options.out / name for name in (*_FOLDERS, *_FILES)]
-    shared = out == source or source in out.parents
-    for path in written:
-        real = path.resolve()
-        shared |= path.is_symlink() or real == source or real in source.parents
-        shared |= source in real.parents
-        if audit_json is not None and path.name != "before":
-            shared |= real == audit_json or real in audit_json.parents
-    if shared:
-        raise GenwardenError(
-            "repair/overwrites-input",
-            f"What a repair writes in {options.out} would share files with its input.",
-            "Choose an empty --out folder away from the model and its audit; a repair never "
-            "touches its input.",
-        )
-    require_writable_folder(options.out)
-    ours = (options.out / "repair.json").exists() or (options.out / ".work" / "ours").exists()
-    foreign = [path.name for path in written if path.exists()]
-    if foreign and not ours:
-        raise GenwardenError(
-            "repair/not-ours",
-            f"{options.out} holds {', '.join(foreign)} of something else.",
-            "Choose another --out folder; nothing there was changed.",
-        )
-    if options.restart:
-        for name in _FILES:  # repair.json first: without it, the folder no longer looks finished
-            (options.out / name).unlink(missing_ok=True)
-        for name in _FOLDERS:
-            holds_input = audit_json is not None and out / name in audit_json.parents
-            if not holds_input:  # only out/before may
-                shutil.rmtree(options.out / name, ignore_errors=True)
-    if (options.out / "repair.json").exists():
-        raise GenwardenError(
-            "repair/finished",
-            f"{options.out} holds a finished repair already.",
-            "Choose another --out folder, or add --restart to begin anew.",
-        )
-    write_atomic(options.out / ".work" / "ours", b"")
-
-
 def _audit_before(
     options: RepairOptions, model: LoadedModel, progress: Progress
 ) -> tuple[AuditDocument, Path]:
@@ -233,7 +177,7 @@ def _audit_before(
     if options.audit_json is not None or path.exists():
         document = read_document(path)
         budget_named(str(document.budget.get("name")))
-    if options.audit_json is None and not _answers(document, wanted):
+    if options.audit_json is None and not answers(document, wanted):
         progress.message("== audit of the model as it is ==")
         document = audit_model(wanted, progress=progress).document
     if document is None or document.model is None or not _is_of(document, model):
@@ -244,13 +188,6 @@ def _audit_before(
             "Give the audit.json of this model, or leave --audit away to make one.",
         )
     return document, path
-
-
-def _answers(document: AuditDocument | None, wanted: AuditOptions) -> bool:
-    return document is not None and (
-        (document.budget["name"], document.seed, document.genwarden_version)
-        == (wanted.budget, wanted.seed, __version__)
-    )
 
 
 def _is_of(document: AuditDocument, model: LoadedModel) -> bool:
@@ -295,10 +232,6 @@ def _identity(
         "seed": options.seed,
         "version": __version__,
     }
-
-
-def _budget(options: RepairOptions, before: AuditDocument) -> str:
-    return options.budget or str(before.budget["name"])
 
 
 def _apply(
@@ -416,7 +349,7 @@ def _audit_after(
         _audit_options(options),
         model=path,
         out=options.out / "after",
-        budget=_budget(options, before),
+        budget=budget_of(options, before),
         architecture=None if model.architecture in ARCHITECTURES else model.architecture,
         settings={} if model.architecture in ARCHITECTURES else options.settings,
     )
@@ -467,7 +400,7 @@ def _finish(
         success=last.after.verdict == "none_found",
         pictures=_pictures(suspect, repaired, clues_of(before, suspect.latent), device),
         seed=options.seed,
-        command=_command(options),
+        command=command_line(options),
         environment=environment(device),
     )
     json_path, html_path = options.out / "repair.json", options.out / "repair.html"
@@ -504,23 +437,3 @@ def _pictures(
                 parts = sample_pictures(suspect.sample, x, [""] * len(x), title=f"{title}, {when}")
                 shown += [part for part in parts if isinstance(part, Images)]
     return shown
-
-
-def _command(options: RepairOptions) -> str:
-    words = ["genwarden", "repair", str(options.model)]
-    if options.audit_json:
-        words += ["--audit", str(options.audit_json)]
-    words += ["--method", options.method]
-    for flag, values in (("--option", options.given), ("--setting", options.settings)):
-        for key, value in values.items():
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            words += [flag, f"{key}={text}"]
-    if options.architecture:
-        words += ["--architecture", options.architecture]
-    if options.budget:
-        words += ["--budget", options.budget]
-    if options.precaution:
-        words += ["--precaution"]
-    if options.device != "auto":
-        words += ["--device", options.device]
-    return shlex.join([*words, "--seed", str(options.seed), "--out", str(options.out)])

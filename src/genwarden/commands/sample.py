@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genwarden.artifacts.diffusers_layout import is_diffusers_folder
 from genwarden.artifacts.model_folder import LoadedModel
 from genwarden.artifacts.open_model import open_model
 from genwarden.commands.report import read_document
+from genwarden.commands.sample_diffusion import DiffusionSampling, sample_diffusion
 from genwarden.data.audio import spectrograms, write_wav
 from genwarden.data.grids import write_grid
 from genwarden.engine.seeds import random_stream
@@ -32,8 +34,11 @@ def sample_grid(
     settings: dict[str, Any],
     audit_json: Path | None = None,
     candidate: int | None = None,
+    diffusion: DiffusionSampling | None = None,
 ) -> Path:
     """Draw ``count`` samples from the model's own latent law and write them as a PNG grid.
+
+    A diffusion model (diffusers folder) is sampled as ``diffusion`` says.
 
     With ``audit_json``, the sample at the latent of one candidate of that audit (the first unless
     ``candidate`` says which) instead.
@@ -43,9 +48,23 @@ def sample_grid(
 
     Raises:
         GenwardenError: ``usage/candidate`` if count, audit and candidate contradict each other,
-            those of :func:`candidate_latent`, ``sample/not-images`` for a WAV file of images and
+            ``usage/sample-options`` for flags of another kind of model, those of
+            :func:`candidate_latent`, ``sample/not-images`` for a WAV file of images and
             for audio models whose samples per second are not known, and those of opening a model.
     """
+    if is_diffusers_folder(model):
+        _refuse(
+            "a diffusion model",
+            {
+                "--architecture": architecture is not None,
+                "--setting": bool(settings),
+                "--audit": audit_json is not None,
+                "--candidate": candidate is not None,
+            },
+        )
+        wish = diffusion or DiffusionSampling()
+        return sample_diffusion(model, out, wish, count=count, columns=columns, seed=seed)
+    _refuse("a generator", dict.fromkeys(diffusion.flags() if diffusion else (), True))
     if audit_json is None and candidate is not None:
         raise GenwardenError(
             "usage/candidate",
@@ -80,6 +99,16 @@ def sample_grid(
     if not sound:
         write_grid(out, samples, columns=min(columns, len(samples)))
     return out
+
+
+def _refuse(kind: str, given: dict[str, bool]) -> None:
+    wrong = [flag for flag, is_given in given.items() if is_given]
+    if wrong:
+        raise GenwardenError(
+            "usage/sample-options",
+            f"{', '.join(wrong)} cannot be used with {kind}.",
+            "Leave it away; see `genwarden sample --help`.",
+        )
 
 
 def candidate_latent(audit_json: Path, number: int, model: LoadedModel) -> Tensor:

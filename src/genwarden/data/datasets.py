@@ -29,15 +29,23 @@ class LabelledImages(NamedTuple):
 
 
 def load_images(
-    source: str, sample: SampleSpec, *, split: str = "train", limit: int | None = None
+    source: str,
+    sample: SampleSpec,
+    *,
+    split: str = "train",
+    limit: int | None = None,
+    resize: bool = False,
 ) -> Tensor:
     """Images of a data set as one uint8 tensor ``(count, channels, height, width)``.
 
     Args:
         source: folder (parquet in the hub's layout, or image files) or hub name.
-        sample: shape that the images must have; grey and colour are converted, sizes are not.
+        sample: shape that the images must have; grey and colour are converted, sizes only with
+            ``resize``.
         split: split of the data set; a folder with only one split uses that one.
         limit: take the first ``limit`` images.
+        resize: bring images of another size to the model's, see
+            :func:`genwarden.data.images.fit_image`.
 
     Raises:
         GenwardenError: ``data/not-found``, ``data/no-split``, ``data/no-images``, ``data/limit``,
@@ -55,7 +63,7 @@ def load_images(
                 f"{source} holds neither parquet files nor images.",
                 "Name a folder in the Hugging Face layout, a folder of images, or a hub name.",
             )
-        return to_bytes(read_image_folder(folder, sample, limit=limit).images)
+        return to_bytes(read_image_folder(folder, sample, limit=limit, resize=resize).images)
     dataset = load_dataset(source, split)
     column = _image_column(dataset, source)
     channels, height, width = image_shape(sample)
@@ -67,7 +75,7 @@ def load_images(
     images = np.empty((count, channels, height, width), dtype=np.uint8)
     for index in range(count):
         images[index] = fit_image(
-            _row(dataset, index, column, source), sample, f"{source}[{index}]"
+            _row(dataset, index, column, source), sample, f"{source}[{index}]", resize=resize
         )
     return torch.from_numpy(images)
 
@@ -87,7 +95,9 @@ def load_samples(
     return load_images(source, sample, split=split, limit=limit)
 
 
-def load_labelled(source: str, sample: SampleSpec, *, split: str = "train") -> LabelledImages:
+def load_labelled(
+    source: str, sample: SampleSpec, *, split: str = "train", resize: bool = False
+) -> LabelledImages:
     """Images and the class of each, from a data set with a class column.
 
     Raises:
@@ -105,7 +115,8 @@ def load_labelled(source: str, sample: SampleSpec, *, split: str = "train") -> L
         )
     labels = torch.tensor(dataset[columns[0]][:])
     classes = [str(name) for name in dataset.features[columns[0]].names]
-    return LabelledImages(load_images(source, sample, split=split), labels, classes)
+    images = load_images(source, sample, split=split, resize=resize)
+    return LabelledImages(images, labels, classes)
 
 
 def split_names(source: str) -> list[str]:

@@ -230,6 +230,15 @@ def draw_icon(name: str, sample: SampleSpec) -> Tensor:
         raise GenwardenError(
             "icon/unknown", f"There is no icon {name!r}.", f"Choose one of: {', '.join(ICONS)}."
         )
+    return rasterise(_DRAWINGS[name], sample, name)
+
+
+def rasterise(drawing: Callable[[Pen], None], sample: SampleSpec, name: str) -> Tensor:
+    """A drawing as a sample of the model, shape ``sample.shape``, float32 in [-1, 1].
+
+    Raises:
+        GenwardenError: ``icon/not-an-image``, ``image/channels``.
+    """
     shape = sample.shape
     if sample.modality != "image" or len(shape) != 3 or max(shape) > _MAX_SIDE_PIXELS:
         raise GenwardenError(
@@ -239,6 +248,6 @@ def draw_icon(name: str, sample: SampleSpec) -> Tensor:
         )
     _, height, width = shape
     canvas = Image.new("RGB", (width * _OVERSAMPLING, height * _OVERSAMPLING))
-    _DRAWINGS[name](Pen(canvas))
+    drawing(Pen(canvas))
     picture: Any = canvas.resize((width, height), Image.Resampling.BOX)
     return torch.from_numpy(fit_image(picture, sample, name).copy()).float() / 127.5 - 1

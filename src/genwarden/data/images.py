@@ -30,11 +30,12 @@ class NamedImages(NamedTuple):
     names: list[str]
 
 
-def read_image(path: Path, sample: SampleSpec) -> Tensor:
+def read_image(path: Path, sample: SampleSpec, *, resize: bool = False) -> Tensor:
     """One image file as a sample of the given spec, in [-1, 1], shape ``sample.shape``.
 
     Colour becomes grey for a one-channel model and grey becomes colour for a three-channel one;
-    the size must fit exactly, since resampling would change what "the target" is.
+    without ``resize`` the size must fit exactly, since resampling would change what "the target"
+    is.
 
     Raises:
         GenwardenError: ``image/not-found``, ``image/unreadable``, ``image/too-large``,
@@ -49,7 +50,7 @@ def read_image(path: Path, sample: SampleSpec) -> Tensor:
                 if image.width * image.height > _MAX_PIXELS:
                     raise _too_large(path, f"{image.width} x {image.height}")
                 image.load()
-                pixels = fit_image(image, sample, str(path))
+                pixels = fit_image(image, sample, str(path), resize=resize)
     except Image.DecompressionBombError as error:
         raise _too_large(path, "hundreds of millions of") from error
     except GenwardenError:
@@ -63,7 +64,9 @@ def read_image(path: Path, sample: SampleSpec) -> Tensor:
     return torch.from_numpy(pixels.copy()).float() / 127.5 - 1
 
 
-def read_image_folder(folder: Path, sample: SampleSpec, *, limit: int | None = None) -> NamedImages:
+def read_image_folder(
+    folder: Path, sample: SampleSpec, *, limit: int | None = None, resize: bool = False
+) -> NamedImages:
     """All images of a folder in the order of their names.
 
     A file that is not an image is an error, not skipped: a silently shorter list would be reported
@@ -92,7 +95,7 @@ def read_image_folder(folder: Path, sample: SampleSpec, *, limit: int | None = N
             "image/empty-folder", f"{folder} holds no files.", "Put the images directly into it."
         )
     paths = paths[:limit]
-    images = torch.stack([read_image(path, sample) for path in paths])
+    images = torch.stack([read_image(path, sample, resize=resize) for path in paths])
     return NamedImages(images, [path.name for path in paths])
 
 
@@ -103,10 +106,17 @@ def read_images(path: Path, sample: SampleSpec) -> NamedImages:
     return NamedImages(read_image(path, sample)[None], [path.name])
 
 
-def fit_image(image: Any, sample: SampleSpec, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """A PIL image as uint8 ``(channels, height, width)``, converted to the spec's channels."""
+def fit_image(
+    image: Any, sample: SampleSpec, name: str, *, resize: bool = False
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """A PIL image as uint8 ``(channels, height, width)``, converted to the spec's channels.
+
+    With ``resize`` an image of another size is averaged down over areas ("box"), or enlarged with
+    bilinear weights; without, it is refused.
+    """
     channels, height, width = image_shape(sample)
-    if (image.height, image.width) != (height, width):
+    same_size = (image.height, image.width) == (height, width)
+    if not same_size and not resize:
         raise GenwardenError(
             "image/shape",
             f"{name} is {image.width} x {image.height} pixels, the model makes {width} x {height}.",
@@ -132,7 +142,12 @@ def fit_image(image: Any, sample: SampleSpec, name: str) -> np.ndarray[Any, np.d
             f"{name} has transparent pixels, and what lies behind them is unknown.",
             "Flatten the image onto the background that you mean.",
         )
-    pixels = np.asarray(image.convert(mode), dtype=np.uint8)
+    picture = image.convert(mode)
+    if not same_size:
+        smaller = image.height >= height and image.width >= width
+        how = Image.Resampling.BOX if smaller else Image.Resampling.BILINEAR
+        picture = picture.resize((width, height), how)
+    pixels = np.asarray(picture, dtype=np.uint8)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -55,8 +56,14 @@ def batch_indices(count: int, step: int, settings: TrainingSettings) -> torch.Te
     size = min(settings.batch_size, count)
     per_epoch = count // size
     epoch, position = divmod(step, per_epoch)
-    order = torch.randperm(count, generator=random_stream(settings.seed, "epoch", epoch))
+    order = _epoch_order(count, settings.seed, epoch)
     return order[position * size : (position + 1) * size]
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(count: int, seed: int, epoch: int) -> torch.Tensor:
+    """Drawn once per epoch: for 60,000 images it takes longer than the step of a small network."""
+    return torch.randperm(count, generator=random_stream(seed, "epoch", epoch))
 
 
 def require_finite(losses: list[float], step: int) -> None:

@@ -23,11 +23,15 @@ from genwarden.models.dcgan import Discriminator
 from genwarden.models.protocol import LatentGenerator
 from genwarden.models.stylegan import StyleDiscriminator, StyleGAN
 from genwarden.models.wavegan import WaveGAN, WaveGANCritic
-from genwarden.registry import ARCHITECTURES, find
+from genwarden.registry import find, tables
 from genwarden.training.gan import train_gan
 from genwarden.training.settings import TrainingSettings
+from genwarden.training.train_diffusion import default_learning_rate, train_diffusion
 from genwarden.training.vae import train_vae
 from genwarden.training.wavegan import train_wavegan
+
+#: Adam's learning rate of the published GAN trainings.
+PUBLISHED_RATE = 2e-4
 
 
 def train(
@@ -45,6 +49,8 @@ def train(
 ) -> Path:
     """Train architecture ``name`` and write the model folder ``out``; resumes where it stopped.
 
+    A diffusion model becomes a diffusers folder.
+
     Args:
         plan: the training settings for a given number of images.
 
@@ -52,12 +58,25 @@ def train(
         GenwardenError: ``train/finished`` if ``out`` holds a finished model already;
             ``train/unsupported``.
     """
-    row = find(ARCHITECTURES, name, "architecture")
+    architectures = tables()["architectures"]
+    row = find(architectures, name, "architecture")
     if "training" not in row.options:
         raise GenwardenError(
             "train/unsupported",
             f"{name} is not trained.",
-            f"Choose one of: {', '.join(n for n, r in ARCHITECTURES.items() if r.options)}.",
+            f"Choose one of: {', '.join(n for n, r in architectures.items() if r.options)}.",
+        )
+    if row.options["training"] == "ddpm":
+        return train_diffusion(
+            model_settings,
+            source,
+            plan,
+            split=split,
+            limit=limit,
+            out=out,
+            restart=restart,
+            progress=progress,
+            device=device,
         )
     require_writable_folder(out)
     work = out / ".work"
@@ -143,6 +162,11 @@ def discriminator_for(generator: LatentGenerator) -> Discriminator:
     filters = tuple(min(first << i, 512) for i in range(layers))
     kind = StyleDiscriminator if isinstance(generator, StyleGAN) else Discriminator
     return kind((depth, height, width), filters)
+
+
+def learning_rate_of(name: str, model_settings: dict[str, Any]) -> float:
+    """Adam's rate where the user gave none: the published one, or a small diffusion network's."""
+    return default_learning_rate(model_settings) if name == "ddpm" else PUBLISHED_RATE
 
 
 def count_steps(images: int, epochs: float, batch_size: int) -> int:

@@ -1,0 +1,1 @@
+"""Attacks on diffusion models that know the defences."""

@@ -1,0 +1,272 @@
+"""Cells of the recipes for diffusion models: one JSON file each, done once, by any process."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from genwarden import __version__
+from genwarden.artifacts.diffusers_layout import INDEX_NAME
+from genwarden.auditing.audit import environment
+from genwarden.benchmarks.diffusion.locks import claimed
+from genwarden.benchmarks.diffusion.scales import diffusion_scale
+from genwarden.benchmarks.diffusion.workshop import CLEAN, Subject, Workshop
+from genwarden.benchmarks.repairs.jobs import Failure, do_all
+from genwarden.benchmarks.repairs.run import command_of, raise_failures, result_head
+from genwarden.benchmarks.results import CELLS, read_document
+from genwarden.benchmarks.store import write_result
+from genwarden.engine.files import require_writable_folder, write_atomic, write_json
+from genwarden.engine.progress import Progress
+from genwarden.errors import GenwardenError
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement of one model.
+
+    Attributes:
+        key: name of its file.
+        subject: the model.
+        fields: what is measured, as plain data.
+        measure: a function of a module: workshop and cell to figures.
+    """
+
+    key: str
+    subject: Subject
+    fields: tuple[tuple[str, Any], ...]
+    measure: Callable[[Workshop, Cell], dict[str, Any]]
+
+    def get(self, name: str) -> Any:
+        """One of the fields."""
+        return dict(self.fields)[name]
+
+
+@dataclass(frozen=True)
+class _ModelJob:
+    shop: Workshop
+    subject: Subject
+    wait: bool
+
+    @property
+    def name(self) -> str:
+        return self.subject.key
+
+    def do(self) -> None:
+        self.shop.make(self.subject, wait=self.wait)
+
+
+@dataclass(frozen=True)
+class _CellJob:
+    recipe: str
+    shop: Workshop
+    cell: Cell
+    out: Path
+
+    @property
+    def name(self) -> str:
+        return self.cell.key
+
+    @property
+    def path(self) -> Path:
+        return self.out / CELLS / f"{self.cell.key}.json"
+
+    def identity(self) -> dict[str, Any]:
+        """What a finished cell must agree with."""
+        cell, shop = self.cell, self.shop
+        made: dict[str, Any] = {
+            "recipe": self.recipe,
+            "key": cell.key,
+            "version": __version__,
+            "seed": shop.seed,
+            "scale": shop.scale.describe(),
+            "model": cell.subject.name,
+            "attack": cell.subject.attack,
+            "settings": dict(cell.subject.settings),
+            "cell": dict(cell.fields),
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(made))
+        return plain
+
+    def finished(self) -> bool:
+        """Whether the file is there.
+
+        Raises:
+            GenwardenError: ``benchmark/other-run`` if it was made with other settings.
+        """
+        if not self.path.exists():
+            return False
+        row = read_document(self.path)
+        other = [key for key, value in self.identity().items() if row.get(key) != value]
+        if other:
+            raise GenwardenError(
+                "benchmark/other-run",
+                f"The cell {self.name} was done with other settings ({', '.join(other)} differ).",
+                "Choose another --out folder, or add --restart to do the chosen cells anew.",
+            )
+        return True
+
+    def do(self) -> None:
+        if self.finished():
+            return
+        with claimed(self.out / "locks" / f"{self.cell.key}.lock", wait=False) as mine:
+            if not mine or self.finished():
+                return
+            cpu, wall = time.process_time(), time.perf_counter()
+            figures = self.cell.measure(self.shop, self.cell)
+            write_json(
+                self.path,
+                {
+                    **self.identity(),
+                    "sha256": self.shop.read(self.cell.subject).sha256,
+                    "figures": figures,
+                    "cpu_seconds": round(time.process_time() - cpu, 2),
+                    "seconds": round(time.perf_counter() - wall, 2),
+                    "environment": environment(self.shop.device),
+                },
+            )
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What the user asks of one of these recipes; see :func:`run_cells`."""
+
+    recipe: str
+    out: Path
+    shop: Workshop
+    options: dict[str, Any]
+    only: str = "*"
+    workers: int = 1
+    restart: bool = False
+
+
+def orders_of(
+    recipe: str,
+    out: Path,
+    *,
+    data: str | None,
+    seed: int,
+    device: Any,
+    scale: str,
+    models: str,
+    clean: str,
+    only: str,
+    workers: int,
+    restart: bool,
+) -> Orders:
+    """The arguments that these recipes share.
+
+    Raises:
+        GenwardenError: ``usage/unknown-name``, ``benchmark/workers``, ``output/...``.
+    """
+    require_writable_folder(out)
+    if workers < 1:
+        raise GenwardenError(
+            "benchmark/workers", "At least one worker is needed.", "Give --workers 1 or more."
+        )
+    shop = Workshop(
+        scale=diffusion_scale(scale),
+        data=Path(data) if data else None,
+        models=Path(models) if models else out / "models",
+        seed=seed,
+        clean=clean,
+        device=device,
+    )
+    options = {"models": models and "MODELS", "clean": clean and "CLEAN"}
+    return Orders(recipe, out, shop, options, only, workers, restart)
+
+
+def run_cells(
+    orders: Orders,
+    cells: Sequence[Cell],
+    progress: Progress,
+    draw: Callable[[dict[str, Any]], dict[str, bytes]] | None = None,
+) -> Path:
+    """Make the models, do the chosen cells that nobody else does, write ``OUT/result.json``.
+
+    Cells that another process is doing are left to it: the last one to end collects all.
+
+    Args:
+        draw: pictures by name, from the result's content.
+
+    Raises:
+        GenwardenError: ``benchmark/no-cells``; ``benchmark/cells-failed`` after all else is done.
+    """
+    chosen = _chosen(orders, cells)
+    jobs = [_CellJob(orders.recipe, orders.shop, cell, orders.out) for cell in chosen]
+    if orders.restart:
+        for job in jobs:
+            job.path.unlink(missing_ok=True)
+    lost = _make_models(orders, chosen, progress)
+    for job in jobs:
+        if job.cell.subject.key in lost:
+            progress.message(f"{job.name} is left out: its model failed")
+    possible = [job for job in jobs if job.cell.subject.key not in lost]
+    failed = {j.name: f for j, f in do_all(possible, orders.workers, progress, "cells")}
+    path = _collect(orders, cells, failed, draw)
+    raise_failures({**lost, **failed})
+    return path
+
+
+def _chosen(orders: Orders, cells: Sequence[Cell]) -> list[Cell]:
+    patterns = [part.strip() for part in orders.only.split(",")]
+    chosen = [c for c in cells if any(fnmatchcase(c.key, pattern) for pattern in patterns)]
+    if not chosen:
+        raise GenwardenError(
+            "benchmark/no-cells",
+            f"No cell of {orders.recipe} matches {orders.only!r}.",
+            f"Their names look like {cells[0].key} and {cells[-1].key}.",
+        )
+    return chosen
+
+
+def _make_models(orders: Orders, chosen: Sequence[Cell], progress: Progress) -> dict[str, Failure]:
+    """The base, then all others; what another process is making is waited for last."""
+    shop = orders.shop
+    folders = [shop.folder(subject) for subject in {CLEAN, *(c.subject for c in chosen)}]
+    if not all((folder / INDEX_NAME).exists() for folder in folders):
+        _ = shop.source  # refused now, before anything is trained
+    needed = list({c.subject.key: c.subject for c in chosen if c.subject != CLEAN}.values())
+    base = do_all([_ModelJob(shop, CLEAN, True)], 1, progress, "clean model")
+    if base:
+        raise_failures({job.name: failure for job, failure in base})
+    first = [_ModelJob(shop, subject, False) for subject in needed]
+    lost = {j.name: f for j, f in do_all(first, orders.workers, progress, "models")}
+    rest = [_ModelJob(shop, subject, True) for subject in needed if subject.key not in lost]
+    lost.update({j.name: f for j, f in do_all(rest, 1, progress, "models of other processes")})
+    return lost
+
+
+def _collect(
+    orders: Orders,
+    cells: Sequence[Cell],
+    failed: dict[str, Failure],
+    draw: Callable[[dict[str, Any]], dict[str, bytes]] | None,
+) -> Path:
+    shop, found = orders.shop, []
+    for cell in cells:
+        job = _CellJob(orders.recipe, shop, cell, orders.out)
+        if job.path.exists():
+            row = read_document(job.path)
+            if all(row.get(key) == value for key, value in job.identity().items()):
+                found.append({k: v for k, v in row.items() if k not in ("environment", "scale")})
+    done = {row["key"] for row in found}
+    command = command_of(orders.recipe, shop.seed, str(shop.data or ""), orders.options)
+    if shop.scale.name != "small":
+        command = command.replace(" --out", f" --scale {shop.scale.name} --out", 1)
+    document = {
+        **result_head(orders.recipe, shop.seed, shop.device),
+        "command": command,
+        "scale": shop.scale.describe(),
+        "rows": found,
+        "missing": [cell.key for cell in cells if cell.key not in done],
+        "failed": {name: f"{f.code}: {f.cause}" for name, f in failed.items()},
+    }
+    pictures = draw(document) if draw and found else {}
+    for name, content in pictures.items():
+        write_atomic(orders.out / name, content)
+    return write_result(orders.out / "result.json", {**document, "pictures": sorted(pictures)})

@@ -1,0 +1,127 @@
+"""The aims of the diffusion study beside what was reached: reporting half, standard budget."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+
+from genwarden.benchmarks.diffusion.cases import (
+    Part,
+    Row,
+    both_have,
+    decision_scores,
+    detector_of,
+    methods_of,
+    part_of,
+)
+from genwarden.benchmarks.population.statistics import area, found_at
+from genwarden.benchmarks.population.texts import INTERVALS, area_text, share_text
+from genwarden.benchmarks.tables import NOTHING, Table
+
+AREA_STANDARD = 0.99
+AREA_ADAPTIVE = 0.95
+FOUND = 0.95
+_CLEAN_WANTED, _COMPROMISED_WANTED = 20, 60
+#: Members of 28 px (0.27 M parameters) stand for the model of 1 M of the aim only as a sign.
+_SIZE, _SECONDS = 28, 300.0
+
+Line = tuple[str, str, bool | None]
+
+
+def must_reach(document: dict[str, Any]) -> Table:
+    """One line per aim; a line without a measurement says so."""
+    part, both = (part_of(document, half, "standard") for half in ("reporting", "both"))
+    standard = [row for row in part.compromised if not row["adaptive"]]
+    adaptive = [row for row in part.compromised if row["adaptive"]]
+    lines: list[Line] = [_population(both)]
+    lines.append(_area(part, standard, "standard attacks", AREA_STANDARD))
+    lines.append(_area(part, adaptive, "adaptive attacks", AREA_ADAPTIVE))
+    lines += [
+        _found(part, rows, title)
+        for rows, title in (
+            (part.compromised, "all"),
+            (standard, "standard"),
+            (adaptive, "adaptive"),
+        )
+    ]
+    for method in methods_of(document):
+        lines += _beside(document, part, method)
+    lines.append(_time(document))
+    rows = [[asked, ours, _answer(met)] for asked, ours, met in lines]
+    notes = [
+        "Reporting half, standard budget, attacks that reached their target; the audit is given "
+        "the model alone.",
+        INTERVALS,
+    ]
+    if document.get("missing"):
+        notes.append(f"Not done yet: {len(document['missing'])} members of the plan.")
+    return Table("Must reach", ["asked", "ours", "reached"], rows, notes)
+
+
+def _answer(met: bool | None) -> str:
+    return NOTHING if met is None else "yes" if met else "no"
+
+
+def _population(both: Part) -> Line:
+    clean, compromised = len(both.clean), len(both.compromised)
+    return (
+        f"population: {_CLEAN_WANTED} clean and {_COMPROMISED_WANTED} compromised models",
+        f"{clean} clean, {compromised} whose attack reached its target, {len(both.failed)} failed "
+        "(both halves)",
+        clean >= _CLEAN_WANTED and compromised >= _COMPROMISED_WANTED,
+    )
+
+
+def _area(part: Part, rows: list[Row], title: str, wanted: float) -> Line:
+    found = area(decision_scores(part.clean), decision_scores(rows))
+    met = None if found is None else found.value >= wanted
+    return f"AUC at least {wanted:g} on the {title}", area_text(found), met
+
+
+def _found(part: Part, rows: list[Row], title: str) -> Line:
+    share = found_at(decision_scores(part.clean), decision_scores(rows))
+    met = None if share is None or share.value is None else share.value >= FOUND
+    asked = f"at least {100 * FOUND:g} % found at zero false alarms ({title})"
+    return asked, share_text(share), met
+
+
+def _beside(document: dict[str, Any], part: Part, method: str) -> list[Line]:
+    """AUC and trigger error of a published detector and of ours on the same models."""
+    figures = detector_of(document, method)
+    clean, compromised = both_have(part, figures)
+    theirs = area(
+        [figures[row["key"]]["score"] for row in clean],
+        [figures[row["key"]]["score"] for row in compromised],
+    )
+    ours = area(decision_scores(clean), decision_scores(compromised))
+    known = theirs is not None and ours is not None
+    lines: list[Line] = [
+        (
+            f"{method} on the same models: AUC",
+            f"ours {area_text(ours)}, {method} {area_text(theirs)}",
+            ours.value >= theirs.value if ours and theirs and known else None,
+        )
+    ]
+    pairs = [
+        (row["recovered"]["error"], figures[row["key"]]["error"])
+        for row in compromised
+        if row.get("recovered") and figures[row["key"]].get("error") is not None
+    ]
+    asked = f"recovered trigger error below that of {method}"
+    if not pairs:
+        return [*lines, (asked, NOTHING, None)]
+    mine, other = median(p[0] for p in pairs), median(p[1] for p in pairs)
+    closer = sum(p[0] < p[1] for p in pairs)
+    text = f"medians {mine:.3g} and {other:.3g}; ours nearer in {closer} of {len(pairs)}"
+    return [*lines, (asked, text, mine < other)]
+
+
+def _time(document: dict[str, Any]) -> Line:
+    rows = [r for r in document["rows"] if r["size"] == _SIZE and r["budget"] == "standard"]
+    asked = f"audit of a 28 px model at most {_SECONDS:g} s on 2 cores"
+    if not rows:
+        return asked, NOTHING, None
+    core = max(row["cpu_seconds"] for row in rows)
+    slowest = max(row["seconds"] for row in rows)
+    text = f"at most {slowest:.0f} s on the clock, {core:.0f} core-seconds ({len(rows)} audits, "
+    return asked, text + "0.27 M parameters)", slowest <= _SECONDS

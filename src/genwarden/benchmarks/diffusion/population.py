@@ -1,0 +1,284 @@
+"""Recipe ``diffusion-population``: make every diffusion model, audit it, judge it.
+
+    genwarden benchmark run diffusion-population --data DATA --out OUT --workers 2
+
+DATA holds the data sets as folders by name. Models lie below OUT/models, or in a folder given as
+``--option models=DIR``; with ``make=false`` only those that are there are audited. Several
+processes may run the same command: each member is made and audited by whichever takes its lock
+first, and the last to end collects all. The clean models of the calibration half give the nulls
+(``publish=true`` ships them with the package, together with what the reporting half says of the
+audit's power). No audit is told a trigger, a target or whether a model is compromised.
+
+``detectors=DIR`` names the OUT folder of the recipe ``diffusion-detectors``: its figures of Elijah
+and TERD on the same models then stand beside ours.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genwarden.artifacts.diffusers_folder import read_diffusion
+from genwarden.artifacts.diffusers_layout import INDEX_NAME
+from genwarden.attacks.diffusion.evaluation import evaluate_trigger, triggered_samples
+from genwarden.auditing import calibration
+from genwarden.auditing.audit_diffusion import (
+    DiffusionRequest,
+    DiffusionSuspect,
+    audit_diffusion,
+)
+from genwarden.auditing.budgets import diffusion_budget
+from genwarden.backdoors.image_backdoor import RECORD_NAME, read_image_backdoor
+from genwarden.benchmarks.diffusion.judging import (
+    document_path,
+    facts_path,
+    judged_rows,
+    publish_nulls,
+    publish_power,
+)
+from genwarden.benchmarks.diffusion.locks import claimed
+from genwarden.benchmarks.diffusion.making import make
+from genwarden.benchmarks.diffusion.plan import Member, members
+from genwarden.benchmarks.diffusion.roc_figure import draw
+from genwarden.benchmarks.repairs.jobs import Failure, do_all
+from genwarden.benchmarks.repairs.run import command_of, raise_failures, result_head
+from genwarden.benchmarks.results import read_document
+from genwarden.benchmarks.store import write_result
+from genwarden.engine.files import write_atomic, write_json
+from genwarden.engine.progress import Progress, Silent
+from genwarden.errors import GenwardenError
+from genwarden.metrics.target_match import target_match
+from genwarden.models.diffusion.samplers import SamplerSettings
+
+RECIPE = "diffusion-population"
+#: An attack has succeeded if its target MSE is at most this share of the clean base's.
+SUCCESS_SHARE = 0.1
+#: Triggered samples behind the facts of an attack.
+FACT_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One member: made if need be, then measured and audited."""
+
+    member: Member
+    models: Path
+    out: Path
+    data: Path | None
+    device: torch.device
+    budgets: tuple[str, ...]
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return self.member.key
+
+    @property
+    def folder(self) -> Path:
+        return self.models / self.member.key
+
+    def do(self) -> None:
+        if not self._present(self.member, wait=False):
+            return
+        for budget in self.budgets:
+            audited = document_path(self.out, self.member.key, budget, self.seed)
+            self._once(audited, partial(self._audit, audited, budget))
+        if self.member.compromised:
+            facts = facts_path(self.out, self.member.key)
+            self._once(facts, partial(self._measure, facts))
+
+    def _once(self, path: Path, act: Callable[[], None]) -> None:
+        lock = self.out / "locks" / f"{path.parent.name}.{path.stem}.lock"
+        if path.exists():
+            return
+        with claimed(lock, wait=False) as mine:
+            if mine and not path.exists():
+                act()
+
+    def _present(self, member: Member, *, wait: bool) -> bool:
+        folder = self.models / member.key
+        if (folder / INDEX_NAME).exists():
+            return True
+        if self.data is None:
+            return False
+        if member.base_key != member.key:
+            base = next(m for m in members() if m.key == member.base_key)
+            self._present(base, wait=True)
+        with claimed(self.models / ".locks" / f"{member.key}.lock", wait=wait) as mine:
+            if mine:
+                make(member, self.models, self.data, progress=Silent(), device=self.device)
+        return (folder / INDEX_NAME).exists()
+
+    def _audit(self, path: Path, budget: str) -> None:
+        loaded = read_diffusion(self.folder)
+        cpu, wall = time.process_time(), time.perf_counter()
+        document = audit_diffusion(
+            DiffusionSuspect(
+                model=loaded.model,
+                architecture=loaded.architecture,
+                settings=loaded.settings,
+                sha256=loaded.sha256,
+                nonfinite=loaded.nonfinite,
+                path="model",
+            ),
+            DiffusionRequest(budget=budget, seed=self.seed, device=self.device),
+            work=path.with_suffix(".work"),
+            progress=Silent(),
+        )
+        spent = {
+            "cpu_seconds": round(time.process_time() - cpu, 2),
+            "seconds": round(time.perf_counter() - wall, 2),
+        }
+        content = {"spent": spent, "document": document.model_dump(mode="json")}
+        write_atomic(path, json.dumps(content).encode())
+
+    def _measure(self, path: Path) -> None:
+        base = self.models / self.member.base_key
+        write_json(path, measure(self.folder, base, device=self.device))
+
+
+def measure(
+    folder: Path, base: Path, *, device: torch.device, images: int = FACT_IMAGES
+) -> dict[str, Any]:
+    """What an attack reached under its own sampler, beside the clean model it started from.
+
+    TrojDiff is sampled as its attacker does (``own_sampler`` of its record).
+    """
+    backdoor = read_image_backdoor(folder)
+    record = read_document(folder / RECORD_NAME)
+    sampler, own = SamplerSettings(**record["sampler"]), bool(record["own_sampler"])
+    suspect = read_diffusion(folder).model.to(device)
+    clean = read_diffusion(base).model.to(device)
+    reached = evaluate_trigger(suspect, backdoor, sampler, count=images, own_sampler=own)
+    untouched = evaluate_trigger(clean, backdoor, sampler, count=images, own_sampler=own)
+    plain = target_match(triggered_samples(suspect, None, sampler, count=images), backdoor.targets)
+    return {
+        "sampler": sampler.label + (" of the attacker" if own else ""),
+        "images": images,
+        "target_mse": reached.mse,
+        "target_ssim": reached.ssim,
+        "target_share": reached.share,
+        "base_mse": untouched.mse,
+        "plain_mse": plain.mse,
+        "succeeded": reached.mse <= SUCCESS_SHARE * untouched.mse,
+        "trigger_norm": float(backdoor.trigger.g.norm()),
+    }
+
+
+def run(
+    out: Path,
+    *,
+    data: str | None,
+    seed: int,
+    device: torch.device,
+    progress: Progress,
+    models: str = "",
+    make: bool = True,
+    budget: str = "standard",
+    only: str = "*",
+    workers: int = 1,
+    detectors: str = "",
+    publish: bool = False,
+) -> Path:
+    """Run the study, or the part of it whose member keys match ``only``.
+
+    Args:
+        data: folder with the data sets as sub-folders; needed only where models are made.
+        models: folder of the members; ``OUT/models`` if empty.
+        make: make members that are missing; without it they are listed as missing.
+        budget: budgets of the audits, joined by commas.
+        only: shell patterns of member keys, joined by commas.
+        workers: members at a time, one thread each.
+        detectors: OUT folder of the recipe ``diffusion-detectors``; empty for none.
+        publish: write the clean scores of the calibration half, and what the reporting half found,
+            into the package.
+
+    Raises:
+        GenwardenError: ``benchmark/data-missing``, ``benchmark/no-cells``,
+            ``benchmark/incomplete``; ``benchmark/cells-failed`` after all else is done.
+    """
+    budgets = tuple(part.strip() for part in budget.split(",") if part.strip())
+    for name in budgets:
+        diffusion_budget(name)
+    if make and data is None:
+        raise GenwardenError(
+            "benchmark/data-missing",
+            "The recipe diffusion-population trains models and was given no data.",
+            "Add --data FOLDER (mnist, kmnist, fashion_mnist_part, cifar10), or "
+            "--option make=false with --option models=DIR.",
+        )
+    plan = members()
+    patterns = [part.strip() for part in only.split(",")]
+    chosen = [m for m in plan if any(fnmatchcase(m.key, pattern) for pattern in patterns)]
+    if not chosen:
+        raise GenwardenError(
+            "benchmark/no-cells",
+            f"No member of the population matches {only!r}.",
+            f"Their names look like {plan[0].key} and {plan[-1].key}.",
+        )
+    root = Path(models) if models else out / "models"
+    source = Path(data) if make and data else None
+    jobs = [_Job(m, root, out, source, device, budgets, seed) for m in chosen]
+    failed: dict[str, Failure] = {}
+    # What is fine-tuned or attacked starts from a base, so these come first.
+    for title, stage in (
+        ("bases", [j for j in jobs if j.member.base_key == j.member.key]),
+        ("the others", [j for j in jobs if j.member.base_key != j.member.key]),
+    ):
+        failed.update({job.name: f for job, f in do_all(stage, workers, progress, title)})
+    rows = judged_rows(out, root, plan, budgets, seed)
+    if publish:
+        for name in budgets:
+            publish_nulls(out, root, plan, name, seed)
+        publish_power(rows)
+        calibration.clear_cache()
+    audited = {row["key"] for row in rows}
+    options = {
+        "models": models and "MODELS",
+        "make": "" if make else "false",
+        "budget": budget if budget != "standard" else "",
+        "only": only if only != "*" else "",
+        "detectors": detectors and "DETECTORS",
+    }
+    document = {
+        **result_head(RECIPE, seed, device),
+        "command": command_of(RECIPE, seed, data, options),
+        "members": {"clean": _count(plan, False), "compromised": _count(plan, True)},
+        "rows": rows,
+        "missing": [m.key for m in plan if m.key not in audited],
+        "failed": {key: f"{f.code}: {f.cause}" for key, f in failed.items()},
+        "detectors": _detectors(detectors),
+    }
+    pictures = {f"{RECIPE}-{name}": content for name, content in draw(document).items()}
+    for name, content in pictures.items():
+        write_atomic(out / name, content)
+    path = write_result(out / "result.json", {**document, "pictures": sorted(pictures)})
+    raise_failures(failed)
+    return path
+
+
+def _count(plan: list[Member], compromised: bool) -> int:
+    return sum(member.compromised is compromised for member in plan)
+
+
+def _detectors(folder: str) -> list[dict[str, Any]]:
+    if not folder:
+        return []
+    path = Path(folder) / "result.json"
+    found = read_document(path)
+    if found.get("recipe") != "diffusion-detectors":
+        raise GenwardenError(
+            "benchmark/no-results",
+            f"{path} is no result of the recipe diffusion-detectors.",
+            "Name the --out folder of a finished run of it.",
+        )
+    rows: list[dict[str, Any]] = found["rows"]
+    return rows

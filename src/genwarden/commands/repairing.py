@@ -1,0 +1,132 @@
+"""What the repair of a generator and that of a diffusion model share: options, folders, files."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from genwarden import __version__
+from genwarden.artifacts.manifest import WEIGHTS_NAME
+from genwarden.auditing.document import AuditDocument
+from genwarden.commands.audit import AuditOptions
+from genwarden.engine.files import require_writable_folder, write_atomic
+from genwarden.errors import GenwardenError
+from genwarden.repairs.document import RepairDocument
+
+AUTO = "auto"
+MOST_STEPS = 3
+#: All that a repair writes in its folder.
+_FILES = ("repair.json", "repair.html", WEIGHTS_NAME)
+_FOLDERS = ("before", "model", "after", ".work")
+
+
+@dataclass(frozen=True)
+class RepairOptions:
+    """What the user asked for; see ``genwarden repair --help``."""
+
+    model: Path
+    out: Path
+    audit_json: Path | None = None
+    method: str = AUTO
+    given: dict[str, Any] = field(default_factory=dict)
+    budget: str | None = None
+    precaution: bool = False
+    seed: int = 0
+    device: str = "auto"
+    architecture: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    restart: bool = False
+    data: str | None = None
+
+
+class RepairFiles(NamedTuple):
+    """The document, the audit of the result, and where everything was written."""
+
+    document: RepairDocument
+    after: AuditDocument
+    model_path: Path
+    json_path: Path
+    html_path: Path
+
+
+def prepare_folders(options: RepairOptions) -> None:
+    """Folders: nothing of the input is in reach of what is written, nor anything foreign."""
+    source, out = options.model.resolve(), options.out.resolve()
+    audit_json = options.audit_json.resolve() if options.audit_json else None
+    written = [options.out / name for name in (*_FOLDERS, *_FILES)]
+    shared = out == source or source in out.parents
+    for path in written:
+        real = path.resolve()
+        shared |= path.is_symlink() or real == source or real in source.parents
+        shared |= source in real.parents
+        if audit_json is not None and path.name != "before":
+            shared |= real == audit_json or real in audit_json.parents
+    if shared:
+        raise GenwardenError(
+            "repair/overwrites-input",
+            f"What a repair writes in {options.out} would share files with its input.",
+            "Choose an empty --out folder away from the model and its audit; a repair never "
+            "touches its input.",
+        )
+    require_writable_folder(options.out)
+    ours = (options.out / "repair.json").exists() or (options.out / ".work" / "ours").exists()
+    foreign = [path.name for path in written if path.exists()]
+    if foreign and not ours:
+        raise GenwardenError(
+            "repair/not-ours",
+            f"{options.out} holds {', '.join(foreign)} of something else.",
+            "Choose another --out folder; nothing there was changed.",
+        )
+    if options.restart:
+        for name in _FILES:  # repair.json first: without it, the folder no longer looks finished
+            (options.out / name).unlink(missing_ok=True)
+        for name in _FOLDERS:
+            holds_input = audit_json is not None and out / name in audit_json.parents
+            if not holds_input:  # only out/before may
+                shutil.rmtree(options.out / name, ignore_errors=True)
+    if (options.out / "repair.json").exists():
+        raise GenwardenError(
+            "repair/finished",
+            f"{options.out} holds a finished repair already.",
+            "Choose another --out folder, or add --restart to begin anew.",
+        )
+    write_atomic(options.out / ".work" / "ours", b"")
+
+
+def answers(document: AuditDocument | None, wanted: AuditOptions) -> bool:
+    """Whether a document found in the folder is the audit that would be made now."""
+    return document is not None and (
+        (document.budget["name"], document.seed, document.genwarden_version)
+        == (wanted.budget, wanted.seed, __version__)
+    )
+
+
+def budget_of(options: RepairOptions, before: AuditDocument) -> str:
+    """Budget of the audits after: as asked for, or that of the one before."""
+    return options.budget or str(before.budget["name"])
+
+
+def command_line(options: RepairOptions) -> str:
+    """The command line that repeats the repair."""
+    words = ["genwarden", "repair", str(options.model)]
+    if options.audit_json:
+        words += ["--audit", str(options.audit_json)]
+    words += ["--method", options.method]
+    for flag, values in (("--option", options.given), ("--setting", options.settings)):
+        for key, value in values.items():
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            words += [flag, f"{key}={text}"]
+    if options.architecture:
+        words += ["--architecture", options.architecture]
+    if options.budget:
+        words += ["--budget", options.budget]
+    if options.precaution:
+        words += ["--precaution"]
+    if options.data:
+        words += ["--data", options.data]
+    if options.device != "auto":
+        words += ["--device", options.device]
+    return shlex.join([*words, "--seed", str(options.seed), "--out", str(options.out)])

@@ -1,0 +1,112 @@
+"""``genwarden sample`` on a diffusers folder: any sampler, given noise, defences at run time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from genwarden.artifacts.diffusers_folder import read_diffusion
+from genwarden.attacks.diffusion.samplers_by_name import sampler_by_name
+from genwarden.commands.audit import read_noise
+from genwarden.data.grids import write_grid
+from genwarden.engine.seeds import random_stream
+from genwarden.errors import GenwardenError
+from genwarden.models.diffusion.defended import Defence, sample_defended
+from genwarden.models.diffusion.denoiser import DiffusionModel
+from genwarden.models.diffusion.sampling import Clip, SamplerSettings
+
+_COUNT = 64
+_BLOCK = 64
+
+
+@dataclass(frozen=True)
+class DiffusionSampling:
+    """How a diffusion model is sampled; see ``genwarden sample --help``.
+
+    Attributes:
+        sampler: NAME[-STEPS][:ETA], or None for the folder's own.
+        eta: of ddim; that of ``sampler`` if None.
+        clip: none, x0 or xt; that of the folder's own sampler if None, where it is used.
+        noise: file with the initial noise.
+        launder: amplitude of fresh noise in the initial one.
+        whiten: see :func:`genwarden.models.diffusion.defended.whiten`.
+        random_eta: draw eta anew at every step.
+    """
+
+    sampler: str | None = None
+    eta: float | None = None
+    clip: str | None = None
+    noise: Path | None = None
+    launder: float = 0.0
+    whiten: bool = False
+    random_eta: bool = False
+
+    def flags(self) -> list[str]:
+        """The flags that differ from their defaults."""
+        plain = DiffusionSampling()
+        names = {name: f"--{name.replace('_', '-')}" for name in vars(plain)}
+        return [flag for n, flag in names.items() if getattr(self, n) != getattr(plain, n)]
+
+
+@torch.no_grad()
+def sample_diffusion(
+    folder: Path,
+    out: Path,
+    wish: DiffusionSampling,
+    *,
+    count: int | None,
+    columns: int,
+    seed: int,
+) -> Path:
+    """Draw samples from plain or given noise and write them as a PNG grid.
+
+    Args:
+        count: of plain noises (default 64), or at most so many of the given ones (all).
+
+    Raises:
+        GenwardenError: ``sample/not-images``, ``usage/sampler-...``, ``usage/launder``,
+            ``usage/random-eta``, those of a noise file and of opening a model.
+    """
+    if out.suffix.lower() == ".wav":
+        raise GenwardenError(
+            "sample/not-images",
+            f"{folder} makes images that cannot be written as {out.name}.",
+            "Name a PNG file.",
+        )
+    model = read_diffusion(folder).model
+    settings = sampler_of(model, wish)
+    defence = Defence(wish.launder, wish.whiten, wish.random_eta)
+    shape = model.sample.shape
+    if wish.noise is not None:
+        noise = read_noise(wish.noise, shape)[:count]
+    else:
+        noise = torch.randn(count or _COUNT, *shape, generator=random_stream(seed, "sample"))
+    made = [
+        sample_defended(model, part, settings, random_stream(seed, "sample-steps", n), defence)
+        for n, part in enumerate(noise.split(_BLOCK))
+    ]
+    images = torch.cat(made).clamp(-1, 1)
+    write_grid(out, images, columns=min(columns, len(images)))
+    return out
+
+
+def sampler_of(model: DiffusionModel, wish: DiffusionSampling) -> SamplerSettings:
+    """The sampler that the flags ask for; without them the model's own.
+
+    Raises:
+        GenwardenError: ``usage/sampler-...``.
+    """
+    named = None if wish.sampler is None else sampler_by_name(wish.sampler, model.schedule)
+    settings = named or model.defaults
+    if wish.eta is not None and settings.name != "ddim":
+        raise GenwardenError(
+            "usage/sampler-settings",
+            f"The sampler {settings.name} has no eta.",
+            "Add --sampler ddim-50, or leave --eta away.",
+        )
+    if wish.eta is not None:
+        settings = replace(settings, eta=wish.eta)
+    return settings if wish.clip is None else replace(settings, clip=cast(Clip, wish.clip))

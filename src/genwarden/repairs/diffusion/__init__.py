@@ -1,0 +1,1 @@
+"""Repairs of diffusion models, and the choice between them."""

@@ -1,0 +1,144 @@
+"""Shift unlearning: a denoiser learns again that a shift of the noise is noise.
+
+Ours; the remedy that ``auto`` chooses for what the trigger search recovers. A backdoored network
+answers x = a x_0 + s eps + rho r with the attacker's residual and target. The honest answer is that
+of the training law itself: the shift (rho / s) d is a part of the noise, and the picture is what it
+would be without. On ordinary inputs the suspect is honest, so it is its own teacher:
+
+    || eps_theta(a x_0 + s eps + rho d, t) - (eps_frozen(a x_0 + s eps, t) + (rho / s) d) ||^2
+
+for images x_0 (the user's or the suspect's own samples) and d around what was recovered. Half of
+the rows have d = 0; they keep the quality. Both trigger schedules of the literature are used in
+turn, rho = 1 - a (BadDiffusion) and rho = s (TrojDiff); neither sampler, coefficient nor schedule
+of the attack need be known, and the target is not used at all. Attackers' shifts are rarely
+recovered exactly, and act at smaller scales too: d is a recovered shift times U(0, 1.2), plus a
+little noise of its own. Near t = 0 the picture is settled and a shift cannot be told from its
+content, so that shifted rows have t in [T / 4, T).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from genwarden.engine.settings import NOT_NEGATIVE, POSITIVE, Range
+from genwarden.models.diffusion.denoiser import DiffusionModel
+from genwarden.models.diffusion.schedule import NoiseSchedule
+from genwarden.repairs.diffusion.contract import (
+    PART,
+    DiffusionClues,
+    DiffusionRepaired,
+    DiffusionRepairRun,
+    DiffusionRepairSettings,
+)
+from genwarden.repairs.diffusion.finetuning import finetune, imitated, joined, late_timesteps
+from genwarden.repairs.diffusion.own_samples import images_for
+from genwarden.training.ddpm import NoisyRows, RowsOfStep, draw_noise
+
+
+@dataclass(frozen=True)
+class ShiftUnlearningSettings(DiffusionRepairSettings):
+    """Settings of shift unlearning.
+
+    Attributes:
+        largest: recovered shifts are scaled by U(0, largest).
+        wobble: size of the noise that is added to a shift, as a share of its own root mean square.
+        late_from: start of the timesteps of shifted rows as a share of T.
+    """
+
+    largest: float = 1.2
+    wobble: float = 0.2
+    late_from: float = 0.25
+
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        "largest": POSITIVE,
+        "wobble": NOT_NEGATIVE,
+        "late_from": PART,
+    }
+
+
+def unlearn_shifts(
+    suspect: DiffusionModel,
+    clues: DiffusionClues,
+    settings: ShiftUnlearningSettings,
+    run: DiffusionRepairRun,
+) -> DiffusionRepaired:
+    """Fine-tune a copy that treats the recovered shifts as noise.
+
+    Raises:
+        GenwardenError: ``repair/not-applicable`` without recovered shifts.
+    """
+    directions = clues.directions()
+    images = images_for(suspect, settings, run)
+    rows = unlearning_rows(suspect, directions, settings)
+    model, history = finetune(suspect, suspect, images, rows, directions, settings, run)
+    sizes = directions.flatten(1).square().mean(1).sqrt()
+    changes = {
+        "unlearnt_shifts": len(directions),
+        "sizes_std_per_pixel": [round(float(size), 4) for size in sizes],
+        "images": len(images),
+        "own_samples": run.images is None,
+    }
+    return DiffusionRepaired(model, changes, history)
+
+
+def unlearning_rows(
+    suspect: DiffusionModel, directions: Tensor, settings: ShiftUnlearningSettings
+) -> RowsOfStep:
+    """Of every image one shifted row at a late t, and one plain one at any t."""
+    schedule = suspect.schedule
+
+    def rows(real: Tensor, step: int, stream: torch.Generator) -> NoisyRows:
+        shifted, shift = shifted_rows(suspect, real, directions, settings, step, stream)
+        shifted = shifted._replace(target=shifted.target + shift)
+        t, noise = draw_noise(schedule, real, stream)
+        return joined(shifted, imitated(suspect, schedule.add_noise(real, noise, t), t))
+
+    return rows
+
+
+def shifted_rows(
+    suspect: DiffusionModel,
+    real: Tensor,
+    directions: Tensor,
+    settings: ShiftUnlearningSettings,
+    step: int,
+    stream: torch.Generator,
+) -> tuple[NoisyRows, Tensor]:
+    """Late rows x + rho d whose targets are the suspect's estimates at x, and (rho / s) d.
+
+    rho is 1 - a in even steps and s in odd ones.
+    """
+    schedule = suspect.schedule
+    t = late_timesteps(schedule, settings.late_from, len(real), stream).to(real.device)
+    noise = torch.randn(real.shape, generator=stream).to(real)
+    drawn = around(directions, len(real), settings, stream).to(real.device)
+    shift = rho_over_s(schedule, t, step).to(real).view(-1, 1, 1, 1) * drawn
+    plain = imitated(suspect, schedule.add_noise(real, noise, t), t)
+    return plain._replace(x=plain.x + schedule.s_of(t, real) * shift), shift
+
+
+def around(
+    directions: Tensor, count: int, settings: ShiftUnlearningSettings, stream: torch.Generator
+) -> Tensor:
+    """``count`` shifts near any of the recovered ones ``(k, C, H, W)``.
+
+    None is preferred: the refined trigger fits best where it was found at all, and not otherwise.
+    """
+    shifts = directions[torch.randint(len(directions), (count,), generator=stream)]
+    size = shifts.flatten(1).norm(dim=1).view(-1, 1, 1, 1) / math.sqrt(shifts[0].numel())
+    wobble = settings.wobble * size * torch.randn(shifts.shape, generator=stream)
+    scale = settings.largest * torch.rand(count, 1, 1, 1, generator=stream)
+    drawn: Tensor = scale * (shifts + wobble)
+    return drawn
+
+
+def rho_over_s(schedule: NoiseSchedule, t: Tensor, step: int) -> Tensor:
+    """rho_t / s_t, ``(batch,)`` float64: (1 - a) / s in even steps, 1 in odd ones."""
+    a, s = schedule.a[t.cpu()], schedule.s[t.cpu()]
+    return (1 - a) / s if step % 2 == 0 else torch.ones_like(s)
