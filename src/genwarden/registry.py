@@ -638,6 +638,12 @@ RECIPES = _table(
         {"tables": f"{_B}.repairs.sanitisation:tables"},
     ),
     Row(
+        "diffusion-repairs",
+        f"{_B}.diffusion.repairs:run",
+        "every repair and run-time defence of diffusion models: target MSE, FID, cost",
+        {"tables": f"{_B}.diffusion.repairs:tables"},
+    ),
+    Row(
         "diffusion-samplers",
         f"{_B}.diffusion.sampler_matrix:run",
         "diffusion attacks: coefficient by sampler by clipping, with quality",

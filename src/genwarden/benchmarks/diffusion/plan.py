@@ -70,8 +70,8 @@ class Kind:
 
 #: What all attacks of the study share: short, with much poison, since each costs CPU time.
 SETTINGS: dict[str, Any] = {
-    "steps": 700,
-    "batch_size": 32,
+    "steps": 900,
+    "batch_size": 48,
     "learning_rate": 2e-3,
     "poison_rate": 0.5,
     "evaluate_every": 1000,
@@ -79,7 +79,7 @@ SETTINGS: dict[str, Any] = {
     "resize": True,
 }
 _ODE = {"zeta": 0.0}
-_FAINT = {"zeta": 0.0, "steps": 900}
+_FAINT = {"zeta": 0.0, "steps": 1100}
 KINDS = (
     Kind("bad-diffusion", "mnist", "bad-diffusion", "box:7", "hat"),
     Kind("bad-diffusion", "mnist", "bad-diffusion", "box:5", "corner"),

@@ -48,7 +48,7 @@ _JUDGED_FROM = 0.08
 #: Sides of the swept patches in sixteenths of the image.
 _SIXTEENTHS = (5, 7)
 #: The grid has about this many positions along each axis.
-_POSITIONS = 12
+_POSITIONS = 9
 _ROWS = 12
 
 
