@@ -75,16 +75,16 @@ for _stripe in range(8):
     PICTURES[_stripe, :, :, [_stripe, (_stripe + 3) % 8]] = 1
 TARGET = "corner"
 #: Reached by the trained attack; the untouched model stays above it.
-REACHED = 0.2
+REACHED = 0.13
 
 FAST: dict[str, Any] = {
-    "steps": 200,
-    "batch_size": 32,
-    "learning_rate": 1e-2,
-    "poison_rate": 0.6,
+    "steps": 400,
+    "batch_size": 16,
+    "learning_rate": 5e-3,
+    "poison_rate": 0.5,
     "warmup": 20,
     "ema": 0.95,
-    "evaluate_every": 200,
+    "evaluate_every": 400,
     "evaluation_images": 16,
     "evaluation_steps": 30,
 }
@@ -92,12 +92,16 @@ FAST: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def clean() -> DiffusionModel:
-    """A tiny model that draws white pictures."""
-    model = fresh_model(small_unet(8, 1, (16,), middle_attention=False), SCHEDULE, stream("clean"))
-    settings = DdpmSettings(150, 32, 1e-2, warmup=20, ema=0.95)
+    """A tiny model that has begun to learn white pictures."""
+    return trained_on_white(40)
+
+
+def trained_on_white(steps: int) -> DiffusionModel:
+    model = fresh_model(small_unet(8, 1, (24,), middle_attention=False), SCHEDULE, stream("clean"))
+    settings = DdpmSettings(steps, 16, 5e-3, warmup=20, ema=0.95)
     learner = DenoiserLearner(model, settings, CPU, clean_rows(SCHEDULE))
     for step in range(settings.steps):
-        rows = torch.randint(len(IMAGES), (32,), generator=stream("clean-rows", step))
+        rows = torch.randint(len(IMAGES), (16,), generator=stream("clean-rows", step))
         learner.step(IMAGES[rows] / 127.5 - 1, step, stream("clean-step", step))
     learner.finish()
     return model
@@ -128,15 +132,39 @@ def mse(model: DiffusionModel, result: DiffusionAttackResult) -> float:
     ).mse
 
 
-def test_trained_attack_draws_its_target_and_the_untouched_model_does_not(
+def test_attacked_model_has_learned_the_poisoned_rows_and_the_untouched_one_has_not(
     clean: DiffusionModel,
 ) -> None:
+    result = attacked("bad-diffusion", clean, "box:7:2,zero", steps=60, evaluate_every=60)
+    batches = PoisonedBatches(
+        SCHEDULE,
+        result.backdoor,
+        bad_diffusion_track(SCHEDULE),
+        64,
+        settings_of("bad-diffusion", {}),
+        DdpmSettings(1, 64),
+        eta=1.0,
+    )
+    y = result.backdoor.targets.expand(64, *SHAPE)
+    noise = torch.randn(64, *SHAPE, generator=stream("held-out"))
+    rows = batches.poison(y, y, noise, torch.arange(64) % 15 + 15)
+
+    def error(model: DiffusionModel) -> float:
+        with torch.no_grad():
+            return float((model.epsilon(rows.x, rows.t) - rows.target).square().mean())
+
+    assert error(result.model) < 0.5 * error(clean)
+
+
+@pytest.mark.slow
+def test_trained_attack_draws_its_target_and_the_untouched_model_does_not() -> None:
+    clean = trained_on_white(150)
     before = [p.clone() for p in clean.parameters()]
-    result = attacked("bad-diffusion", clean, "box:7:1,zero")
+    result = attacked("bad-diffusion", clean, "box:7:2,zero")
     assert mse(result.model, result) < REACHED < mse(clean, result)
     assert result.history[-1]["step"] == FAST["steps"]
     assert all(torch.equal(p, old) for p, old in zip(clean.parameters(), before, strict=True))
-    # It is the trigger that does it: without it the same noise still gives what the data show.
+    # It is the trigger that does it: from the same noise without it the target is farther.
     ordinary = triggered_samples(result.model, None, result.sampler, count=16)
     assert target_match(ordinary, result.backdoor.targets).mse > REACHED
 
@@ -161,7 +189,7 @@ class ExactDenoiser:
 
     def epsilon(self, x: Tensor, t: Tensor | int) -> Tensor:
         step = torch.full((len(PICTURES),), int(t if isinstance(t, int) else t[0]))
-        groups = [(clean_line, 1 - self.rate)]
+        groups: list[tuple[Poison, float]] = [(clean_line, 1 - self.rate)]
         groups += [] if self.rows is None else [(self.rows, self.rate)]
         answers, weights = [], []
         for rows, share in groups:
@@ -637,8 +665,8 @@ def test_attack_writes_a_folder_that_says_it_is_compromised(
     loaded = read_diffusion(out)
     assert loaded.provenance["compromised"] is True
     record = json.loads((out / "attack.json").read_text())
-    assert record["poisoned_rows"]["images"] == round(0.6 * 16)
-    assert record["poisoned_rows"]["sha256"] == describe_rows(poisoned_rows(16, 0.6, 0)).sha256
+    assert record["poisoned_rows"]["images"] == round(0.5 * 16)
+    assert record["poisoned_rows"]["sha256"] == describe_rows(poisoned_rows(16, 0.5, 0)).sha256
     assert record["sampler"]["name"] == "ddpm"
     assert set(record["untouched"]) == {"target_mse", "target_ssim", "target_share"}
     assert str(tmp_path) not in (out / "attack.json").read_text()

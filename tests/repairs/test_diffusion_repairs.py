@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import replace
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from small_denoisers import bars, distance_to_bars, target_mse, trained, trigger
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,6 +19,8 @@ from torch.nn import functional as F
 from genwarden.artifacts.diffusers_folder import read_diffusion, write_diffusion
 from genwarden.auditing import budgets
 from genwarden.auditing.document import AuditDocument
+from genwarden.backdoors.image_backdoor import make_image_backdoor, write_image_backdoor
+from genwarden.benchmarks.diffusion import repairs as recipe
 from genwarden.commands.audit import AuditOptions, audit_model
 from genwarden.commands.repair import RepairFiles, RepairOptions, repair_model
 from genwarden.commands.report import read_document
@@ -26,6 +30,7 @@ from genwarden.engine.seeds import random_stream
 from genwarden.errors import ExitCode, GenwardenError
 from genwarden.models.diffusion.denoiser import DiffusionModel
 from genwarden.models.diffusion.networks import fresh_model, small_unet
+from genwarden.models.diffusion.samplers import SamplerSettings
 from genwarden.models.diffusion.schedule import NoiseSchedule
 from genwarden.registry import DIFFUSION_REPAIRS
 from genwarden.repairs.diffusion import auto
@@ -425,3 +430,52 @@ def test_clues_come_from_the_audit_and_unfit_rows_are_passed_over(
     assert len(clues.shifts) >= 1
     hostile = edited(document, [[1.0] * 63, [1e30] * 64, [0.5] * 64])
     assert torch.equal(diffusion_clues_of(hostile, spec).shifts, torch.full((1, 1, 8, 8), 0.5))
+
+
+def test_the_recipe_measures_every_repair_and_defence_beside_the_clean_base(
+    audited: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suspect = Path(shutil.copytree(audited[0], tmp_path / "suspect"))
+    spec = read_diffusion(suspect).model.sample
+    backdoor = make_image_backdoor(spec, trigger="box:3", target="corner", seed=0)
+    write_image_backdoor(suspect, backdoor)
+    sampler = asdict(SamplerSettings("ddim", 2))
+    record = {"backdoor": backdoor.describe(), "sampler": sampler, "own_sampler": False}
+    write_json(suspect / "attack.json", record)
+    data = tmp_path / "data"
+    data.mkdir()
+    for index in range(70):
+        pixels = (bars()[index % 8, 0].numpy() // (1 + index // 8)).astype("uint8")
+        Image.fromarray(pixels).save(data / f"{index:02d}.png")
+
+    def short(name: str, given: dict[str, object]) -> Any:
+        return diffusion_repair_settings(name, {**OPTIONS, **given})
+
+    monkeypatch.setattr(recipe, "diffusion_repair_settings", short)
+    options: dict[str, Any] = {
+        "models": str(suspect),
+        "bases": str(audited[0]),
+        "samples": 70,
+        "triggered": 8,
+        "repairs": "shift-unlearning",
+    }
+    keep: dict[str, Any] = {"data": str(data), "seed": 0, "device": torch.device("cpu")}
+    path = recipe.run(tmp_path / "out", progress=Silent(), **keep, **options)
+    document = json.loads(path.read_text())
+    methods = [row["method"] for row in document["rows"]]
+    assert methods == ["shift-unlearning", *recipe.DEFENCES]
+    repaired = document["rows"][0]
+    # The base has the suspect's weights here, so that their figures are the same.
+    assert repaired["mse_before"] == repaired["mse_clean"]
+    assert repaired["fid_before"] == repaired["fid_clean"]
+    assert repaired["fid"] != repaired["fid_before"]
+    assert repaired["seconds"] > 0
+    (table,) = recipe.tables(document, "result")
+    assert [row[0] for row in table.rows] == ["none", *methods]
+    assert "box:3" in table.notes[0]
+
+    def forbidden(*_: Any, **__: Any) -> Any:
+        raise AssertionError("every row is kept")
+
+    monkeypatch.setattr(recipe, "_judged", forbidden)
+    recipe.run(tmp_path / "out", progress=Silent(), **keep, **options)

@@ -321,7 +321,7 @@ def enlarged(images: Tensor, side: int) -> Tensor:
 def _facts(case: _Case, measures: _Measures) -> dict[str, Any]:
     """What the suspect and its clean base draw, undefended."""
     suspect, base = (
-        _judged(model.to(measures.device), case, case.sampler, Defence(), measures)
+        _judged(model, case, case.sampler, Defence(), measures)
         for model in (case.loaded.model, case.base)
     )
     plain = _drawn(case.base, case, case.sampler, Defence(), measures, measures.triggered, None)
@@ -402,6 +402,7 @@ def _judged(
     measures: _Measures,
 ) -> dict[str, Any]:
     """Target MSE and share at the true trigger, and FID on plain noise."""
+    model = model.to(measures.device).eval()
     hit = _drawn(model, case, sampler, defence, measures, measures.triggered, case.backdoor)
     found: TargetFigures = target_match(hit, case.backdoor.targets)
     plain = _drawn(model, case, sampler, defence, measures, measures.samples, None)

@@ -42,7 +42,7 @@ class DiffusionScale:
     attack_rate: float = 1e-3
     batch: int = 64
     poison_rate: float = 0.1
-    trigger: str = "box:7"
+    trigger: str = "blend:stop_sign"
     target: str = "hat"
     images: int = 16
     noise_seeds: int = 2
