@@ -19,7 +19,10 @@ EXIT_CODES = {
 }
 
 ModelPath = Annotated[
-    Path, typer.Argument(help="Model folder, or a .safetensors/.pt/.pth/.ckpt state dict.")
+    Path,
+    typer.Argument(
+        help="Model folder, diffusers folder, or a .safetensors/.pt/.pth/.ckpt state dict."
+    ),
 ]
 Architecture = Annotated[
     str | None,

@@ -53,10 +53,12 @@ def folder(tmp_path: Path) -> Path:
     return model_at(tmp_path / "model", seed=0)
 
 
-def model_at(path: Path, seed: int, size: int = 8, **provenance: Any) -> Path:
+def model_at(
+    path: Path, seed: int, size: int = 8, channels: int = 1, steps: int = 1000, **provenance: Any
+) -> Path:
     model = fresh_model(
-        small_unet(size, 1, (8, 8), middle_attention=False),
-        NoiseSchedule.linear(),
+        small_unet(size, channels, (8, 8), middle_attention=False),
+        NoiseSchedule.linear(steps),
         torch.Generator().manual_seed(seed),
     )
     write_diffusion(path, model, provenance)
@@ -211,6 +213,52 @@ def test_a_base_of_another_shape_is_refused(folder: Path, tmp_path: Path) -> Non
         run(folder, tmp_path / "out", base=other)
 
 
+@pytest.mark.parametrize("given", [{"steps": 100}, {"seed": 1, "nan": True}])
+def test_a_base_that_cannot_be_compared_is_refused(
+    folder: Path, tmp_path: Path, given: dict[str, Any]
+) -> None:
+    base = model_at(tmp_path / "base", seed=1, steps=given.get("steps", 1000))
+    if given.get("nan"):
+        broken = read_diffusion(base).model
+        with torch.no_grad():
+            next(broken.parameters())[0] = float("nan")
+        write_diffusion(base, broken, {})
+    with pytest.raises(GenwardenError) as caught:
+        run(folder, tmp_path / "out", base=base)
+    assert caught.value.code == "usage/base-unlike"
+
+
+def test_noise_in_half_precision_is_refused(folder: Path, tmp_path: Path) -> None:
+    noise = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(0)).half()
+    save_file({"noise": noise}, tmp_path / "half.safetensors")
+    with pytest.raises(GenwardenError) as caught:
+        run(folder, tmp_path / "out", noise=tmp_path / "half.safetensors")
+    assert caught.value.code == "usage/noise-dtype"
+
+
+@pytest.mark.parametrize("odd", [{"channels": 2}, {"size": 4}, {"channels": 3, "size": 16}])
+def test_models_of_unusual_shapes_are_inspected_whole(tmp_path: Path, odd: dict[str, int]) -> None:
+    document = run(model_at(tmp_path / "odd", seed=0, **odd), tmp_path / "out")
+    assert not [j.finding for j in document.findings if j.finding.outcome == "failed"]
+
+
+def test_an_error_of_ours_inside_an_inspection_fails_that_one_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inspect = room._inspect
+
+    def refusing(row: Any, bench: Any) -> Any:
+        if row.name == "implied-x0":
+            raise GenwardenError("image/channels", "two channels", "none")
+        return inspect(row, bench)
+
+    monkeypatch.setattr(room, "_inspect", refusing)
+    document = run(folder, tmp_path / "out")
+    assert [j.finding.inspection for j in document.findings if j.finding.outcome == "failed"] == [
+        "implied-x0"
+    ]
+
+
 def test_a_base_lets_the_spectral_signature_run(folder: Path, tmp_path: Path) -> None:
     base = model_at(tmp_path / "base", seed=1)
     document = run(folder, tmp_path / "out", base=base)
@@ -230,7 +278,6 @@ def test_options_of_generators_are_refused(
     assert caught.value.code == "usage/audit-options"
 
 
-def test_diffusion_scores_have_references_of_their_own() -> None:
-    assert calibration.DIFFUSION_NULLS != calibration.NULLS
+def test_a_search_is_judged_by_clean_models_and_a_given_noise_exactly() -> None:
     assert calibration.needs_population("trigger-search")
     assert not calibration.needs_population("input-check")

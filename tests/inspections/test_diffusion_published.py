@@ -285,8 +285,9 @@ def test_noise_estimates_are_compared_between_the_steps_that_were_visited() -> N
     settings = SamplerSettings("ddim", 5)
     found = adjacent_steps.consistency(ExactDenoiser(), plain(4), settings)
     assert found.timesteps == [799, 599, 399, 199]
-    assert all(0 <= value < 2 for value in found.change)
-    assert all(-1 <= value <= 1 for value in found.cosine)
+    # From one fifth of the schedule to the next an exact estimate keeps its direction.
+    assert all(0 < value < 1 for value in found.change)
+    assert min(found.cosine) > 0.5
 
 
 def test_a_stochastic_backdoor_is_inconsistent_under_a_deterministic_sampler() -> None:

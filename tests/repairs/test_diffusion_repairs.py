@@ -252,6 +252,8 @@ def test_auto_unlearns_again_what_the_search_still_finds(
         return diffusion_repair_settings(name, {**SMALL, **given})
 
     monkeypatch.setattr(auto, "diffusion_repair_settings", short)
+    searching = {"search_starts": 4, "search_steps": 40, "search_noises": 8, "probe_noises": 32}
+    monkeypatch.setitem(budgets.DIFFUSION_BUDGETS, "quick", replace(TINY, **searching))
     elsewhere = replace(recovered, trigger=None, shifts=recovered.shifts.roll((4, 4), (2, 3)))
     settings = diffusion_repair_settings("shift-unlearning", SMALL)
     name, repaired = auto.repair_automatically(

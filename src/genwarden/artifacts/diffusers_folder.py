@@ -154,8 +154,8 @@ def read_outline(folder: Path) -> Outline:
     Raises:
         GenwardenError: as :func:`read_diffusion`, but for the weights.
     """
-    refuse_code(folder)
     layout = find_parts(folder)
+    refuse_code(layout.around)
     hashes: dict[str, str] = {}
 
     def read_object(path: Path, role: str) -> dict[str, Any]:
@@ -164,8 +164,8 @@ def read_outline(folder: Path) -> Outline:
         return parse_object(content, str(path))
 
     index = Index(None, None)
-    if os.path.lexists(folder / INDEX_NAME):
-        index = check_index(read_object(folder / INDEX_NAME, INDEX_NAME), folder)
+    if os.path.lexists(layout.around / INDEX_NAME):
+        index = check_index(read_object(layout.around / INDEX_NAME, INDEX_NAME), folder)
     require_pixel_space([part for part in LATENT_PARTS if (layout.around / part).is_dir()], folder)
 
     path = layout.network / CONFIG_NAME

@@ -29,7 +29,6 @@ from genwarden.models.protocol import parameter_count
 from genwarden.registry import DIFFUSION_INSPECTIONS, Row
 
 _ORDINARY_SHOWN = 16
-#: Where no attack sends a scheduler's steps: what is shown as ordinary is DDIM without clipping.
 LIMITS = [
     "The verdict covers the weights and the inspections listed here, at the budget stated; it is "
     "not a proof that no backdoor exists.",
@@ -40,8 +39,10 @@ LIMITS = [
     "A model of very few different pictures makes one of them wherever a shift tells them apart, "
     "which the search cannot tell from a backdoor.",
     "Population p-values assume that clean scores follow a normal law; the clean scores are shown.",
-    "The clean reference models are small pixel-space UNets of 16x16 to 32x32 images. Ratios "
-    "carry over to other sizes; the other scores are an extrapolation there.",
+    "The clean reference models are small pixel-space UNets of 12x12 to 28x28 images, most of them "
+    "16x16. Their search scores lie in one range whatever their size, width and data; for much "
+    "larger networks that is an extrapolation. Scores of another scale are not judged where fewer "
+    "than eight reference models share the image size.",
 ]
 
 
@@ -97,7 +98,7 @@ def audit_diffusion(
         effort=effort,
         seed=request.seed,
         device=request.device,
-        base=request.base,
+        base=_ready(request.base, request.device),
         given_noise=request.noise,
         progress=progress,
     )
@@ -146,6 +147,10 @@ def audit_diffusion(
         environment=environment(request.device),
         timing=timing,
     )
+
+
+def _ready(model: DiffusionModel | None, device: torch.device) -> DiffusionModel | None:
+    return model and model.to(device).eval().requires_grad_(False)
 
 
 def _inspect(row: Row, bench: DiffusionBench) -> Finding:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress
+from genwarden.errors import GenwardenError
 from genwarden.inspections.finding import Finding
 from genwarden.registry import Row
 
@@ -17,6 +18,7 @@ BREAKDOWNS = (
     ArithmeticError,
     AssertionError,
     AttributeError,
+    GenwardenError,  # what an inspection asks of our own parts, such as a picture of this size
     LookupError,
     MemoryError,
     RuntimeError,  # also torch's own errors and NotImplementedError

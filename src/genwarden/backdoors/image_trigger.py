@@ -149,7 +149,13 @@ def make_image_trigger(
     """
     head, *modifiers = _split(text)
     for modifier in modifiers:
-        key, _, value = modifier.partition("=")
+        key, given, value = modifier.partition("=")
+        if given and key in ("zero", "minus-one", "matched"):
+            raise GenwardenError(
+                "trigger/number",
+                f"{key} in the trigger {text!r} takes no value.",
+                f"Write ,{key} or leave it away.",
+            )
         if key in ("zero", "minus-one"):
             background = "zero" if key == "zero" else "minus-one"
         elif key == "matched":
@@ -168,6 +174,12 @@ def make_image_trigger(
             "Give the box a value other than 0 (box:14:1), or leave the background at minus-one.",
         )
     strength = _strength(scale, norm, length)
+    if float((strength * g).norm()) == 0:
+        raise GenwardenError(
+            "trigger/nothing",
+            f"The trigger {text!r} is too small for single precision.",
+            "Give a larger scale or norm.",
+        )
     made = ImageTrigger(
         strength * g,
         mask,

@@ -16,7 +16,7 @@ from genwarden.artifacts.diffusers_layout import is_diffusers_folder
 from genwarden.artifacts.model_folder import LoadedModel
 from genwarden.artifacts.open_model import open_model
 from genwarden.artifacts.read_once import read_once
-from genwarden.artifacts.weights_file import as_float32, parse_weights
+from genwarden.artifacts.weights_file import parse_weights
 from genwarden.auditing.audit import Request, Suspect, audit, refused
 from genwarden.auditing.budgets import budget as budget_named
 from genwarden.auditing.document import AuditDocument
@@ -152,6 +152,12 @@ def _open_diffusion(
                 f"{loaded.model.sample.shape}.",
                 "Give a clean model of the same shape, best the one that this one started from.",
             )
+        if base is not None and (base.nonfinite or base.model.schedule != loaded.model.schedule):
+            raise GenwardenError(
+                "usage/base-unlike",
+                f"{options.base} has NaN in its weights or another noise schedule than the model.",
+                "Give a sound clean model with the same timesteps and betas.",
+            )
         noise = read_noise(options.noise, loaded.model.sample.shape) if options.noise else None
         request = DiffusionRequest(
             budget=options.budget,
@@ -174,7 +180,7 @@ def read_noise(path: Path, shape: tuple[int, ...]) -> Tensor:
     Raises:
         GenwardenError: ``usage/noise-shape``, ``usage/noise-not-finite``, or ``artifact/...``.
     """
-    tensors = as_float32(parse_weights(read_once(path), str(path)))
+    tensors = parse_weights(read_once(path), str(path))
     found = [tuple(tensor.shape) for tensor in tensors.values()]
     fitting = len(found) == 1 and found[0][-len(shape) :] == shape
     if not fitting or len(found[0]) not in {len(shape), len(shape) + 1} or 0 in found[0]:
@@ -184,6 +190,13 @@ def read_noise(path: Path, shape: tuple[int, ...]) -> Tensor:
             "Give a safetensors file with one tensor: a noise of that shape, or a batch of them.",
         )
     (noise,) = tensors.values()
+    if noise.dtype not in {torch.float32, torch.float64}:
+        raise GenwardenError(
+            "usage/noise-dtype",
+            f"{path} holds {str(noise.dtype).removeprefix('torch.')} numbers; so coarse a noise "
+            "repeats values and is no exact draw of N(0, 1).",
+            "Give the noise in float32 or float64, as it was drawn.",
+        )
     if not torch.isfinite(noise).all():
         raise GenwardenError(
             "usage/noise-not-finite",

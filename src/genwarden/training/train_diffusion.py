@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -69,7 +70,7 @@ class DdpmChoice(Settings):
     RANGES: ClassVar[Mapping[str, Range]] = {
         "size": Range(at_least=1, at_most=1024),
         "channels": Range(at_least=1, at_most=16),
-        "timesteps": Range(at_least=50, at_most=100_000),
+        "timesteps": Range(at_least=50, at_most=10_000),
         "warmup": COUNT,
         "last_rate": Range(at_least=0, at_most=1),
         "ema": Range(at_least=0, below=1),
@@ -85,13 +86,13 @@ class DdpmChoice(Settings):
         try:
             if not self.widths:
                 return preset(self.network, self.size, self.channels)
-            groups = min(8, *self.widths)
-            if any(width % groups for width in self.widths):
+            if min(self.widths) < 1:
                 raise GenwardenError(
                     "train/setting",
-                    f"widths = {self.widths} cannot be normalised in {groups} groups.",
-                    "Give multiples of 8, or of the smallest width.",
+                    f"widths = {self.widths} leaves a level without feature maps.",
+                    "Give one number of feature maps per level, such as widths=16,32,32.",
                 )
+            groups = math.gcd(8, *self.widths)
             return small_unet(
                 self.size, self.channels, self.widths, middle_attention=False, norm_groups=groups
             )

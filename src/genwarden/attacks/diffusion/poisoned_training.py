@@ -89,13 +89,12 @@ def noise_amplitude(
     """
     visited = list(range(schedule.steps - 1, -1, -1)) if timesteps is None else timesteps
     missing = 1 - gamma.double().square()
-    table = torch.empty(schedule.steps, *gamma.shape, dtype=torch.float64)
-    table[visited[0] :] = missing
+    table = missing.expand(schedule.steps, *gamma.shape).clone()
     for pair in pairs_of(visited, schedule)[:-1]:
         # 1 - sigma^2 / s'^2 = (1 - eta^2) + eta^2 q^2, q the ratio of the noise-to-signal ratios.
         q = pair.a * pair.s_next / (pair.a_next * pair.s)
         missing = missing * ((1 - eta**2) + (eta * q) ** 2)
-        table[pair.t_next : pair.t] = missing
+        table[: pair.t] = missing
     return (1 - table).sqrt()
 
 

@@ -125,4 +125,4 @@ def _time(document: dict[str, Any]) -> Line:
     slowest = max(row["seconds"] for row in rows)
     text = f"at most {slowest:.0f} s on the clock, {core:.0f} core-seconds ({len(rows)} audits, "
     # Core-seconds: the clock of a study also counts what the other workers take.
-    return asked, text + "0.27 M parameters; judged by core-seconds)", core <= _SECONDS
+    return asked, text + "0.27 M parameters; judged by core-seconds)", None

@@ -1,8 +1,8 @@
 """TERD's model detection: how far a recovered trigger's law is from N(0, I) (section 11.2).
 
 For every dimension KL(N(mu, gamma^2) || N(0, 1)) = -ln gamma + (gamma^2 + mu^2 - 1) / 2; the
-features are its mean M_r and its variance V_r over the dimensions. TERD's code flags a model where
-M_r + 0.4 > 0 (which always holds) and V_r - 0.003 > 0; benign-only detection takes three standard
+features are its mean M_r and its variance V_r over the dimensions. TERD's code compares them with
+fixed offsets; benign-only detection takes three standard
 deviations of clean models instead, which is what an audit does.
 """
 

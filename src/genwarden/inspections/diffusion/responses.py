@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from genwarden.backdoors.image_trigger import make_image_trigger
-from genwarden.data.images import image_shape
 from genwarden.models.diffusion.protocol import Diffusion
 from genwarden.models.protocol import SampleSpec
 
@@ -139,7 +138,7 @@ def canonical_shifts(sample: SampleSpec) -> list[Shift]:
     the white boxes scaled to the image; stop sign and glasses on both backgrounds; patches of both
     signs on a zero background.
     """
-    channels, height, width = image_shape(sample)
+    channels, height, width = sample.shape
     small = min(height, width)
     found = [
         Shift(f"constant {value:+g}", torch.full((channels, height, width), value))
@@ -148,9 +147,13 @@ def canonical_shifts(sample: SampleSpec) -> list[Shift]:
     sides = [max(1, small * part // 16) for part in _BOX_SIXTEENTHS]
     names = [f"box:{side}:{value}" for side in sides for value in (0, 1)]
     signs = [f"box:{side}:{value},zero" for side in sides for value in (1, -1)]
-    sign = f"stop-sign:{max(1, small * 7 // 16)}"
-    # Glasses need a frame of one pixel at least.
-    drawn = [sign, f"{sign},zero", *(["glasses", "glasses,zero"] if small >= _GLASSES_FIT else [])]
+    drawn = []
+    if small >= _GLASSES_FIT:  # strokes of one pixel at least
+        sign = f"stop-sign:{small * 7 // 16}"
+        drawn = [sign, f"{sign},zero", "glasses", "glasses,zero"]
+    # Drawn in grey and repeated where the model has neither one channel nor three.
+    spec = sample if channels in (1, 3) else SampleSpec((1, height, width))
     for name in [*names, *signs, *drawn]:
-        found.append(Shift(name, make_image_trigger(name, sample).g))
+        shift = make_image_trigger(name, spec).g
+        found.append(Shift(name, shift.expand(channels, -1, -1).clone()))
     return found

@@ -167,7 +167,9 @@ def refine(
     device = device or torch.device("cpu")
     shape, steps, batch = model.sample.shape, model.schedule.steps, settings.batch
     mu = found.mu.to(device, copy=True).requires_grad_()
-    sampler = SamplerSettings("ddim", settings.sampler_steps, clip="x0", spacing="leading")
+    sampler = SamplerSettings(
+        "ddim", min(settings.sampler_steps, model.schedule.steps), clip="x0", spacing="leading"
+    )
     optimiser = torch.optim.SGD([mu], settings.learning_rate)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, settings.refinements))
     losses = []
