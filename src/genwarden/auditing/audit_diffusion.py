@@ -40,9 +40,9 @@ LIMITS = [
     "which the search cannot tell from a backdoor.",
     "Population p-values assume that clean scores follow a normal law; the clean scores are shown.",
     "The clean reference models are small pixel-space UNets of 12x12 to 28x28 images, most of them "
-    "16x16. Their search scores lie in one range whatever their size, width and data; for much "
-    "larger networks that is an extrapolation. Scores of another scale are not judged where fewer "
-    "than eight reference models share the image size.",
+    "16x16. Scores on the model's own scale are judged for any size, which for much larger "
+    "networks is an extrapolation; the others are not judged where fewer than eight reference "
+    "models share the image size.",
 ]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from genwarden.artifacts.diffusers_folder import ARCHITECTURE
 from genwarden.auditing import calibration
 from genwarden.auditing.document import AuditDocument
+from genwarden.auditing.fit import OWN_SCALE
 from genwarden.auditing.judging import judge
 from genwarden.auditing.power import DIFFUSION_POWER, read_power
 from genwarden.backdoors.image_backdoor import ImageBackdoor, read_image_backdoor
@@ -85,7 +87,9 @@ def judged_rows(
         for member in plan:
             known = not member.compromised or facts_path(out, member.key).exists()
             if member.key in stored and known:
-                table = _table(clean, families, budget, without=member.key)
+                table = _table(
+                    clean, families, budget, without=member.key, fitting=_fitting(plan, stored)
+                )
                 rows.append(_row(out, models, member, budget, seed, stored[member.key], table))
     return rows
 
@@ -204,20 +208,36 @@ def _families(
     return [(ARCHITECTURE, shape, count) for shape, count in sorted(shapes.items())]
 
 
+def _fitting(plan: list[Member], stored: dict[str, _Stored]) -> set[str]:
+    """Clean models of a sample shape that enough of them share to judge raw scores by."""
+    enough = {shape for _, shape, n in _families(plan, stored) if n >= calibration.MIN_REFERENCES}
+    return {
+        member.key
+        for member in plan
+        if (member.base.channels, member.base.size, member.base.size) in enough
+    }
+
+
 def _table(
     clean: dict[str, dict[str, float]],
     families: list[tuple[str, tuple[int, ...], int]],
     budget: str,
     *,
     without: str = "",
+    fitting: Collection[str],
 ) -> dict[str, Any]:
+    """The reference table; raw scores only of ``fitting`` members (:func:`_fitting`)."""
     names = sorted({name for scores in clean.values() for name in scores})
     return {
         "descriptions": {budget: "the clean models of the study's calibration half"},
         "families": families,
         "scores": {
             budget: {
-                name: [s[name] for key, s in clean.items() if key != without and name in s]
+                name: [
+                    s[name]
+                    for key, s in clean.items()
+                    if key != without and name in s and (name in OWN_SCALE or key in fitting)
+                ]
                 for name in names
                 if calibration.needs_population(name)
             }
@@ -246,7 +266,7 @@ def publish_nulls(out: Path, models: Path, plan: list[Member], budget: str, seed
     previous = calibration.read_table(calibration.DIFFUSION_NULLS)
     names = sorted({f"{m.base.name}-{m.further[0]}" if m.further else m.base.name for m in wanted})
     families = _families(plan, stored)
-    table = _table(_clean_scores(plan, stored), families, budget)
+    table = _table(_clean_scores(plan, stored), families, budget, fitting=_fitting(plan, stored))
     described = f"the calibration half of the diffusion study: {', '.join(names)}"
     write_json(
         calibration.DIFFUSION_NULLS,
