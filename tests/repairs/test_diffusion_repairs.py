@@ -108,7 +108,7 @@ def test_a_repair_forgets_the_trigger_and_keeps_ordinary_samples(
     assert target_mse(repaired.model) > wanted
     # Elijah works at T - 1 alone: a large step of so short a schedule, and none of the search's.
     at_last = name == "elijah-removal"
-    room = 2.0 if at_last else 1.25
+    room = 2.0 if at_last else 1.5
     assert distance_to_bars(repaired.model) < room * distance_to_bars(compromised)
     assert torch.equal(weights(compromised), before)
     assert [row["step"] for row in repaired.history] == [50, 100]
@@ -252,8 +252,8 @@ def test_auto_unlearns_again_what_the_search_still_finds(
         return diffusion_repair_settings(name, {**SMALL, **given})
 
     monkeypatch.setattr(auto, "diffusion_repair_settings", short)
-    searching = {"search_starts": 4, "search_steps": 40, "search_noises": 8, "probe_noises": 32}
-    monkeypatch.setitem(budgets.DIFFUSION_BUDGETS, "quick", replace(TINY, **searching))
+    searching = replace(TINY, search_starts=4, search_steps=40, search_noises=8, probe_noises=32)
+    monkeypatch.setitem(budgets.DIFFUSION_BUDGETS, "quick", searching)
     elsewhere = replace(recovered, trigger=None, shifts=recovered.shifts.roll((4, 4), (2, 3)))
     settings = diffusion_repair_settings("shift-unlearning", SMALL)
     name, repaired = auto.repair_automatically(

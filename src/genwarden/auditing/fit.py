@@ -6,9 +6,10 @@ wakes or how unevenly outputs react to noise follows from normalisation, activat
 DCGANs and VAEs have sleeper scores of 0.3 to 2.3, a clean MLP 3.6; they react to noise with 0.3 to
 0.8, a clean generator that reads a class from its latent with 4.6: false alarms, if the ones judged
 the others. So the references must share the suspect's architecture and sample shape. (Of diffusion
-models, clean ones of 28 pixels reach higher search scores than those of 16.) A score that is a ratio to the same measurement in the suspect's own twin (:mod:`genwarden.inspections.twins`),
-or to the suspect's own other outcomes, has taken most of that out and is judged for any model;
-where no twin is fair, there is no score.
+models, clean ones of 28 pixels reach higher search scores than those of 16.) A score that is a
+ratio to the same measurement in the suspect's own twin (:mod:`genwarden.inspections.twins`), or to
+the suspect's own other outcomes, has taken most of that out and is judged for any model; where no
+twin is fair, there is no score.
 """
 
 from __future__ import annotations
