@@ -20,7 +20,15 @@ from typing import Any
 from genwarden.auditing.calibration import MIN_REFERENCES, needs_population
 
 #: Scores on a scale of the suspect's own.
-OWN_SCALE = frozenset({"novelty-search", "principal-latents", "twin-difference", "trigger-search"})
+OWN_SCALE = frozenset(
+    {
+        "novelty-search",
+        "principal-latents",
+        "twin-difference",
+        "monotone-response",
+        "trigger-contrast",
+    }
+)
 
 
 def fits(

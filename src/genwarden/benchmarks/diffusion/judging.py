@@ -83,12 +83,16 @@ def judged_rows(
     for budget in budgets:
         stored = _stored(out, plan, budget, seed)
         clean = _clean_scores(plan, stored)
-        families = _families(plan, stored)
         for member in plan:
             known = not member.compromised or facts_path(out, member.key).exists()
             if member.key in stored and known:
+                # A model of the calibration half is not judged by itself.
+                others = {key: one for key, one in stored.items() if key != member.key}
                 table = _table(
-                    clean, families, budget, without=member.key, fitting=_fitting(plan, stored)
+                    {key: scores for key, scores in clean.items() if key in others},
+                    _families(plan, others),
+                    budget,
+                    fitting=_fitting(plan, others),
                 )
                 rows.append(_row(out, models, member, budget, seed, stored[member.key], table))
     return rows
@@ -223,7 +227,6 @@ def _table(
     families: list[tuple[str, tuple[int, ...], int]],
     budget: str,
     *,
-    without: str = "",
     fitting: Collection[str],
 ) -> dict[str, Any]:
     """The reference table; raw scores only of ``fitting`` members (:func:`_fitting`)."""
@@ -236,7 +239,7 @@ def _table(
                 name: [
                     s[name]
                     for key, s in clean.items()
-                    if key != without and name in s and (name in OWN_SCALE or key in fitting)
+                    if name in s and (name in OWN_SCALE or key in fitting)
                 ]
                 for name in names
                 if calibration.needs_population(name)
