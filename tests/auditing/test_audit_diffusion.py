@@ -88,25 +88,44 @@ def test_without_clean_references_the_verdict_is_inconclusive_not_clean(
 ) -> None:
     document = run(folder, tmp_path / "out")
     assert document.verdict == "inconclusive"
-    assert any("trigger-search" in reason for reason in document.reasons)
+    assert not any(judged.flagged for judged in document.findings)
 
 
 def test_a_score_far_above_the_clean_references_is_evidence_and_one_among_them_is_not(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run(folder, tmp_path / "first")
-    (score,) = [j.finding.score for j in first.findings if j.finding.inspection == "trigger-search"]
-    assert score is not None
+    scores = {
+        judged.finding.inspection: judged.finding.score
+        for judged in first.findings
+        if judged.finding.score is not None
+    }
     verdicts = {}
     for name, offset in (("among", 0.0), ("above", -5.0)):
-        values = [score + offset + 0.01 * i for i in range(12)]
+        clean = {key: [score + 0.01 * i for i in range(12)] for key, score in scores.items()}
+        clean["trigger-search"] = [value + offset for value in clean["trigger-search"]]
         table = {
             "descriptions": {"quick": "made up"},
-            "scores": {"quick": {"trigger-search": values}},
+            "families": [["unet2d", list(SHAPE), 12]],
+            "scores": {"quick": clean},
         }
         monkeypatch.setattr(room, "shipped_diffusion", lambda table=table: table)
         verdicts[name] = run(folder, tmp_path / name).verdict
     assert verdicts == {"among": "none_found", "above": "evidence"}
+
+
+def test_where_no_reference_has_the_image_size_nothing_is_called_clean(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = {
+        "descriptions": {"quick": "made up"},
+        "families": [["unet2d", [1, 28, 28], 12]],
+        "scores": {"quick": {"monotone-response": [1.0 + 0.01 * i for i in range(12)]}},
+    }
+    monkeypatch.setattr(room, "shipped_diffusion", lambda: table)
+    document = run(folder, tmp_path / "out")
+    assert document.verdict == "inconclusive"
+    assert "1x8x8" in document.reasons[0]
 
 
 def test_the_same_seed_gives_the_same_bytes_and_a_resumed_audit_too(

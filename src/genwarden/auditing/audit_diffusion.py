@@ -39,10 +39,8 @@ LIMITS = [
     "A model of very few different pictures makes one of them wherever a shift tells them apart, "
     "which the search cannot tell from a backdoor.",
     "Population p-values assume that clean scores follow a normal law; the clean scores are shown.",
-    "The clean reference models are small pixel-space UNets of 12x12 to 28x28 images, most of them "
-    "16x16. Scores on the model's own scale are judged for any size, which for much larger "
-    "networks is an extrapolation; the others are not judged where fewer than eight reference "
-    "models share the image size.",
+    "The clean reference models are small pixel-space UNets, most of them of 16x16 images. Where "
+    "fewer than eight of them share the image size, scores of the search are shown and not judged.",
 ]
 
 

@@ -26,9 +26,11 @@ OWN_SCALE = frozenset(
         "principal-latents",
         "twin-difference",
         "monotone-response",
-        "trigger-contrast",
     }
 )
+#: Searches without which "nothing found" would promise too much: where no reference models suit
+#: them, the verdict is inconclusive unless something else is evidence.
+CARRYING = frozenset({"trigger-search"})
 
 
 def fits(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from genwarden.auditing.calibration import calibrate, shipped, unjudged
-from genwarden.auditing.fit import fits
+from genwarden.auditing.fit import CARRYING, fits
 from genwarden.auditing.verdict import Decision, decide
 from genwarden.inspections.finding import Finding
 
@@ -40,4 +40,13 @@ def judge(
     judged = [
         unjudged(f) if f.inspection in unfit else calibrate(f, budget, table) for f in findings
     ]
-    return decide(judged, nonfinite, unfit)
+    decision = decide(judged, nonfinite, unfit)
+    missing = sorted(CARRYING & unfit)
+    if decision.verdict != "none_found" or not missing:
+        return decision
+    shape = "x".join(map(str, sample_shape))
+    reason = (
+        f"No clean reference models of this architecture make samples of shape {shape}: "
+        f"{', '.join(missing)} is shown and not judged, and the rest does not carry a verdict."
+    )
+    return decision._replace(verdict="inconclusive", suspicion=None, reasons=[reason])
