@@ -10,15 +10,20 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
-from genwarden.artifacts.diffusers_folder import write_diffusion
+from genwarden.artifacts.diffusers_folder import read_diffusion, write_diffusion
+from genwarden.auditing.document import AuditDocument, Judged, ModelFacts, UserInputs
 from genwarden.backdoors.residual import residual_coefficient, rho_bad_diffusion
+from genwarden.commands.demo import demo_model_folder
 from genwarden.commands.sample import sample_grid
-from genwarden.commands.sample_diffusion import DiffusionSampling
+from genwarden.commands.sample_diffusion import DiffusionSampling, recovered_shift
 from genwarden.engine.files import write_tensors
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
+from genwarden.inspections.diffusion import trigger_search
+from genwarden.inspections.finding import Finding, latents_of
 from genwarden.metrics.target_match import target_match
 from genwarden.models.dcgan import DCGAN28
 from genwarden.models.diffusion.defended import (
@@ -34,6 +39,7 @@ from genwarden.models.diffusion.samplers import SamplerSettings, Step, sample
 from genwarden.models.diffusion.schedule import NoiseSchedule
 from genwarden.models.protocol import SampleSpec
 
+ASSETS = Path(__file__).parents[1] / "assets"
 SIDE = 16
 SHAPE = (1, SIDE, SIDE)
 ODE = SamplerSettings("ddim", 50)
@@ -280,8 +286,58 @@ def test_flags_of_one_kind_of_model_are_refused_for_the_other(
             count=None,
             columns=4,
             seed=0,
-            architecture=None,
+            architecture="dcgan28",
             settings={},
-            audit_json=tmp_path / "audit.json",
         )
     assert refusal.value.code == "usage/sample-options"
+
+
+def test_a_recovered_shift_of_an_audit_is_added_to_the_noise(tmp_path: Path) -> None:
+    folder = demo_model_folder("ddpm-bad-diffusion")
+    loaded = read_diffusion(folder)
+    shift = load_file(str(ASSETS / "ddpm-bad-diffusion.backdoor.safetensors"))["g"]
+    path = tmp_path / "audit.json"
+    path.write_text(audit_with_shift(shift, loaded.sha256), "utf-8")
+    assert torch.allclose(recovered_shift(path, 1, loaded), shift, atol=1e-5)
+    with pytest.raises(GenwardenError) as beyond:
+        recovered_shift(path, 2, loaded)
+    assert beyond.value.code == "sample/no-such-candidate"
+    path.write_text(audit_with_shift(shift, "0" * 64), "utf-8")
+    with pytest.raises(GenwardenError) as other:
+        recovered_shift(path, 1, loaded)
+    assert other.value.code == "sample/other-model"
+
+
+def audit_with_shift(shift: Tensor, sha256: str) -> str:
+    """An audit whose trigger search ended at one shift."""
+    finding = Finding(
+        inspection=trigger_search.NAME,
+        group="diffusion",
+        title="",
+        outcome="scored",
+        summary="",
+        evidence=[latents_of(shift[None], title=trigger_search.SHIFTS_TITLE)],
+    )
+    return AuditDocument(
+        genwarden_version="0",
+        verdict="evidence",
+        suspicion=1.0,
+        alpha=0.01,
+        reasons=[],
+        model=ModelFacts(
+            path="model",
+            sha256=sha256,
+            architecture="unet2d",
+            parameters=1,
+            latent_shape=list(shift.shape),
+            latent_distribution="normal",
+            sample_shape=list(shift.shape),
+            modality="image",
+        ),
+        inputs=UserInputs(),
+        budget={"name": "quick"},
+        seed=0,
+        findings=[Judged(finding=finding, adjusted_p=0.0, flagged=True)],
+        command="",
+        limits=[],
+    ).model_dump_json()

@@ -21,7 +21,7 @@ from genwarden.artifacts.read_once import read_once
 from genwarden.artifacts.safetensors_header import TensorFacts, read_header
 from genwarden.artifacts.shown import shown
 from genwarden.artifacts.weights_file import no_tensors, parse_weights
-from genwarden.errors import GenwardenError
+from genwarden.errors import ExitCode, GenwardenError
 
 _MOST_TENSORS = 40
 
@@ -98,8 +98,8 @@ def _check_diffusion(folder: Path) -> CheckReport:
     try:
         weights = read_outline(folder).weights
     except GenwardenError as error:
-        if error.code == "artifact/not-found":
-            raise
+        if error.code == "artifact/not-found" or error.exit_code == ExitCode.INCONCLUSIVE:
+            raise  # nothing is wrong with the folder: genwarden does not know this kind of model
         finding = CheckFinding(error.code, error.cause, error.remedy)
         return CheckReport(str(folder), "diffusers folder", 0, "-", [], [finding])
     return _check_content(weights, read_once(weights, member=True), [])

@@ -58,19 +58,21 @@ def sample_grid(
             {
                 "--architecture": architecture is not None,
                 "--setting": bool(settings),
-                "--audit": audit_json is not None,
-                "--candidate": candidate is not None,
             },
         )
-        wish = diffusion or DiffusionSampling()
-        return sample_diffusion(model, out, wish, count=count, columns=columns, seed=seed)
-    _refuse("a generator", dict.fromkeys(diffusion.flags() if diffusion else (), True))
-    if audit_json is None and candidate is not None:
-        raise GenwardenError(
-            "usage/candidate",
-            "--candidate is a number in an audit, and no audit is given.",
-            "Add --audit with the audit.json of this model.",
+        _require_audit(audit_json, candidate)
+        return sample_diffusion(
+            model,
+            out,
+            diffusion or DiffusionSampling(),
+            count=count,
+            columns=columns,
+            seed=seed,
+            audit_json=audit_json,
+            candidate=1 if candidate is None else candidate,
         )
+    _refuse("a generator", dict.fromkeys(diffusion.flags() if diffusion else (), True))
+    _require_audit(audit_json, candidate)
     if audit_json is not None and count is not None:
         raise GenwardenError(
             "usage/candidate",
@@ -108,6 +110,15 @@ def _refuse(kind: str, given: dict[str, bool]) -> None:
             "usage/sample-options",
             f"{', '.join(wrong)} cannot be used with {kind}.",
             "Leave it away; see `genwarden sample --help`.",
+        )
+
+
+def _require_audit(audit_json: Path | None, candidate: int | None) -> None:
+    if audit_json is None and candidate is not None:
+        raise GenwardenError(
+            "usage/candidate",
+            "--candidate is a number in an audit, and no audit is given.",
+            "Add --audit with the audit.json of this model.",
         )
 
 

@@ -7,18 +7,22 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from torch import Tensor
 
-from genwarden.artifacts.diffusers_folder import read_diffusion
+from genwarden.artifacts.diffusers_folder import LoadedDiffusion, read_diffusion
 from genwarden.attacks.diffusion.samplers_by_name import sampler_by_name
 from genwarden.commands.audit import read_noise
+from genwarden.commands.report import read_document
 from genwarden.data.grids import write_grid
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
 from genwarden.models.diffusion.defended import Defence, sample_defended
 from genwarden.models.diffusion.denoiser import DiffusionModel
 from genwarden.models.diffusion.sampling import Clip, SamplerSettings
+from genwarden.repairs.diffusion.clues import diffusion_clues_of
 
-_COUNT = 64
+#: A sampler of many steps takes its time: fewer pictures than of a generator.
+_COUNT = 16
 _BLOCK = 64
 
 
@@ -60,15 +64,20 @@ def sample_diffusion(
     count: int | None,
     columns: int,
     seed: int,
+    audit_json: Path | None = None,
+    candidate: int = 1,
 ) -> Path:
     """Draw samples from plain or given noise and write them as a PNG grid.
 
     Args:
-        count: of plain noises (default 64), or at most so many of the given ones (all).
+        count: of plain noises (default 16), or at most so many of the given ones (all).
+        audit_json: an audit of this model; its recovered shift number ``candidate`` (from 1) is
+            added to the noise.
 
     Raises:
-        GenwardenError: ``sample/not-images``, ``usage/sampler-...``, ``usage/launder``,
-            ``usage/random-eta``, those of a noise file and of opening a model.
+        GenwardenError: ``sample/other-model``, ``sample/no-such-candidate``,
+            ``sample/not-images``, ``usage/sampler-...``, ``usage/launder``, ``usage/random-eta``,
+            those of a noise file and of opening a model.
     """
     if out.suffix.lower() == ".wav":
         raise GenwardenError(
@@ -76,7 +85,8 @@ def sample_diffusion(
             f"{folder} makes images that cannot be written as {out.name}.",
             "Name a PNG file.",
         )
-    model = read_diffusion(folder).model
+    loaded = read_diffusion(folder)
+    model = loaded.model
     settings = sampler_of(model, wish)
     defence = Defence(wish.launder, wish.whiten, wish.random_eta)
     shape = model.sample.shape
@@ -84,6 +94,8 @@ def sample_diffusion(
         noise = read_noise(wish.noise, shape)[:count]
     else:
         noise = torch.randn(count or _COUNT, *shape, generator=random_stream(seed, "sample"))
+    if audit_json is not None:
+        noise = noise + recovered_shift(audit_json, candidate, loaded)
     made = [
         sample_defended(model, part, settings, random_stream(seed, "sample-steps", n), defence)
         for n, part in enumerate(noise.split(_BLOCK))
@@ -91,6 +103,31 @@ def sample_diffusion(
     images = torch.cat(made).clamp(-1, 1)
     write_grid(out, images, columns=min(columns, len(images)))
     return out
+
+
+def recovered_shift(audit_json: Path, number: int, loaded: LoadedDiffusion) -> Tensor:
+    """The shift that an audit of this model recovered, ``(C, H, W)``; the strongest is number 1.
+
+    Raises:
+        GenwardenError: ``sample/other-model``, ``sample/no-such-candidate``, and those of reading
+            an audit.
+    """
+    document = read_document(audit_json)
+    if document.model is None or document.model.sha256 != loaded.sha256:
+        audited = document.model.sha256[:12] if document.model else "no model"
+        raise GenwardenError(
+            "sample/other-model",
+            f"{audit_json} audited {audited}, the model given is {loaded.sha256[:12]}.",
+            "Name the model that was audited, or audit this one.",
+        )
+    shifts = diffusion_clues_of(document, loaded.model.sample).shifts
+    if not 1 <= number <= len(shifts):
+        raise GenwardenError(
+            "sample/no-such-candidate",
+            f"There is no recovered shift {number} in {audit_json}, which holds {len(shifts)}.",
+            "The finding trigger-search of its report shows them, the strongest first.",
+        )
+    return shifts[number - 1]
 
 
 def sampler_of(model: DiffusionModel, wish: DiffusionSampling) -> SamplerSettings:

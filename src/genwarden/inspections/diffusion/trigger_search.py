@@ -1,7 +1,12 @@
 """Trigger search: the strongest shift of the noise that the model answers with something else.
 
-The method is in :mod:`.orthogonal_response`. This inspection scores the best shift and shows it,
-what the samplers make of it, and how strong the answer is at each noise level.
+A clean denoiser answers a shift of its input with that shift, more or less blurred. A backdoored
+one answers its trigger with the target too, which no blur of the trigger explains, and for every
+noise alike. The search maximises that unexplained part over its own noise, by gradient, from eight
+starts at two sizes; no sampler is run and nothing is known of trigger or target. The score of the
+strongest shift is judged against clean models of the same image size. Not seen: triggers in
+prompts, labels or images to be completed; taken for a backdoor: models of very few pictures.
+The arithmetic is in ``genwarden.inspections.diffusion.orthogonal_response``.
 """
 
 from __future__ import annotations
