@@ -403,7 +403,8 @@ def sample(
     model: Annotated[Path, typer.Argument(help="Model folder or weights file.")],
     out: Annotated[Path, typer.Option("--out", help="PNG file to write.")] = Path("samples.png"),
     count: Annotated[
-        int | None, typer.Option(min=1, max=4096, help="Number of samples; default 64, diffusion 16.")
+        int | None,
+        typer.Option(min=1, max=4096, help="Number of samples; default 64, diffusion 16."),
     ] = None,
     columns: Annotated[int, typer.Option(min=1, help="Pictures per row.")] = 8,
     architecture: Annotated[str | None, typer.Option(help="For a bare weights file.")] = None,
