@@ -278,6 +278,12 @@ def test_an_error_of_ours_inside_an_inspection_fails_that_one_alone(
     ]
 
 
+def test_a_base_that_is_no_diffusion_model_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(GenwardenError) as caught:
+        run(folder, tmp_path / "out", base=tmp_path)
+    assert caught.value.code == "usage/base-kind"
+
+
 def test_a_base_lets_the_spectral_signature_run(folder: Path, tmp_path: Path) -> None:
     base = model_at(tmp_path / "base", seed=1)
     document = run(folder, tmp_path / "out", base=base)

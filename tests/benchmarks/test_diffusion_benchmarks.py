@@ -353,8 +353,11 @@ def test_the_study_resumes_and_publishes_the_calibration_half_alone(study: Study
     shipped = json.loads(calibration.DIFFUSION_NULLS.read_text("utf-8"))
     assert shipped["families"] == [[ARCHITECTURE, [1, 8, 8], 1]]
     rows = {row["key"]: row["scores"] for row in again["rows"]}
-    published = shipped["scores"]["standard"]["trigger-search"]
-    assert published == [rows["clean-pictures-calibration"]["trigger-search"]]
+    published = shipped["scores"]["standard"]
+    own = rows["clean-pictures-calibration"]["monotone-response"]
+    assert published["monotone-response"] == [own]
+    # One model is too few to judge others of its image size by their raw scores.
+    assert published["trigger-search"] == []
     power = json.loads(power_file(study.out).read_text("utf-8"))
     assert power == {"standard": {"clean": [0, 1], "families": {}}}  # the attack failed
 

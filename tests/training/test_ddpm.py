@@ -202,9 +202,10 @@ def test_images_of_another_size_are_refused_or_averaged_down(data: Path, tmp_pat
     [
         ({"network": "huge"}, "train/setting"),
         ({"size": 7, "widths": (8, 8)}, "train/setting"),
-        ({"widths": (8, 12)}, "train/setting"),
+        ({"widths": (8, 0)}, "train/setting"),
         ({"channels": 0}, "train/setting"),
         ({"timesteps": 10}, "train/setting"),
+        ({"timesteps": 10_001}, "train/setting"),  # more than a folder may say when it is read
         ({"latent_dim": 8}, "train/unknown-setting"),
     ],
 )

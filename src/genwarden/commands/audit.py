@@ -144,6 +144,12 @@ def _open_diffusion(
     )
 
     def prepare() -> _Run:
+        if options.base and not is_diffusers_folder(options.base):
+            raise GenwardenError(
+                "usage/base-kind",
+                f"{options.base} is no diffusers folder.",
+                "Give a clean diffusion model of the same shape, or leave --base out.",
+            )
         base = read_diffusion(options.base) if options.base else None
         if base is not None and base.model.sample != loaded.model.sample:
             raise GenwardenError(

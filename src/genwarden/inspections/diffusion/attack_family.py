@@ -107,9 +107,8 @@ def inspect(bench: DiffusionBench) -> Finding:
         title=TITLE,
         outcome="scored",
         summary=(
-            f"If there is a backdoor, its trigger has {size:.2f} standard deviations per pixel, "
-            f"and its coefficients are nearest to {family.name} (root mean square distance "
-            f"{distance:.2f})."
+            f"If there is a backdoor, it is nearest to {family.name} (distance of the coefficients "
+            f"{distance:.2f}); the refined trigger has {size:.2f} standard deviations per pixel."
         ),
         p_value_reason="a description of what was recovered, not a test",
         budget={"steps": bench.effort.refine_steps, "noises": bench.effort.refine_noises},
