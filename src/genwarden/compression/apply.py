@@ -1,0 +1,127 @@
+"""Compressing a network: fold, compress, unfold, and say how much of it was covered."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from genwarden.compression.contract import Box, Compressor, Weights
+from genwarden.compression.layers import Layout, fold_gain, layout_of
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of a network a compressor worked on.
+
+    Attributes:
+        layers: names of the compressed weights.
+        left_out: names of the weights of layers that were left alone.
+        weights: numbers in the compressed weights.
+        parameters: numbers in all parameters.
+    """
+
+    layers: tuple[str, ...]
+    left_out: tuple[str, ...]
+    weights: int
+    parameters: int
+
+    @property
+    def share(self) -> float:
+        """Compressed numbers over all parameters, 0 to 1."""
+        return self.weights / self.parameters if self.parameters else 0.0
+
+    def __str__(self) -> str:
+        """For people."""
+        text = (
+            f"{len(self.layers)} of {len(self.layers) + len(self.left_out)} layers, "
+            f"{self.weights:,} of {self.parameters:,} parameters ({self.share:.1%})"
+        )
+        return text + (f"; left alone: {', '.join(self.left_out)}" if self.left_out else "")
+
+
+def compressed_weights(
+    network: nn.Module,
+    compressor: Compressor,
+    layout: Layout,
+    weights: Weights | None = None,
+) -> dict[str, Tensor]:
+    """The compressed weights by name, for ``torch.func.functional_call``; differentiable.
+
+    Args:
+        weights: in place of the network's own.
+    """
+    own: Weights = weights or {name: network.get_parameter(name) for name in layout}
+    gains = _gains(network, compressor, layout)
+    made = compressor(_folded(own, gains), layout)
+    return {n: w if (gain := gains[n]) is None else w / _safe(gain) for n, w in made.items()}
+
+
+@torch.no_grad()
+def boxes(network: nn.Module, compressor: Compressor, layout: Layout) -> dict[str, Box]:
+    """Where each weight of the network itself may move, batch norm as it is."""
+    gains = _gains(network, compressor, layout)
+    own = {name: network.get_parameter(name) for name in layout}
+    found = {}
+    for name, box in compressor.box(_folded(own, gains), layout).items():
+        gain = gains[name]
+        if gain is None:
+            found[name] = box
+            continue
+        ends = box.low / _safe(gain), box.high / _safe(gain)
+        low, high = torch.minimum(*ends), torch.maximum(*ends)
+        # Division rounds: what is frozen stays where it is, what may move keeps its own place.
+        frozen = box.low == box.high
+        low = torch.where(frozen, own[name], torch.minimum(low, own[name]))
+        high = torch.where(frozen, own[name], torch.maximum(high, own[name]))
+        found[name] = Box(low, high)
+    return found
+
+
+@torch.no_grad()
+def compress(
+    network: Network, compressor: Compressor, forward: Callable[[Network], Any] | None = None
+) -> tuple[Network, Coverage]:
+    """A compressed copy of a network in evaluation mode.
+
+    Args:
+        forward: runs a network once, to find what batch norm follows what; see
+            :func:`genwarden.compression.layers.layout_of`.
+    """
+    small = copy.deepcopy(network).eval()
+    layout = layout_of(small, None if forward is None else lambda: forward(small))
+    made = compressed_weights(small, compressor, layout)
+    for name, weight in made.items():
+        small.get_parameter(name).copy_(weight)
+    return small, coverage_of(network, layout, made)
+
+
+def coverage_of(network: nn.Module, layout: Layout, made: dict[str, Tensor]) -> Coverage:
+    """The coverage of compressed weights ``made``."""
+    return Coverage(
+        layers=tuple(made),
+        left_out=tuple(name for name in layout if name not in made),
+        weights=sum(w.numel() for w in made.values()),
+        parameters=sum(p.numel() for p in network.parameters()),
+    )
+
+
+def _gains(network: nn.Module, compressor: Compressor, layout: Layout) -> dict[str, Tensor | None]:
+    return {
+        n: fold_gain(layer, network) if compressor.folds else None for n, layer in layout.items()
+    }
+
+
+def _folded(weights: Mapping[str, Tensor], gains: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    return {n: w if (gain := gains[n]) is None else w * gain for n, w in weights.items()}
+
+
+def _safe(gain: Tensor) -> Tensor:
+    """A channel that batch norm switches off (gain 0) has weight 0 whatever the grid."""
+    return torch.where(gain == 0, torch.ones_like(gain), gain)
