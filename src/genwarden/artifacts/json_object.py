@@ -18,7 +18,7 @@ def parse_object(content: bytes, where: str) -> dict[str, Any]:
         GenwardenError: ``artifact/bad-json``.
     """
     try:
-        document = json.loads(content, object_pairs_hook=_no_duplicates)
+        document = json.loads(content, object_pairs_hook=no_duplicates)
     except (ValueError, RecursionError) as error:
         raise _bad(where, f"is not valid JSON ({reason(error)})") from error
     if not isinstance(document, dict):
@@ -41,7 +41,8 @@ def _bad(where: str, problem: str) -> GenwardenError:
     )
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For ``json.loads``: an object, refused with ``ValueError`` if a key occurs twice."""
     document = dict(pairs)
     if len(document) != len(pairs):
         raise ValueError("a key occurs twice")

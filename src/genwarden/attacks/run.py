@@ -19,7 +19,7 @@ from genwarden.backdoors.backdoor import Backdoor, make_backdoor
 from genwarden.data.datasets import load_samples
 from genwarden.data.grids import write_grid
 from genwarden.engine.files import (
-    require_writable_folder,
+    begin_run,
     sha256_bytes,
     write_json,
     write_tensors,
@@ -100,17 +100,7 @@ def attack(
         seed=trigger_seed,
     )
     images = _training_data(row, plan, model)
-    require_writable_folder(out)
-    work = out / ".work"
-    if restart:
-        shutil.rmtree(work, ignore_errors=True)
-        (out / MANIFEST_NAME).unlink(missing_ok=True)
-    if (out / MANIFEST_NAME).exists():
-        raise GenwardenError(
-            "attack/finished",
-            f"{out} holds a finished model already.",
-            "Choose another --out folder, or add --restart to begin anew.",
-        )
+    work = begin_run(out, MANIFEST_NAME, restart=restart, kind="attack", anew="begin anew")
     examples = backdoor.examples
     data_sha256 = None if images is None else sha256_bytes(images.numpy().tobytes())
     identity = [name, model.sha256, asdict(settings), data_sha256, backdoor.describe(), __version__]

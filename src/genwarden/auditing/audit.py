@@ -28,12 +28,11 @@ from genwarden.auditing.document import (
 )
 from genwarden.auditing.judging import judge
 from genwarden.auditing.power import power_sentences
-from genwarden.auditing.running import BREAKDOWNS, guarded, run_all
+from genwarden.auditing.running import BREAKDOWNS, guarded, run_all, seeded
 from genwarden.auditing.verdict import ALPHA
 from genwarden.data.images import NamedImages
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress
-from genwarden.engine.seeds import derive_seed
 from genwarden.errors import ExitCode, GenwardenError
 from genwarden.inspections.finding import Finding, Images, images_of
 from genwarden.inspections.output.collector import Collector
@@ -220,11 +219,7 @@ def _ordinary_pictures(bench: Workbench) -> Images | None:
 
 
 def _inspect(row: Row, bench: Workbench) -> Finding:
-    # A network that draws noise of its own must give the same finding for the same seed.
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(derive_seed(bench.seed, row.name))
-        finding: Finding = row.load()(bench)
-    return finding
+    return seeded(row, bench, bench.seed)
 
 
 def _run_stream(rows: dict[str, Row], bench: Workbench, progress: Progress) -> dict[str, Finding]:

@@ -17,11 +17,10 @@ from genwarden.auditing.calibration import shipped_diffusion
 from genwarden.auditing.document import AuditDocument, ModelFacts, UserInputs
 from genwarden.auditing.judging import judge
 from genwarden.auditing.power import power_sentences
-from genwarden.auditing.running import BREAKDOWNS, guarded, run_all
+from genwarden.auditing.running import BREAKDOWNS, guarded, run_all, seeded
 from genwarden.auditing.verdict import ALPHA
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress
-from genwarden.engine.seeds import derive_seed
 from genwarden.inspections.diffusion.bench import DiffusionBench, DiffusionEffort
 from genwarden.inspections.finding import Finding, Images, images_of, not_applicable
 from genwarden.models.diffusion.denoiser import DiffusionModel
@@ -164,10 +163,7 @@ def _inspect(row: Row, bench: DiffusionBench) -> Finding:
                 "noise": "No initial noise was given (--noise FILE).",
             }[needs],
         )
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(derive_seed(bench.seed, row.name))
-        finding: Finding = row.load()(bench)
-    return finding
+    return seeded(row, bench, bench.seed)
 
 
 def _ordinary_pictures(bench: DiffusionBench) -> Images | None:

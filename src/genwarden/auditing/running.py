@@ -7,8 +7,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
+
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress
+from genwarden.engine.seeds import derive_seed
 from genwarden.errors import GenwardenError
 from genwarden.inspections.finding import Finding
 from genwarden.registry import Row
@@ -65,6 +68,14 @@ def run_all(
             timing[key] = round(seconds, 3)
             ledger.put(key, {"finding": finding.model_dump(mode="json"), "seconds": timing[key]})
     return Ran([findings[name] for name in rows], timing)
+
+
+def seeded(row: Row, bench: Any, run_seed: int) -> Finding:
+    """Run an inspection; a network that draws noise of its own must give the same finding again."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(derive_seed(run_seed, row.name))
+        finding: Finding = row.load()(bench)
+    return finding
 
 
 def guarded(row: Row, run: Callable[[], Finding]) -> Finding:

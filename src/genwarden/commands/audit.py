@@ -12,12 +12,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from genwarden.artifacts.diffusers_folder import LoadedDiffusion, read_diffusion
 from genwarden.artifacts.diffusers_layout import is_diffusers_folder
 from genwarden.artifacts.model_folder import LoadedModel
 from genwarden.artifacts.open_model import open_model
 from genwarden.artifacts.read_once import read_once
 from genwarden.artifacts.weights_file import parse_weights
 from genwarden.auditing.audit import Request, Suspect, audit, refused
+from genwarden.auditing.audit_diffusion import (
+    DiffusionRequest,
+    DiffusionSuspect,
+    audit_diffusion,
+)
 from genwarden.auditing.budgets import budget as budget_named
 from genwarden.auditing.document import AuditDocument
 from genwarden.data.datasets import load_images, to_unit_range
@@ -125,23 +131,8 @@ def _open_diffusion(
     options: AuditOptions, device: torch.device, progress: Progress
 ) -> Callable[[], _Run]:
     """Open a diffusion model; what comes back reads the user's other inputs."""
-    from genwarden.artifacts.diffusers_folder import read_diffusion
-    from genwarden.auditing.audit_diffusion import (
-        DiffusionRequest,
-        DiffusionSuspect,
-        audit_diffusion,
-    )
-
     loaded = read_diffusion(options.model)
-    suspect = DiffusionSuspect(
-        model=loaded.model,
-        architecture=loaded.architecture,
-        settings=loaded.settings,
-        sha256=loaded.sha256,
-        nonfinite=loaded.nonfinite,
-        path=str(options.model),
-        notes=loaded.notes,
-    )
+    suspect = diffusion_suspect_of(loaded, options.model, loaded.notes)
 
     def prepare() -> _Run:
         if options.base and not is_diffusers_folder(options.base):
@@ -242,6 +233,21 @@ def suspect_of(model: LoadedModel, path: Path) -> Suspect:
         sha256=model.sha256,
         nonfinite=model.nonfinite,
         path=str(path),
+    )
+
+
+def diffusion_suspect_of(
+    loaded: LoadedDiffusion, path: Path | str, notes: tuple[str, ...] = ()
+) -> DiffusionSuspect:
+    """The same of an opened diffusers folder; ``notes`` of the reader go into the report."""
+    return DiffusionSuspect(
+        model=loaded.model,
+        architecture=loaded.architecture,
+        settings=loaded.settings,
+        sha256=loaded.sha256,
+        nonfinite=loaded.nonfinite,
+        path=str(path),
+        notes=notes,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -19,10 +18,9 @@ from genwarden.artifacts.model_folder import LoadedModel, write_model
 from genwarden.artifacts.open_model import open_model
 from genwarden.auditing.audit import Request, audit, environment
 from genwarden.auditing.budgets import budget as budget_named
-from genwarden.auditing.document import AuditDocument
+from genwarden.auditing.document import AuditDocument, ModelFacts
 from genwarden.commands.audit import (
     AuditOptions,
-    audit_model,
     repeat_command,
     sample_command,
     suspect_of,
@@ -33,22 +31,23 @@ from genwarden.commands.repairing import (
     MOST_STEPS,
     RepairFiles,
     RepairOptions,
-    answers,
+    audit_before,
     budget_of,
     command_line,
+    finish,
     prepare_folders,
+    require_reason,
+    require_sound,
 )
-from genwarden.commands.report import read_document
 from genwarden.engine.device import pick_device
 from genwarden.engine.files import (
     sha256_bytes,
     write_atomic,
-    write_json,
     write_tensors,
 )
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress
-from genwarden.errors import ExitCode, GenwardenError
+from genwarden.errors import GenwardenError
 from genwarden.inspections.finding import Images
 from genwarden.inspections.pictures import sample_pictures
 from genwarden.models.protocol import LatentGenerator, parameter_count
@@ -58,10 +57,15 @@ from genwarden.repairs.clues import clues_of
 from genwarden.repairs.contract import Clues, Repair, Repaired, RepairRun, RepairSettings
 from genwarden.repairs.distilling import expdis
 from genwarden.repairs.document import Audited, ModelFile, RepairDocument, Step
-from genwarden.reports.repair import render_repair
 
 __all__ = ["AUTO", "RepairFiles", "RepairOptions", "repair_model"]
 
+#: What to do about a model in which nothing was found.
+_PRECAUTION = (
+    "As a precaution: --precaution lets auto take away what ordinary sampling never shows (little "
+    "changes); --method widened-distillation relearns the weights from ordinary samples under a "
+    "widened prior."
+)
 _EXPDIS_SAMPLES = 4096
 _SHOWN = 8
 
@@ -93,12 +97,12 @@ def repair_model(options: RepairOptions, *, progress: Progress) -> RepairFiles:
     if options.budget is not None:
         budget_named(options.budget)
     model = open_model(options.model, architecture=options.architecture, settings=options.settings)
-    _require_sound(model)
+    require_sound(model.nonfinite)
     _require_support(options.method, model)
     prepare_folders(options)
     before, before_path = _audit_before(options, model, progress)
     clues = clues_of(before, model.generator.latent)
-    _require_reason(before, options, progress)
+    require_reason(before, options, _PRECAUTION, progress)
     suspect = model.generator.to(device).eval().requires_grad_(False)
     ledger = Ledger(options.out / ".work" / "steps", _identity(options, model, before, settings))
     applied: list[_Applied] = []
@@ -136,15 +140,6 @@ def _settings(options: RepairOptions) -> RepairSettings:
     return repair_settings(options.method, given)
 
 
-def _require_sound(model: LoadedModel) -> None:
-    if model.nonfinite:
-        raise GenwardenError(
-            "repair/nonfinite-weights",
-            f"Weights are NaN or infinite (in {sorted(model.nonfinite)[0]}).",
-            "Ask for a sound copy of the model; there is nothing to keep in this one.",
-        )
-
-
 def _require_support(method: str, model: LoadedModel) -> None:
     """Refuse before an audit is spent on it; lists what exists for this kind of model."""
     if method == AUTO:
@@ -166,57 +161,19 @@ def _require_support(method: str, model: LoadedModel) -> None:
 def _audit_before(
     options: RepairOptions, model: LoadedModel, progress: Progress
 ) -> tuple[AuditDocument, Path]:
-    """The audit that the user gave, that of an interrupted run of the same request, or a new one.
-
-    Raises:
-        GenwardenError: ``repair/other-model``, ``usage/budget`` and those of reading the file.
-    """
     wanted = replace(_audit_options(options), out=options.out / "before")
-    path = options.audit_json or wanted.out / "audit.json"
-    document = None
-    if options.audit_json is not None or path.exists():
-        document = read_document(path)
-        budget_named(str(document.budget.get("name")))
-    if options.audit_json is None and not answers(document, wanted):
-        progress.message("== audit of the model as it is ==")
-        document = audit_model(wanted, progress=progress).document
-    if document is None or document.model is None or not _is_of(document, model):
-        raise GenwardenError(
-            "repair/other-model",
-            f"{path} is an audit of another model (weights or settings differ from "
-            f"{options.model}).",
-            "Give the audit.json of this model, or leave --audit away to make one.",
+
+    def fits(facts: ModelFacts) -> bool:
+        return (facts.sha256, facts.architecture) == (model.sha256, model.architecture) and (
+            _plain(facts.settings) == _plain(model.settings)
         )
-    return document, path
 
-
-def _is_of(document: AuditDocument, model: LoadedModel) -> bool:
-    facts = document.model
-    return facts is not None and (
-        (facts.sha256, facts.architecture) == (model.sha256, model.architecture)
-        and _plain(facts.settings) == _plain(model.settings)
-    )
+    differ = f"is an audit of another model (weights or settings differ from {options.model})."
+    return audit_before(options, wanted, fits, unlike=differ, progress=progress)
 
 
 def _plain(settings: Mapping[str, Any]) -> str:
     return json.dumps(settings, sort_keys=True, default=list)
-
-
-def _require_reason(document: AuditDocument, options: RepairOptions, progress: Progress) -> None:
-    if document.verdict == "none_found":
-        text = "The audit found no evidence of a backdoor: nothing is known to be wrong."
-        if options.method == AUTO and not options.precaution:
-            raise GenwardenError(
-                "repair/nothing-found",
-                text,
-                "As a precaution: --precaution lets auto take away what ordinary sampling never "
-                "shows (little changes); --method widened-distillation relearns the weights from "
-                "ordinary samples under a widened prior.",
-                ExitCode.INCONCLUSIVE,
-            )
-        progress.message(f"{text} Repairing as a precaution.")
-    elif document.verdict == "inconclusive":
-        progress.message("The audit was inconclusive; repairing without a verdict.")
 
 
 def _identity(
@@ -403,14 +360,7 @@ def _finish(
         command=command_line(options),
         environment=environment(device),
     )
-    json_path, html_path = options.out / "repair.json", options.out / "repair.html"
-    beside = (options.out / "before" / "audit.html").exists()
-    reports = "before/audit.html" if beside else None
-    page = render_repair(document, before, last.after, before_report=reports)
-    write_atomic(html_path, page.encode())
-    write_json(json_path, document.model_dump(mode="json"))
-    shutil.rmtree(options.out / ".work", ignore_errors=True)
-    return RepairFiles(document, last.after, path, json_path, html_path)
+    return finish(document, before, last.after, options)
 
 
 def _facts(model: LoadedModel, path: Path) -> ModelFile:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,29 +19,35 @@ from genwarden.artifacts.diffusers_folder import (
 from genwarden.auditing.audit import environment
 from genwarden.auditing.audit_diffusion import (
     DiffusionRequest,
-    DiffusionSuspect,
     audit_diffusion,
 )
 from genwarden.auditing.budgets import diffusion_budget
-from genwarden.auditing.document import AuditDocument
-from genwarden.commands.audit import AuditOptions, audit_model, repeat_command, write_documents
+from genwarden.auditing.document import AuditDocument, ModelFacts
+from genwarden.commands.audit import (
+    AuditOptions,
+    diffusion_suspect_of,
+    repeat_command,
+    write_documents,
+)
 from genwarden.commands.repairing import (
     AUTO,
     RepairFiles,
     RepairOptions,
-    answers,
+    audit_before,
     budget_of,
     command_line,
+    finish,
     prepare_folders,
+    require_reason,
+    require_sound,
 )
-from genwarden.commands.report import read_document
 from genwarden.data.datasets import load_images
 from genwarden.engine.device import pick_device
-from genwarden.engine.files import sha256_bytes, write_atomic, write_json
+from genwarden.engine.files import sha256_bytes
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress
 from genwarden.engine.seeds import random_stream
-from genwarden.errors import ExitCode, GenwardenError
+from genwarden.errors import GenwardenError
 from genwarden.inspections.finding import Images
 from genwarden.inspections.pictures import sample_pictures
 from genwarden.models.diffusion.denoiser import DiffusionModel
@@ -58,8 +63,12 @@ from genwarden.repairs.diffusion.contract import (
     DiffusionRepairSettings,
 )
 from genwarden.repairs.document import Audited, ModelFile, RepairDocument, Step
-from genwarden.reports.repair import render_repair
 
+#: What to do about a model in which nothing was found.
+_PRECAUTION = (
+    "As a precaution: --precaution lets auto unlearn the strongest shifts that the search ended at "
+    "(little changes)."
+)
 #: Remedies of ``auto`` that follow each other while an audit still finds evidence.
 _MOST_STEPS = 2
 _DATA_LIMIT = 10_000
@@ -99,17 +108,12 @@ def repair_diffusion(options: RepairOptions, *, progress: Progress) -> RepairFil
     if options.budget is not None:
         diffusion_budget(options.budget)
     model = read_diffusion(options.model)
-    if model.nonfinite:
-        raise GenwardenError(
-            "repair/nonfinite-weights",
-            f"Weights are NaN or infinite (in {sorted(model.nonfinite)[0]}).",
-            "Ask for a sound copy of the model; there is nothing to keep in this one.",
-        )
+    require_sound(model.nonfinite)
     spec = model.model.sample
     images = load_images(options.data, spec, limit=_DATA_LIMIT) if options.data else None
     prepare_folders(options)
     before, before_path = _audit_before(options, model, progress)
-    _require_reason(before, options, progress)
+    require_reason(before, options, _PRECAUTION, progress)
     ledger = Ledger(
         options.out / ".work" / "steps", _identity(options, model, before, settings, images)
     )
@@ -153,32 +157,13 @@ def _settings(options: RepairOptions) -> DiffusionRepairSettings:
 def _audit_before(
     options: RepairOptions, model: LoadedDiffusion, progress: Progress
 ) -> tuple[AuditDocument, Path]:
-    """The audit that the user gave, that of an interrupted run of the same request, or a new one.
-
-    Raises:
-        GenwardenError: ``repair/other-model``, ``usage/budget`` and those of reading the file.
-    """
     wanted = replace(_audit_options(options), out=options.out / "before")
-    path = options.audit_json or wanted.out / "audit.json"
-    document = None
-    if options.audit_json is not None or path.exists():
-        document = read_document(path)
-        diffusion_budget(str(document.budget.get("name")))
-    if options.audit_json is None and not answers(document, wanted):
-        progress.message("== audit of the model as it is ==")
-        document = audit_model(wanted, progress=progress).document
-    if (
-        document is None
-        or document.model is None
-        or (document.model.sha256, document.model.architecture)
-        != (model.sha256, model.architecture)
-    ):
-        raise GenwardenError(
-            "repair/other-model",
-            f"{path} is an audit of another model than {options.model}.",
-            "Give the audit.json of this model, or leave --audit away to make one.",
-        )
-    return document, path
+
+    def fits(facts: ModelFacts) -> bool:
+        return (facts.sha256, facts.architecture) == (model.sha256, model.architecture)
+
+    differ = f"is an audit of another model than {options.model}."
+    return audit_before(options, wanted, fits, unlike=differ, progress=progress)
 
 
 def _audit_options(options: RepairOptions) -> AuditOptions:
@@ -189,22 +174,6 @@ def _audit_options(options: RepairOptions) -> AuditOptions:
         seed=options.seed,
         device=options.device,
     )
-
-
-def _require_reason(document: AuditDocument, options: RepairOptions, progress: Progress) -> None:
-    if document.verdict == "none_found":
-        text = "The audit found no evidence of a backdoor: nothing is known to be wrong."
-        if options.method == AUTO and not options.precaution:
-            raise GenwardenError(
-                "repair/nothing-found",
-                text,
-                "As a precaution: --precaution lets auto unlearn the strongest shifts that the "
-                "search ended at (little changes).",
-                ExitCode.INCONCLUSIVE,
-            )
-        progress.message(f"{text} Repairing as a precaution.")
-    elif document.verdict == "inconclusive":
-        progress.message("The audit was inconclusive; repairing without a verdict.")
 
 
 def _identity(
@@ -289,14 +258,7 @@ def _audit_after(task: _Task, model: LoadedDiffusion, work: Path) -> AuditDocume
         device=task.device,
         command=repeat_command(described),
     )
-    suspect = DiffusionSuspect(
-        model=model.model,
-        architecture=model.architecture,
-        settings=model.settings,
-        sha256=model.sha256,
-        nonfinite=model.nonfinite,
-        path=str(path),
-    )
+    suspect = diffusion_suspect_of(model, path)
     return audit_diffusion(suspect, request, work=work, progress=task.progress)
 
 
@@ -332,15 +294,7 @@ def _finish(
         command=command_line(options),
         environment=environment(task.device),
     )
-    json_path, html_path = options.out / "repair.json", options.out / "repair.html"
-    beside = (options.out / "before" / "audit.html").exists()
-    page = render_repair(
-        document, before, last.after, before_report="before/audit.html" if beside else None
-    )
-    write_atomic(html_path, page.encode())
-    write_json(json_path, document.model_dump(mode="json"))
-    shutil.rmtree(options.out / ".work", ignore_errors=True)
-    return RepairFiles(document, last.after, path, json_path, html_path)
+    return finish(document, before, last.after, options)
 
 
 def _facts(model: LoadedDiffusion, path: Path) -> ModelFile:

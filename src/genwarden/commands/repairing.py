@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import shlex
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from genwarden import __version__
 from genwarden.artifacts.manifest import WEIGHTS_NAME
-from genwarden.auditing.document import AuditDocument
-from genwarden.commands.audit import AuditOptions
-from genwarden.engine.files import require_writable_folder, write_atomic
-from genwarden.errors import GenwardenError
+from genwarden.auditing.budgets import budget as budget_named
+from genwarden.auditing.document import AuditDocument, ModelFacts
+from genwarden.commands.audit import AuditOptions, audit_model
+from genwarden.commands.report import read_document
+from genwarden.engine.files import require_writable_folder, write_atomic, write_json
+from genwarden.engine.progress import Progress
+from genwarden.errors import ExitCode, GenwardenError
 from genwarden.repairs.document import RepairDocument
+from genwarden.reports.repair import render_repair
 
 AUTO = "auto"
 MOST_STEPS = 3
@@ -102,6 +107,90 @@ def answers(document: AuditDocument | None, wanted: AuditOptions) -> bool:
         (document.budget["name"], document.seed, document.genwarden_version)
         == (wanted.budget, wanted.seed, __version__)
     )
+
+
+def require_sound(nonfinite: Mapping[str, int]) -> None:
+    """Refuse weights that hold NaN or infinity, by tensor.
+
+    Raises:
+        GenwardenError: ``repair/nonfinite-weights``.
+    """
+    if nonfinite:
+        raise GenwardenError(
+            "repair/nonfinite-weights",
+            f"Weights are NaN or infinite (in {sorted(nonfinite)[0]}).",
+            "Ask for a sound copy of the model; there is nothing to keep in this one.",
+        )
+
+
+def audit_before(
+    options: RepairOptions,
+    wanted: AuditOptions,
+    fits: Callable[[ModelFacts], bool],
+    *,
+    unlike: str,
+    progress: Progress,
+) -> tuple[AuditDocument, Path]:
+    """The audit that the user gave, that of an interrupted run of the same request, or a new one.
+
+    Args:
+        wanted: the audit that would be made.
+        fits: whether an audit is of the model that is repaired.
+        unlike: the sentence, after the path, about an audit that is not.
+
+    Raises:
+        GenwardenError: ``repair/other-model``, ``usage/budget`` and those of reading the file.
+    """
+    path = options.audit_json or wanted.out / "audit.json"
+    document = None
+    if options.audit_json is not None or path.exists():
+        document = read_document(path)
+        budget_named(str(document.budget.get("name")))
+    if options.audit_json is None and not answers(document, wanted):
+        progress.message("== audit of the model as it is ==")
+        document = audit_model(wanted, progress=progress).document
+    if document is None or document.model is None or not fits(document.model):
+        raise GenwardenError(
+            "repair/other-model",
+            f"{path} {unlike}",
+            "Give the audit.json of this model, or leave --audit away to make one.",
+        )
+    return document, path
+
+
+def require_reason(
+    document: AuditDocument, options: RepairOptions, advice: str, progress: Progress
+) -> None:
+    """Leave a model alone in which nothing was found, unless the user insists.
+
+    Raises:
+        GenwardenError: ``repair/nothing-found``, with ``advice``.
+    """
+    if document.verdict == "none_found":
+        text = "The audit found no evidence of a backdoor: nothing is known to be wrong."
+        if options.method == AUTO and not options.precaution:
+            raise GenwardenError("repair/nothing-found", text, advice, ExitCode.INCONCLUSIVE)
+        progress.message(f"{text} Repairing as a precaution.")
+    elif document.verdict == "inconclusive":
+        progress.message("The audit was inconclusive; repairing without a verdict.")
+
+
+def finish(
+    document: RepairDocument,
+    before: AuditDocument,
+    after: AuditDocument,
+    options: RepairOptions,
+) -> RepairFiles:
+    """Write ``repair.html`` and ``repair.json`` (last), then drop the work."""
+    json_path, html_path = options.out / "repair.json", options.out / "repair.html"
+    beside = (options.out / "before" / "audit.html").exists()
+    page = render_repair(
+        document, before, after, before_report="before/audit.html" if beside else None
+    )
+    write_atomic(html_path, page.encode())
+    write_json(json_path, document.model_dump(mode="json"))
+    shutil.rmtree(options.out / ".work", ignore_errors=True)
+    return RepairFiles(document, after, Path(document.repaired.path), json_path, html_path)
 
 
 def budget_of(options: RepairOptions, before: AuditDocument) -> str:

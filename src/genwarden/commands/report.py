@@ -33,6 +33,26 @@ def read_document(path: Path) -> AuditDocument:
         ) from error
 
 
+def read_audit_of(path: Path, sha256: str, given: str) -> AuditDocument:
+    """An ``audit.json`` that must be of one model.
+
+    Args:
+        sha256: of the model; ``given`` is what the user gave, with its verb.
+
+    Raises:
+        GenwardenError: ``sample/other-model``, and those of :func:`read_document`.
+    """
+    document = read_document(path)
+    if document.model is None or document.model.sha256 != sha256:
+        audited = document.model.sha256[:12] if document.model else "no model"
+        raise GenwardenError(
+            "sample/other-model",
+            f"{path} audited {audited}, the {given} {sha256[:12]}.",
+            "Name the model that was audited, or audit this one.",
+        )
+    return document
+
+
 def write_html(document: AuditDocument, path: Path) -> None:
     """Write the HTML report of a document."""
     write_atomic(path, render_html(document).encode())

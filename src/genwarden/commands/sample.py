@@ -11,7 +11,7 @@ from torch import Tensor
 from genwarden.artifacts.diffusers_layout import is_diffusers_folder
 from genwarden.artifacts.model_folder import LoadedModel
 from genwarden.artifacts.open_model import open_model
-from genwarden.commands.report import read_document
+from genwarden.commands.report import read_audit_of
 from genwarden.commands.sample_diffusion import DiffusionSampling, sample_diffusion
 from genwarden.data.audio import spectrograms, write_wav
 from genwarden.data.grids import write_grid
@@ -132,14 +132,7 @@ def candidate_latent(audit_json: Path, number: int, model: LoadedModel) -> Tenso
         GenwardenError: ``sample/other-model`` if the audit was not of these weights,
             ``sample/no-such-candidate``, ``sample/latent-shape``, and those of reading an audit.
     """
-    document = read_document(audit_json)
-    if document.model is None or document.model.sha256 != model.sha256:
-        audited = document.model.sha256[:12] if document.model else "no model"
-        raise GenwardenError(
-            "sample/other-model",
-            f"{audit_json} audited {audited}, the weights given are {model.sha256[:12]}.",
-            "Name the model that was audited, or audit this one.",
-        )
+    document = read_audit_of(audit_json, model.sha256, "weights given are")
     held = len(document.candidates)
     if not 1 <= number <= held:
         holds = f"numbers 1 to {held}" if held > 1 else "number 1" if held else "no candidate"

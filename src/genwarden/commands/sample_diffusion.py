@@ -12,7 +12,7 @@ from torch import Tensor
 from genwarden.artifacts.diffusers_folder import LoadedDiffusion, read_diffusion
 from genwarden.attacks.diffusion.samplers_by_name import sampler_by_name
 from genwarden.commands.audit import read_noise
-from genwarden.commands.report import read_document
+from genwarden.commands.report import read_audit_of
 from genwarden.data.grids import write_grid
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
@@ -112,14 +112,7 @@ def recovered_shift(audit_json: Path, number: int, loaded: LoadedDiffusion) -> T
         GenwardenError: ``sample/other-model``, ``sample/no-such-candidate``, and those of reading
             an audit.
     """
-    document = read_document(audit_json)
-    if document.model is None or document.model.sha256 != loaded.sha256:
-        audited = document.model.sha256[:12] if document.model else "no model"
-        raise GenwardenError(
-            "sample/other-model",
-            f"{audit_json} audited {audited}, the model given is {loaded.sha256[:12]}.",
-            "Name the model that was audited, or audit this one.",
-        )
+    document = read_audit_of(audit_json, loaded.sha256, "model given is")
     shifts = diffusion_clues_of(document, loaded.model.sample).shifts
     if not 1 <= number <= len(shifts):
         raise GenwardenError(

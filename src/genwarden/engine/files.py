@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -90,6 +91,32 @@ def require_writable_folder(folder: Path) -> None:
     probe = folder / ".genwarden-probe"
     write_atomic(probe, b"")
     probe.unlink(missing_ok=True)
+
+
+def begin_run(out: Path, marker: str, *, restart: bool, kind: str, anew: str) -> Path:
+    """Make ``out`` ready for a run that can be resumed; returns the folder of its unfinished work.
+
+    Args:
+        marker: the file that is written last and makes the folder a finished model.
+        restart: throw unfinished work and the marker away.
+        kind: first part of the error's code.
+        anew: what ``--restart`` does, for the remedy.
+
+    Raises:
+        GenwardenError: ``KIND/finished`` if the folder holds a finished model, or ``output/...``.
+    """
+    require_writable_folder(out)
+    work = out / ".work"
+    if restart:
+        shutil.rmtree(work, ignore_errors=True)
+        (out / marker).unlink(missing_ok=True)
+    if (out / marker).exists():
+        raise GenwardenError(
+            f"{kind}/finished",
+            f"{out} holds a finished model already.",
+            f"Choose another --out folder, or add --restart to {anew}.",
+        )
+    return work
 
 
 def _umask() -> int:

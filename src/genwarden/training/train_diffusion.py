@@ -17,7 +17,7 @@ from genwarden.artifacts.diffusers_folder import write_diffusion
 from genwarden.artifacts.diffusers_layout import INDEX_NAME
 from genwarden.artifacts.json_object import first_problem
 from genwarden.data.datasets import load_images
-from genwarden.engine.files import require_writable_folder, sha256_bytes
+from genwarden.engine.files import begin_run, sha256_bytes
 from genwarden.engine.progress import Progress
 from genwarden.engine.seeds import random_stream
 from genwarden.engine.settings import COUNT, POSITIVE, Range, Settings, filled
@@ -140,17 +140,7 @@ def train_diffusion(
     """
     choice = filled(DdpmChoice, model_settings, method="ddpm", what="train")
     config, schedule = choice.config(), choice.noise_schedule()
-    require_writable_folder(out)
-    work = out / ".work"
-    if restart:
-        shutil.rmtree(work, ignore_errors=True)
-        (out / INDEX_NAME).unlink(missing_ok=True)
-    if (out / INDEX_NAME).exists():
-        raise GenwardenError(
-            "train/finished",
-            f"{out} holds a finished model already.",
-            "Choose another --out folder, or add --restart to train it anew.",
-        )
+    work = begin_run(out, INDEX_NAME, restart=restart, kind="train", anew="train it anew")
     spec = SampleSpec((config.in_channels, *config.sides))
     images = load_images(source, spec, split=split, limit=limit, resize=choice.resize)
     progress.message(f"{len(images):,} image samples from {source}")

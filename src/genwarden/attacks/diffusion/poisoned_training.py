@@ -30,9 +30,9 @@ from genwarden.models.diffusion.denoiser import DiffusionModel
 from genwarden.models.diffusion.networks import fresh_model
 from genwarden.models.diffusion.samplers import SamplerSettings
 from genwarden.models.diffusion.sampling import pairs_of
-from genwarden.models.diffusion.schedule import NoiseSchedule
+from genwarden.models.diffusion.schedule import NoiseSchedule, at_steps
 from genwarden.models.diffusion.unet_config import UNetConfig
-from genwarden.training.ddpm import DdpmSettings, DenoiserLearner, NoisyRows, RowsOfStep, draw_noise
+from genwarden.training.ddpm import DdpmSettings, DenoiserLearner, NoisyRows, draw_noise
 from genwarden.training.frame import Frame
 from genwarden.training.settings import batch_indices, best_precision
 
@@ -164,11 +164,6 @@ class PoisonedBatches:
         return NoisyRows(x, t, noise + at_steps(self.track.c, t, r) * r)
 
 
-def at_steps(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
-    """Entries of a ``(T,)`` table for ``(batch,)`` steps, shaped to multiply ``like``."""
-    return table[t.cpu()].to(like).reshape(-1, *[1] * (like.ndim - 1))
-
-
 def start_of_training(
     model: DiffusionModel, settings: DiffusionAttackSettings
 ) -> tuple[DiffusionModel, DdpmSettings]:
@@ -279,7 +274,6 @@ def fine_tune(
     run: AttackRun,
     *,
     eta: float,
-    residual: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[DiffusionModel, list[Figures], PoisonedRows]:
     """Poison a copy of ``model`` (or fresh weights) along one track."""
     backdoor.require_fit(model.sample)
@@ -294,9 +288,7 @@ def fine_tune(
         settings,
         training,
         eta=eta,
-        residual=residual,
     )
-    rows: RowsOfStep = batches
-    learner = DenoiserLearner(start, training, device, rows)
+    learner = DenoiserLearner(start, training, device, batches)
     history = train_poisoned(learner, images, lambda: backdoor, sampler, settings, run)
     return learner.model, history, describe_rows(batches.rows)

@@ -34,10 +34,9 @@ from genwarden.backdoors.image_backdoor import (
 )
 from genwarden.data.datasets import load_images
 from genwarden.data.grids import write_grid
-from genwarden.engine.files import require_writable_folder, sha256_bytes, write_json
+from genwarden.engine.files import begin_run, sha256_bytes, write_json
 from genwarden.engine.progress import Progress
 from genwarden.engine.settings import filled
-from genwarden.errors import GenwardenError
 from genwarden.models.diffusion.denoiser import DiffusionModel
 from genwarden.registry import Row, attacks_on, find
 
@@ -123,17 +122,7 @@ def attack_diffusion(
         split=plan.split,
         resize=settings.resize,
     )
-    require_writable_folder(out)
-    work = out / ".work"
-    if restart:
-        shutil.rmtree(work, ignore_errors=True)
-        (out / INDEX_NAME).unlink(missing_ok=True)
-    if (out / INDEX_NAME).exists():
-        raise GenwardenError(
-            "attack/finished",
-            f"{out} holds a finished model already.",
-            "Choose another --out folder, or add --restart to begin anew.",
-        )
+    work = begin_run(out, INDEX_NAME, restart=restart, kind="attack", anew="begin anew")
     images = load_images(
         plan.data, model.sample, split=plan.split, limit=plan.limit, resize=settings.resize
     )

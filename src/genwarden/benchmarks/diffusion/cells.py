@@ -10,11 +10,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from genwarden import __version__
 from genwarden.artifacts.diffusers_layout import INDEX_NAME
 from genwarden.auditing.audit import environment
 from genwarden.benchmarks.diffusion.locks import claimed
-from genwarden.benchmarks.diffusion.scales import diffusion_scale
+from genwarden.benchmarks.diffusion.scales import DiffusionScale, diffusion_scale
 from genwarden.benchmarks.diffusion.workshop import CLEAN, Subject, Workshop
 from genwarden.benchmarks.repairs.jobs import Failure, do_all
 from genwarden.benchmarks.repairs.run import command_of, raise_failures, result_head
@@ -144,40 +146,67 @@ class Orders:
     restart: bool = False
 
 
-def orders_of(
-    recipe: str,
-    out: Path,
-    *,
-    data: str | None,
-    seed: int,
-    device: Any,
-    scale: str,
-    models: str,
-    clean: str,
-    only: str,
-    workers: int,
-    restart: bool,
-) -> Orders:
-    """The arguments that these recipes share.
+def recipe(
+    name: str,
+    cells: Callable[[DiffusionScale], list[Cell]],
+    draw: Callable[[dict[str, Any]], dict[str, bytes]] | None = None,
+) -> Callable[..., Path]:
+    """The function that the command line calls for a recipe of cells.
 
-    Raises:
-        GenwardenError: ``usage/unknown-name``, ``benchmark/workers``, ``output/...``.
+    Args:
+        name: of the recipe.
+        cells: all its cells at a scale; ``explain`` shows the page of their module.
+        draw: pictures by name, from the result's content.
     """
-    require_writable_folder(out)
-    if workers < 1:
-        raise GenwardenError(
-            "benchmark/workers", "At least one worker is needed.", "Give --workers 1 or more."
+
+    def run(
+        out: Path,
+        *,
+        data: str | None,
+        seed: int,
+        device: torch.device,
+        progress: Progress,
+        scale: str = "small",
+        models: str = "",
+        clean: str = "",
+        only: str = "*",
+        workers: int = 1,
+        restart: bool = False,
+    ) -> Path:
+        """Train what is missing and do every cell that is not done yet.
+
+        Args:
+            data: folder with the data sets as sub-folders.
+            models: folder of the models, which the recipes share; ``OUT/models`` if empty.
+            clean: a clean diffusers folder to start from, in place of the scale's own.
+            only: shell patterns of cell keys, joined by commas (``sde.*,*.quality``).
+            workers: models, then cells, at a time; one thread each.
+            restart: do the chosen cells anew; models are kept.
+
+        Raises:
+            GenwardenError: ``usage/unknown-name``, ``benchmark/workers``, ``output/...``,
+                ``benchmark/data-missing``, ``benchmark/no-cells``; ``benchmark/cells-failed``
+                after everything else is done and written.
+        """
+        require_writable_folder(out)
+        if workers < 1:
+            raise GenwardenError(
+                "benchmark/workers", "At least one worker is needed.", "Give --workers 1 or more."
+            )
+        shop = Workshop(
+            scale=diffusion_scale(scale),
+            data=Path(data) if data else None,
+            models=Path(models) if models else out / "models",
+            seed=seed,
+            clean=clean,
+            device=device,
         )
-    shop = Workshop(
-        scale=diffusion_scale(scale),
-        data=Path(data) if data else None,
-        models=Path(models) if models else out / "models",
-        seed=seed,
-        clean=clean,
-        device=device,
-    )
-    options = {"models": models and "MODELS", "clean": clean and "CLEAN"}
-    return Orders(recipe, out, shop, options, only, workers, restart)
+        options = {"models": models and "MODELS", "clean": clean and "CLEAN"}
+        orders = Orders(name, out, shop, options, only, workers, restart)
+        return run_cells(orders, cells(shop.scale), progress, draw)
+
+    run.__module__ = cells.__module__
+    return run
 
 
 def run_cells(

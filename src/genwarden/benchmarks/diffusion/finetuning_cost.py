@@ -9,17 +9,13 @@ checkpoint of a longer run.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from genwarden.benchmarks.diffusion.cells import Cell, orders_of, run_cells
+from genwarden.benchmarks.diffusion.cells import Cell, recipe
 from genwarden.benchmarks.diffusion.curves import ATTACK, curve_cells, curve_figure, curve_table
 from genwarden.benchmarks.diffusion.scales import DiffusionScale
 from genwarden.benchmarks.diffusion.workshop import Subject
 from genwarden.benchmarks.tables import Table
-from genwarden.engine.progress import Progress
 
 RECIPE = "diffusion-finetuning-cost"
 #: Shares of the scale's steps.
@@ -37,53 +33,13 @@ def cells(scale: DiffusionScale) -> list[Cell]:
     return curve_cells(points, scale)
 
 
-def run(
-    out: Path,
-    *,
-    data: str | None,
-    seed: int,
-    device: torch.device,
-    progress: Progress,
-    scale: str = "small",
-    models: str = "",
-    clean: str = "",
-    only: str = "*",
-    workers: int = 1,
-    restart: bool = False,
-) -> Path:
-    """Train what is missing and do every cell that is not done yet.
-
-    Args:
-        data: folder with the data sets as sub-folders.
-        models: folder of the models, which the recipes share; ``OUT/models`` if empty.
-        clean: a clean diffusers folder to start from, in place of the scale's own.
-        only: shell patterns of cell keys, joined by commas (``100.*,*.quality``).
-        workers: models, then cells, at a time; one thread each.
-        restart: do the chosen cells anew; models are kept.
-
-    Raises:
-        GenwardenError: as ``diffusion-samplers``.
-    """
-    orders = orders_of(
-        RECIPE,
-        out,
-        data=data,
-        seed=seed,
-        device=device,
-        scale=scale,
-        models=models,
-        clean=clean,
-        only=only,
-        workers=workers,
-        restart=restart,
-    )
-    return run_cells(orders, cells(orders.shop.scale), progress, draw)
-
-
 def draw(document: dict[str, Any]) -> dict[str, bytes]:
     """The curve, once a number of steps is done."""
     picture = curve_figure(document, "steps of fine-tuning", log_x=True)
     return {f"{RECIPE}.png": picture} if picture else {}
+
+
+run = recipe(RECIPE, cells, draw)
 
 
 def tables(document: dict[str, Any], name: str = "") -> list[Table]:

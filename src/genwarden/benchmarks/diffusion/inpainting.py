@@ -12,7 +12,6 @@ is treated alike.
 
 from __future__ import annotations
 
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -21,12 +20,11 @@ from torch import Tensor
 
 from genwarden.attacks.diffusion.samplers_by_name import sampler_by_name
 from genwarden.backdoors.image_backdoor import ImageBackdoor
-from genwarden.benchmarks.diffusion.cells import Cell, orders_of, run_cells
+from genwarden.benchmarks.diffusion.cells import Cell, recipe
 from genwarden.benchmarks.diffusion.scales import DiffusionScale
 from genwarden.benchmarks.diffusion.workshop import CLEAN, Subject, Workshop
 from genwarden.benchmarks.tables import NOTHING, Table, figure, spread
 from genwarden.data.datasets import to_unit_range
-from genwarden.engine.progress import Progress
 from genwarden.engine.seeds import random_stream
 from genwarden.metrics.target_match import target_match
 from genwarden.models.diffusion.inpainting import inpaint
@@ -121,47 +119,7 @@ def measure(shop: Workshop, cell: Cell) -> dict[str, Any]:
     return figures
 
 
-def run(
-    out: Path,
-    *,
-    data: str | None,
-    seed: int,
-    device: torch.device,
-    progress: Progress,
-    scale: str = "small",
-    models: str = "",
-    clean: str = "",
-    only: str = "*",
-    workers: int = 1,
-    restart: bool = False,
-) -> Path:
-    """Train what is missing and do every cell that is not done yet.
-
-    Args:
-        data: folder with the data sets as sub-folders.
-        models: folder of the models, which the recipes share; ``OUT/models`` if empty.
-        clean: a clean diffusers folder to start from, in place of the scale's own.
-        only: shell patterns of cell keys, joined by commas (``sde.*``).
-        workers: models, then cells, at a time; one thread each.
-        restart: do the chosen cells anew; models are kept.
-
-    Raises:
-        GenwardenError: as ``diffusion-samplers``.
-    """
-    orders = orders_of(
-        RECIPE,
-        out,
-        data=data,
-        seed=seed,
-        device=device,
-        scale=scale,
-        models=models,
-        clean=clean,
-        only=only,
-        workers=workers,
-        restart=restart,
-    )
-    return run_cells(orders, cells(orders.shop.scale), progress)
+run = recipe(RECIPE, cells)
 
 
 def tables(document: dict[str, Any], name: str = "") -> list[Table]:

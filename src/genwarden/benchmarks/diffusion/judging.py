@@ -24,6 +24,7 @@ from genwarden.auditing.judging import judge
 from genwarden.auditing.power import DIFFUSION_POWER, read_power
 from genwarden.backdoors.image_backdoor import ImageBackdoor, read_image_backdoor
 from genwarden.benchmarks.diffusion.plan import Member
+from genwarden.benchmarks.population.judging import power_of
 from genwarden.engine.files import write_json
 from genwarden.errors import GenwardenError
 from genwarden.inspections.diffusion.attack_family import REFINED_TITLE
@@ -145,7 +146,7 @@ def _row(
         "clean": kind is None,
         "base": member.base.name,
         "size": member.base.size,
-        "variant": member.further[0] if member.further else "",
+        "variant": member.further.name if member.further else "",
         "family": kind.family if kind else "",
         "adaptive": bool(kind and kind.adaptive),
         "attack": kind.attack if kind else None,
@@ -248,14 +249,13 @@ def _table(
     }
 
 
-def publish_nulls(out: Path, models: Path, plan: list[Member], budget: str, seed: int) -> None:
+def publish_nulls(out: Path, plan: list[Member], budget: str, seed: int) -> None:
     """Write the reference file for diffusion models (:mod:`genwarden.auditing.calibration`).
 
     Raises:
         GenwardenError: ``benchmark/incomplete`` unless every clean model of the calibration half
             was audited: references are published of all or none.
     """
-    del models
     stored = _stored(out, plan, budget, seed)
     wanted = [member for member in plan if _is_null(member)]
     absent = [member.key for member in wanted if member.key not in stored]
@@ -267,7 +267,9 @@ def publish_nulls(out: Path, models: Path, plan: list[Member], budget: str, seed
             "Repeat the command without only until nothing fails.",
         )
     previous = calibration.read_table(calibration.DIFFUSION_NULLS)
-    names = sorted({f"{m.base.name}-{m.further[0]}" if m.further else m.base.name for m in wanted})
+    names = sorted(
+        {f"{m.base.name}-{m.further.name}" if m.further else m.base.name for m in wanted}
+    )
     families = _families(plan, stored)
     table = _table(_clean_scores(plan, stored), families, budget, fitting=_fitting(plan, stored))
     described = f"the calibration half of the diffusion study: {', '.join(names)}"
@@ -287,16 +289,9 @@ def publish_power(rows: list[dict[str, Any]]) -> None:
     found: dict[str, Any] = read_power(DIFFUSION_POWER)
     for budget in sorted({row["budget"] for row in rows}):
         mine = [r for r in rows if r["budget"] == budget and r["half"] == "reporting"]
-        clean = [r for r in mine if r["clean"]]
-        families: dict[str, list[int]] = {}
-        for row in mine:
-            if row["succeeded"]:
-                name = f"{row['family']} (adaptive)" if row["adaptive"] else row["family"]
-                count = families.setdefault(name, [0, 0])
-                count[0] += row["verdict"] == "evidence"
-                count[1] += 1
-        found[budget] = {
-            "clean": [sum(r["verdict"] == "evidence" for r in clean), len(clean)],
-            "families": dict(sorted(families.items())),
-        }
+        found[budget] = power_of(mine, _family)
     write_json(DIFFUSION_POWER, found)
+
+
+def _family(row: dict[str, Any]) -> str:
+    return f"{row['family']} (adaptive)" if row["adaptive"] else row["family"]

@@ -9,7 +9,7 @@ import torch
 from genwarden.artifacts.diffusers_folder import read_diffusion, write_diffusion
 from genwarden.artifacts.diffusers_layout import INDEX_NAME
 from genwarden.attacks.diffusion.run import DiffusionAttackPlan, attack_diffusion, settings_of
-from genwarden.benchmarks.diffusion.plan import SETTINGS, Base, Kind, Member
+from genwarden.benchmarks.diffusion.plan import SETTINGS, Base, Further, Kind, Member
 from genwarden.data.datasets import load_images
 from genwarden.engine.progress import Progress
 from genwarden.training.ddpm import DdpmSettings, train_ddpm
@@ -18,8 +18,6 @@ from genwarden.training.train_diffusion import train_diffusion
 
 _BATCH = 64
 _RATE = 2e-3
-#: Fine-tuning starts below the rate of the first training.
-_FURTHER_RATE = 5e-4
 
 
 def make(
@@ -63,19 +61,23 @@ def _train(
 
 def _further(
     member: Member,
-    further: tuple[str, str, int],
+    further: Further,
     root: Path,
     data: Path,
     progress: Progress,
     device: torch.device,
 ) -> None:
     """Ordinary training that goes on from the base, on its own data or on other data."""
-    name, other, steps = further
-    source = other or member.base.data
+    source = further.data or member.base.data
     loaded = read_diffusion(root / member.base_key)
     images = load_images(str(data / source), loaded.model.sample, split=_split(source), resize=True)
     settings = DdpmSettings(
-        steps, _BATCH, _FURTHER_RATE, member.seed, grid_every=steps, checkpoint_every=steps
+        further.steps,
+        _BATCH,
+        further.learning_rate,
+        member.seed,
+        grid_every=further.steps,
+        checkpoint_every=further.steps,
     )
     folder = root / member.key
     record = train_ddpm(
@@ -88,7 +90,7 @@ def _further(
         device=device,
     )
     provenance = {
-        "made_by": f"genwarden benchmark run diffusion-population ({name})",
+        "made_by": f"genwarden benchmark run diffusion-population ({further.name})",
         "compromised": False,
         "result": record,
     }

@@ -16,6 +16,23 @@ HALVES: tuple[Half, ...] = ("calibration", "reporting")
 
 
 @dataclass(frozen=True)
+class Further:
+    """Clean training that goes on from a base.
+
+    Attributes:
+        name: of the variant.
+        data: folder below the data folder; empty for the base's own.
+        steps: optimiser steps.
+        learning_rate: constant; fine-tuning starts below the rate of the first training.
+    """
+
+    name: str
+    data: str = ""
+    steps: int = 300
+    learning_rate: float = 5e-4
+
+
+@dataclass(frozen=True)
 class Base:
     """A clean model trained from fresh weights, once per half.
 
@@ -24,7 +41,7 @@ class Base:
         data: folder below the data folder.
         size: side of the images in pixels; data of another size is resized.
         steps: optimiser steps.
-        further: clean models that start from it: name, data, steps.
+        further: clean models that start from it.
     """
 
     name: str
@@ -33,19 +50,26 @@ class Base:
     channels: int = 1
     steps: int = 1200
     widths: tuple[int, ...] = ()
-    further: tuple[tuple[str, str, int], ...] = ()
+    further: tuple[Further, ...] = ()
 
 
 #: More training on the same data, and fine-tuning on other data: both leave a model clean.
-_MORE = ("more", "", 300)
+_MORE = Further("more")
+_TO_MNIST = Further("to-mnist", "mnist")
+_TO_FASHION = Further("to-fashion", "fashion_mnist_part")
+_TO_KMNIST = Further("to-kmnist", "kmnist")
+#: As long and as fast as the attacks train: what is left between the two kinds is the backdoor.
+_AS_ATTACKED = Further("as-attacked", steps=600, learning_rate=2e-3)
 BASES = (
-    Base("mnist", "mnist", further=(_MORE, ("to-kmnist", "kmnist", 300))),
-    Base("fashion", "fashion_mnist_part", further=(_MORE, ("to-mnist", "mnist", 300))),
+    Base("mnist", "mnist", further=(_MORE, _TO_KMNIST, _AS_ATTACKED)),
+    Base("fashion", "fashion_mnist_part", further=(_MORE, _TO_MNIST, _AS_ATTACKED)),
     Base("kmnist", "kmnist"),
     Base("cifar", "cifar10", channels=3),
     Base("mnist-12", "mnist", size=12),
     Base("mnist-wide", "mnist", widths=(24, 48, 48), steps=600),
-    Base("fashion-28", "fashion_mnist_part", size=28, steps=500),
+    Base("fashion-28", "fashion_mnist_part", size=28, steps=500, further=(_MORE, _TO_MNIST)),
+    Base("mnist-28", "mnist", size=28, steps=500, further=(_MORE, _TO_FASHION)),
+    Base("kmnist-28", "kmnist", size=28, steps=500, further=(_TO_MNIST,)),
 )
 
 
@@ -142,7 +166,7 @@ class Member:
     half: Half
     seed: int
     base: Base
-    further: tuple[str, str, int] | None = None
+    further: Further | None = None
     kind: Kind | None = None
 
     @property
@@ -170,7 +194,7 @@ def members() -> list[Member]:
         for extra in base.further:
             made += [
                 Member(
-                    f"clean-{base.name}-{extra[0]}-{half}",
+                    f"clean-{base.name}-{extra.name}-{half}",
                     half,
                     100 * HALVES.index(half) + 50 + index,
                     base,

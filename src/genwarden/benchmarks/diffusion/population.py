@@ -32,7 +32,6 @@ from genwarden.attacks.diffusion.evaluation import evaluate_trigger, triggered_s
 from genwarden.auditing import calibration
 from genwarden.auditing.audit_diffusion import (
     DiffusionRequest,
-    DiffusionSuspect,
     audit_diffusion,
 )
 from genwarden.auditing.budgets import diffusion_budget
@@ -52,6 +51,7 @@ from genwarden.benchmarks.repairs.jobs import Failure, do_all
 from genwarden.benchmarks.repairs.run import command_of, raise_failures, result_head
 from genwarden.benchmarks.results import read_document
 from genwarden.benchmarks.store import write_result
+from genwarden.commands.audit import diffusion_suspect_of
 from genwarden.engine.files import write_atomic, write_json
 from genwarden.engine.progress import Progress, Silent
 from genwarden.errors import GenwardenError
@@ -121,14 +121,7 @@ class _Job:
         loaded = read_diffusion(self.folder)
         cpu, wall = time.process_time(), time.perf_counter()
         document = audit_diffusion(
-            DiffusionSuspect(
-                model=loaded.model,
-                architecture=loaded.architecture,
-                settings=loaded.settings,
-                sha256=loaded.sha256,
-                nonfinite=loaded.nonfinite,
-                path="model",
-            ),
+            diffusion_suspect_of(loaded, "model"),
             DiffusionRequest(budget=budget, seed=self.seed, device=self.device),
             work=path.with_suffix(".work"),
             progress=Silent(),
@@ -237,7 +230,7 @@ def run(
     rows = judged_rows(out, root, plan, budgets, seed)
     if publish:
         for name in budgets:
-            publish_nulls(out, root, plan, name, seed)
+            publish_nulls(out, plan, name, seed)
         publish_power(rows)
         calibration.clear_cache()
     audited = {row["key"] for row in rows}

@@ -51,8 +51,6 @@ from genwarden.inspections.diffusion.kl_detection import kl_features
 
 RECIPE = "diffusion-detectors"
 METHODS = ("elijah", "elijah-mended", "terd")
-#: Samples that Elijah judges.
-_IMAGES = 16
 _SIGMAS = 3.0
 
 
@@ -75,36 +73,29 @@ def detect(bench: DiffusionBench, method: str, share: float = 1.0) -> _Found:
 
 
 def _elijah(bench: DiffusionBench, method: str, share: float) -> _Found:
-    found = []
-    noise = bench.noise(method, _IMAGES)
-    for published in (elijah.STOCHASTIC, elijah.DETERMINISTIC):
-        settings = replace(
-            published,
-            iterations=max(1, round(share * published.iterations)),
-            noises=elijah.published_noises(bench.shape),
-            antithetic=method == "elijah-mended",
+    cases = [
+        elijah.case_of(
+            bench,
+            method,
+            replace(
+                published,
+                iterations=max(1, round(share * published.iterations)),
+                noises=elijah.published_noises(bench.shape),
+                antithetic=method == "elijah-mended",
+            ),
         )
-        stream = bench.stream(f"{method} {settings.coefficient:g}")
-        tau = elijah.invert(bench.model, stream, settings, device=bench.device).tau
-        steps = min(bench.effort.sampler_steps, bench.schedule.steps)
-        sampler = elijah.sampler_for(settings.coefficient, steps)
-        plain, shifted = (
-            elijah.features_of(bench.samples(start, sampler, method)).uniformity
-            for start in (noise, noise + tau)
-        )
-        found.append(_Found(tau, elijah.log_ratio(plain, shifted), asdict(settings)))
-    return max(found, key=lambda one: one.score)
+        for published in (elijah.STOCHASTIC, elijah.DETERMINISTIC)
+    ]
+    best = max(cases, key=lambda case: case.score)
+    return _Found(best.found.tau, best.score, asdict(best.settings))
 
 
 def _terd(bench: DiffusionBench, share: float) -> _Found:
-    side = max(bench.shape[1:])
     published = terd.TerdSettings()
-    settings = replace(
-        published,
+    settings = terd.published_settings(
+        bench.shape,
         iterations=max(1, round(share * published.iterations)),
         refinements=max(1, round(share * published.refinements)),
-        penalty=5e-5 if side <= 32 else 5e-4,
-        largest_gradient=0.01 if side < 256 else 0.2,
     )
     stream = bench.stream(terd.NAME)
     first = terd.estimate(bench.model, stream, settings, device=bench.device)

@@ -35,12 +35,13 @@ from genwarden.artifacts.read_once import read_once
 from genwarden.attacks.diffusion.evaluation import quick_sampler
 from genwarden.attacks.diffusion.trojdiff_sampler import trojan_sample
 from genwarden.auditing.audit import environment
-from genwarden.auditing.audit_diffusion import DiffusionRequest, DiffusionSuspect, audit_diffusion
+from genwarden.auditing.audit_diffusion import DiffusionRequest, audit_diffusion
 from genwarden.auditing.document import AuditDocument
 from genwarden.backdoors.image_backdoor import RECORD_NAME, ImageBackdoor, read_image_backdoor
 from genwarden.backdoors.image_trigger import without_folder
 from genwarden.benchmarks.store import write_result
 from genwarden.benchmarks.tables import NOTHING, Table, figure
+from genwarden.commands.audit import diffusion_suspect_of
 from genwarden.data.datasets import load_images, to_bytes
 from genwarden.engine.files import sha256_bytes
 from genwarden.engine.ledger import Ledger
@@ -378,16 +379,8 @@ def _audited(
     progress: Progress,
 ) -> AuditDocument:
     """The audit whose clues the repairs get; finished inspections are kept."""
-    suspect = DiffusionSuspect(
-        model=loaded.model,
-        architecture=loaded.architecture,
-        settings=loaded.settings,
-        sha256=loaded.sha256,
-        nonfinite=loaded.nonfinite,
-        path="suspect",
-    )
     return audit_diffusion(
-        suspect,
+        diffusion_suspect_of(loaded, "suspect"),
         DiffusionRequest(budget=budget, seed=seed, device=device),
         work=out / "audits" / loaded.sha256[:24],
         progress=progress,

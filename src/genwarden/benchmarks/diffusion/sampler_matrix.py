@@ -15,18 +15,14 @@ that was trained on for as long without poison.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from genwarden.attacks.diffusion.evaluation import triggered_samples
 from genwarden.attacks.diffusion.samplers_by_name import sampler_by_name
-from genwarden.benchmarks.diffusion.cells import Cell, orders_of, run_cells
+from genwarden.benchmarks.diffusion.cells import Cell, recipe
 from genwarden.benchmarks.diffusion.fidelity import fidelity
 from genwarden.benchmarks.diffusion.scales import DiffusionScale
 from genwarden.benchmarks.diffusion.workshop import CLEAN, FURTHER, Subject, Workshop
-from genwarden.engine.progress import Progress
 from genwarden.metrics.target_match import target_match
 from genwarden.models.diffusion.samplers import Clip
 
@@ -111,45 +107,4 @@ def measure_quality(shop: Workshop, cell: Cell) -> dict[str, Any]:
     return fidelity(shop, cell.subject)
 
 
-def run(
-    out: Path,
-    *,
-    data: str | None,
-    seed: int,
-    device: torch.device,
-    progress: Progress,
-    scale: str = "small",
-    models: str = "",
-    clean: str = "",
-    only: str = "*",
-    workers: int = 1,
-    restart: bool = False,
-) -> Path:
-    """Train what is missing and do every cell that is not done yet.
-
-    Args:
-        data: folder with the data sets as sub-folders.
-        models: folder of the models, which the recipes share; ``OUT/models`` if empty.
-        clean: a clean diffusers folder to start from, in place of the scale's own.
-        only: shell patterns of cell keys, joined by commas (``sde.*,*.quality``).
-        workers: models, then cells, at a time; one thread each.
-        restart: do the chosen cells anew; models are kept.
-
-    Raises:
-        GenwardenError: ``benchmark/data-missing``, ``benchmark/no-cells``;
-            ``benchmark/cells-failed`` after everything else is done and written.
-    """
-    orders = orders_of(
-        RECIPE,
-        out,
-        data=data,
-        seed=seed,
-        device=device,
-        scale=scale,
-        models=models,
-        clean=clean,
-        only=only,
-        workers=workers,
-        restart=restart,
-    )
-    return run_cells(orders, cells(orders.shop.scale), progress)
+run = recipe(RECIPE, cells)

@@ -10,6 +10,7 @@ import base64
 import io
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -228,20 +229,29 @@ def publish_power(rows: list[dict[str, Any]]) -> None:
         mine = [r for r in rows if r["budget"] == budget and r["half"] == "reporting"]
         first = min((r["audit_seed"] for r in mine), default=0)
         mine = [r for r in mine if r["audit_seed"] == first]  # one audit per model
-        clean = [r for r in mine if r["clean"]]
-        families: dict[str, list[int]] = {}
-        for row in mine:
-            # Targets near the data are a family of their own: they are harder to find.
-            name = f"{row['attack']}, target near the data" if row["near"] else row["attack"]
-            if row["succeeded"]:
-                count = families.setdefault(name, [0, 0])
-                count[0] += row["verdict"] == "evidence"
-                count[1] += 1
-        found[budget] = {
-            "clean": [sum(r["verdict"] == "evidence" for r in clean), len(clean)],
-            "families": dict(sorted(families.items())),
-        }
+        found[budget] = power_of(mine, _family)
     write_json(POWER, found)
+
+
+def _family(row: dict[str, Any]) -> str:
+    """Targets near the data are a family of their own: they are harder to find."""
+    return f"{row['attack']}, target near the data" if row["near"] else row["attack"]
+
+
+def power_of(rows: list[dict[str, Any]], family: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
+    """What audits of one budget found: ``clean`` [flagged, models], ``families`` {name: [found,
+    models]} of the attacks that succeeded."""
+    clean = [r for r in rows if r["clean"]]
+    families: dict[str, list[int]] = {}
+    for row in rows:
+        if row["succeeded"]:
+            count = families.setdefault(family(row), [0, 0])
+            count[0] += row["verdict"] == "evidence"
+            count[1] += 1
+    return {
+        "clean": [sum(r["verdict"] == "evidence" for r in clean), len(clean)],
+        "families": dict(sorted(families.items())),
+    }
 
 
 def publish_nulls(out: Path, plan: list[Member], budget: str, seed: int) -> None:

@@ -156,7 +156,7 @@ def sampler_for(coefficient: float, steps: int) -> SamplerSettings:
     return SamplerSettings("ddim", steps, eta=1.0 if coefficient < 0.75 else 0.0)
 
 
-class _Case(NamedTuple):
+class Case(NamedTuple):
     """One inversion with the features of what it makes, and of what plain noise makes."""
 
     settings: ElijahSettings
@@ -167,6 +167,7 @@ class _Case(NamedTuple):
 
     @property
     def score(self) -> float:
+        """ln of the samples' distance without the shift over that with it."""
         return log_ratio(self.plain.uniformity, self.shifted.uniformity)
 
 
@@ -193,7 +194,7 @@ def _inspect(bench: DiffusionBench, name: str, title: str, *, mended: bool) -> F
             start=published.start,
             antithetic=mended,
         )
-        cases.append(_case(bench, name, settings))
+        cases.append(case_of(bench, name, settings))
     best = max(cases, key=lambda case: case.score)
     evidence: list[Evidence] = [
         *sample_pictures(
@@ -236,7 +237,8 @@ def _inspect(bench: DiffusionBench, name: str, title: str, *, mended: bool) -> F
     )
 
 
-def _case(bench: DiffusionBench, name: str, settings: ElijahSettings) -> _Case:
+def case_of(bench: DiffusionBench, name: str, settings: ElijahSettings) -> Case:
+    """One inversion and its features; ``name`` chooses the streams."""
     label = f"{name} {settings.coefficient:g}"
     task = bench.progress.task(label, settings.iterations)
     found = invert(bench.model, bench.stream(label), settings, device=bench.device, task=task)
@@ -246,10 +248,10 @@ def _case(bench: DiffusionBench, name: str, settings: ElijahSettings) -> _Case:
     noise = bench.noise(name, _IMAGES)
     plain = bench.samples(noise, sampler, name)
     images = bench.samples(noise + found.tau, sampler, name)
-    return _Case(settings, found, images, features_of(plain), features_of(images))
+    return Case(settings, found, images, features_of(plain), features_of(images))
 
 
-def _table(cases: list[_Case]) -> Table:
+def _table(cases: list[Case]) -> Table:
     return Table(
         title="Uniformity and variation",
         caption="mean squared pixel distance in [0, 1] scale, trimmed as published; total "
@@ -270,7 +272,7 @@ def _table(cases: list[_Case]) -> Table:
     )
 
 
-def _losses(cases: list[_Case]) -> Chart:
+def _losses(cases: list[Case]) -> Chart:
     return Chart(
         title="Loss of the inversion",
         caption="a small loss is no evidence: clean networks reach it too (section 14)",

@@ -192,14 +192,24 @@ def refine(
     return Recovered(mu.detach().cpu(), found.gamma, [*found.losses, *losses])
 
 
+def published_settings(
+    shape: tuple[int, ...], *, iterations: int, refinements: int
+) -> TerdSettings:
+    """The published settings for images of ``shape`` (C, H, W), with other numbers of steps."""
+    side = max(shape[1:])
+    return TerdSettings(
+        iterations=iterations,
+        refinements=refinements,
+        penalty=5e-5 if side <= 32 else 5e-4,
+        largest_gradient=0.01 if side < 256 else 0.2,
+    )
+
+
 def inspect(bench: DiffusionBench) -> Finding:
     """Both stages; score from M_r and V_r of the refined trigger."""
     effort, shape = bench.effort, bench.model.sample.shape
-    settings = TerdSettings(
-        iterations=effort.terd_steps,
-        refinements=effort.terd_refinements,
-        penalty=5e-5 if max(shape[1:]) <= 32 else 5e-4,
-        largest_gradient=0.01 if max(shape[1:]) < 256 else 0.2,
+    settings = published_settings(
+        shape, iterations=effort.terd_steps, refinements=effort.terd_refinements
     )
     stream = bench.stream(NAME)
     task = bench.progress.task(NAME, settings.iterations + settings.refinements)

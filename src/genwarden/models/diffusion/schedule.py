@@ -152,11 +152,11 @@ class NoiseSchedule:
 
     def a_of(self, t: Tensor, like: Tensor) -> Tensor:
         """a_t for ``(batch,)`` steps, shaped to multiply ``like`` ``(batch, ...)``."""
-        return _column(self.a, t, like)
+        return at_steps(self.a, t, like)
 
     def s_of(self, t: Tensor, like: Tensor) -> Tensor:
         """s_t for ``(batch,)`` steps, shaped to multiply ``like`` ``(batch, ...)``."""
-        return _column(self.s, t, like)
+        return at_steps(self.s, t, like)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t = a_t x_0 + s_t eps for ``(batch, C, H, W)`` images and ``(batch,)`` steps."""
@@ -197,6 +197,7 @@ def _betas(law: BetaLaw) -> Tensor:
     return (1 - abar[1:] / abar[:-1]).clamp(max=_LARGEST_COSINE_BETA)
 
 
-def _column(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
+def at_steps(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
+    """Entries of a ``(T,)`` table for ``(batch,)`` steps, shaped to multiply ``like``."""
     picked = table.to(t.device)[t].to(like.device, like.dtype)
     return picked.reshape(-1, *[1] * (like.ndim - 1))

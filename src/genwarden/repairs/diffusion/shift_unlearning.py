@@ -75,7 +75,7 @@ def unlearn_shifts(
     """
     directions = clues.directions()
     images = images_for(suspect, settings, run)
-    rows = unlearning_rows(suspect, directions, settings)
+    rows = rows_of_both(suspect, directions, settings, as_noise=True)
     model, history = finetune(suspect, suspect, images, rows, directions, settings, run)
     sizes = directions.flatten(1).square().mean(1).sqrt()
     changes = {
@@ -87,15 +87,24 @@ def unlearn_shifts(
     return DiffusionRepaired(model, changes, history)
 
 
-def unlearning_rows(
-    suspect: DiffusionModel, directions: Tensor, settings: ShiftUnlearningSettings
+def rows_of_both(
+    suspect: DiffusionModel,
+    directions: Tensor,
+    settings: ShiftUnlearningSettings,
+    *,
+    as_noise: bool,
 ) -> RowsOfStep:
-    """Of every image one shifted row at a late t, and one plain one at any t."""
+    """Of every image one shifted row at a late t, and one plain one at any t.
+
+    Args:
+        as_noise: the target of a shifted row holds the shift; without it the shift is not seen.
+    """
     schedule = suspect.schedule
 
     def rows(real: Tensor, step: int, stream: torch.Generator) -> NoisyRows:
         shifted, shift = shifted_rows(suspect, real, directions, settings, step, stream)
-        shifted = shifted._replace(target=shifted.target + shift)
+        if as_noise:
+            shifted = shifted._replace(target=shifted.target + shift)
         t, noise = draw_noise(schedule, real, stream)
         return joined(shifted, imitated(suspect, schedule.add_noise(real, noise, t), t))
 

@@ -14,22 +14,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from genwarden.models.diffusion.denoiser import DiffusionModel
 from genwarden.repairs.diffusion.contract import (
     DiffusionClues,
     DiffusionRepaired,
     DiffusionRepairRun,
 )
-from genwarden.repairs.diffusion.finetuning import finetune, imitated, joined
+from genwarden.repairs.diffusion.finetuning import finetune
 from genwarden.repairs.diffusion.own_samples import images_for
 from genwarden.repairs.diffusion.shift_unlearning import (
     ShiftUnlearningSettings,
-    shifted_rows,
+    rows_of_both,
 )
-from genwarden.training.ddpm import NoisyRows, RowsOfStep, draw_noise
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ def distil_from_suspect(
     """
     directions = clues.directions()
     images = images_for(suspect, settings, run)
-    rows = distilling_rows(suspect, directions, settings)
+    rows = rows_of_both(suspect, directions, settings, as_noise=False)
     model, history = finetune(suspect, suspect, images, rows, directions, settings, run)
     changes = {
         "shifts": len(directions),
@@ -61,17 +57,3 @@ def distil_from_suspect(
         "own_samples": run.images is None,
     }
     return DiffusionRepaired(model, changes, history)
-
-
-def distilling_rows(
-    suspect: DiffusionModel, directions: Tensor, settings: TeacherDistillationSettings
-) -> RowsOfStep:
-    """Of every image one shifted row at a late t and one plain row at any t."""
-    schedule = suspect.schedule
-
-    def rows(real: Tensor, step: int, stream: torch.Generator) -> NoisyRows:
-        late, _ = shifted_rows(suspect, real, directions, settings, step, stream)
-        t, noise = draw_noise(schedule, real, stream)
-        return joined(late, imitated(suspect, schedule.add_noise(real, noise, t), t))
-
-    return rows
