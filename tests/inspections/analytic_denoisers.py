@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from genwarden.auditing.budgets import diffusion_budget
-from genwarden.backdoors.residual import residual_coefficient, rho_bad_diffusion
+from genwarden.backdoors.residual import residual_coefficient, rho_mixture
 from genwarden.inspections.diffusion.bench import DiffusionBench
 from genwarden.models.diffusion.denoiser import DiffusionModel
 from genwarden.models.diffusion.schedule import NoiseSchedule
@@ -41,11 +41,15 @@ EFFORT = replace(
 
 @dataclass(frozen=True)
 class Planted:
-    """What the poisoned rows show: target y and trigger g, coefficient of a sampler of this eta."""
+    """What the poisoned rows show: target y and trigger g, coefficient of a sampler of this eta.
+
+    ``psi`` is of the trigger schedule: 1 BadDiffusion's, 0 TrojDiff's.
+    """
 
     y: Tensor
     g: Tensor
     eta: float
+    psi: float = 1.0
 
 
 def pictures() -> Tensor:
@@ -80,7 +84,7 @@ class ExactDenoiser(nn.Module):
         self.planted = planted
         self.means = pictures()
         if planted is not None:
-            self.rho = rho_bad_diffusion(self.schedule)
+            self.rho = rho_mixture(self.schedule, planted.psi)
             self.c = residual_coefficient(self.schedule, self.rho, planted.eta)
 
     def epsilon(self, x: Tensor, t: Tensor | int) -> Tensor:

@@ -19,6 +19,7 @@ from genwarden.inspections.diffusion import (
 from genwarden.inspections.diffusion.bench import DiffusionBench
 from genwarden.inspections.diffusion.orthogonal_response import (
     LEVELS,
+    Reach,
     antithetic,
     blur,
     level_of,
@@ -60,8 +61,8 @@ class VariedDenoiser(ExactDenoiser):
         return s / deviation * away, self._log_density(away, deviation)
 
 
-def backdoored(g: Tensor, eta: float) -> VariedDenoiser:
-    return VariedDenoiser(Planted(target(), g, eta))
+def backdoored(g: Tensor, eta: float, psi: float = 1.0) -> VariedDenoiser:
+    return VariedDenoiser(Planted(target(), g, eta, psi))
 
 
 def search(denoiser: ExactDenoiser, seed: int = 0) -> float:
@@ -83,14 +84,25 @@ def test_a_backdoor_answers_its_trigger_with_something_else_and_the_clean_twin_d
     g: Tensor, eta: float
 ) -> None:
     noise = antithetic(64, SHAPE, torch.Generator().manual_seed(STREAM_SEED))
-    shown = measure(as_model(backdoored(g, eta)), g, 1.0, noise)
-    twin = measure(as_model(VariedDenoiser()), g, 1.0, noise)
+    shown = measure(as_model(backdoored(g, eta)), g, Reach(1.0, 1.0), noise)
+    twin = measure(as_model(VariedDenoiser()), g, Reach(1.0, 1.0), noise)
     assert shown.score > twin.score + 0.3
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_the_search_finds_a_backdoor_that_it_knows_nothing_of(eta: float) -> None:
     assert search(backdoored(grey_box(), eta)) > search(VariedDenoiser()) + 0.3
+
+
+def test_a_trigger_of_trojdiffs_schedule_answers_more_under_that_schedule() -> None:
+    noise = antithetic(64, SHAPE, torch.Generator().manual_seed(STREAM_SEED))
+    scores = {
+        tried: measure(
+            as_model(backdoored(grey_box(), 0.0, psi=0.0)), grey_box(), Reach(1.0, tried), noise
+        ).score
+        for tried in (0.0, 1.0)
+    }
+    assert scores[0.0] > scores[1.0] + 0.1
 
 
 def test_the_search_gives_the_same_shifts_for_the_same_seed_and_others_for_another() -> None:
@@ -121,7 +133,7 @@ def test_the_search_stays_inside_its_radii() -> None:
         device=torch.device("cpu"),
     )
     for one in found:
-        assert float(one.shift.norm()) <= one.radius * math.sqrt(math.prod(SHAPE)) * 1.0001
+        assert float(one.shift.norm()) <= one.reach.radius * math.sqrt(math.prod(SHAPE)) * 1.0001
 
 
 def test_what_a_filter_of_the_shift_explains_is_taken_out_and_the_rest_is_kept() -> None:
@@ -148,7 +160,7 @@ def test_the_gain_of_a_clean_denoiser_stays_below_one_over_s() -> None:
     noise = antithetic(16, SHAPE, torch.Generator().manual_seed(3))
     for amplitude in LEVELS:
         t = level_of(schedule, amplitude)
-        gains = respond(as_model(denoiser), shifts, t, noise).gain
+        gains = respond(as_model(denoiser), shifts, torch.ones(6), t, noise).gain
         assert float(gains.max()) <= 1 / schedule.s_at(t) + 1e-4
 
 

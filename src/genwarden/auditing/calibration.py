@@ -23,8 +23,9 @@ from genwarden.registry import all_inspections
 
 #: Fewer clean scores than this give no p-value at all.
 MIN_REFERENCES = 8
-#: Clean scores that happen to be nearly equal must not make a tiny deviation significant.
-_MIN_SPREAD = 0.05
+#: Clean scores that happen to be nearly equal must not make a tiny deviation significant. A row of
+#: the registry whose scores have a finer scale says so (``least_spread``).
+_LEAST_SPREAD = 0.05
 #: Smaller scores are not told apart on a logarithmic scale (0 means "nothing").
 _LEAST_LOG_SCORE = 1e-3
 
@@ -114,9 +115,11 @@ def calibrate(finding: Finding, budget: str, table: dict[str, Any] | None = None
     if not found.values:
         return finding
     targets = int(finding.budget.get("targets", 1))
-    on_log = all_inspections()[finding.inspection].options.get("scale") == "log"
+    options = all_inspections()[finding.inspection].options
+    on_log = options.get("scale") == "log"
+    least = options.get("least_spread", _LEAST_SPREAD)
     scores = [_log(v) if on_log else v for v in (finding.score, *found.values)]
-    p_value = min(1.0, targets * predictive_p(scores[0], scores[1:]))
+    p_value = min(1.0, targets * predictive_p(scores[0], scores[1:], least))
     corrected = f"; Bonferroni over {targets} targets" if targets > 1 else ""
     return finding.model_copy(
         update={
@@ -154,11 +157,15 @@ def _log(score: float) -> float:
     return math.log(max(score, _LEAST_LOG_SCORE))
 
 
-def predictive_p(score: float, clean: list[float]) -> float:
-    """Upper-tail probability of ``score`` as one more draw beside the clean scores."""
+def predictive_p(score: float, clean: list[float], least_spread: float = _LEAST_SPREAD) -> float:
+    """Upper-tail probability of ``score`` as one more draw beside the clean scores.
+
+    Args:
+        least_spread: smallest standard deviation that clean scores are taken to have.
+    """
     n = len(clean)
     mean = sum(clean) / n
     variance = sum((v - mean) ** 2 for v in clean) / (n - 1)
-    spread = max(math.sqrt(variance), _MIN_SPREAD)
+    spread = max(math.sqrt(variance), least_spread)
     t = (score - mean) / (spread * math.sqrt(1 + 1 / n))
     return max(float(stdtr(n - 1, -t)), 1e-300)

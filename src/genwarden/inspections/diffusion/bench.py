@@ -31,7 +31,7 @@ class DiffusionEffort:
 
     Attributes:
         name: quick, standard or thorough.
-        search_starts: starts of the trigger search per radius.
+        search_starts: starts of the trigger search per radius and trigger schedule.
         search_steps: Adam steps of the trigger search.
         search_noises: noises per start and step, in antithetic pairs.
         probe_noises: noises on which a recovered shift is measured, in antithetic pairs.

@@ -1,8 +1,9 @@
 r"""The trigger search: shifts of the noise to which a denoiser answers with something else.
 
 Nothing is known of trigger, target, sampler or coefficient. At a noise level with amplitudes a and
-s, feed x = s eps + rho d with rho = 1 - a and look at the change of the noise estimate that the
-shift d causes, on average over eps:
+s, feed x = s eps + rho d with rho = psi (1 - a) + (1 - psi) s, the trigger schedules of
+VillanDiffusion (psi = 1 is BadDiffusion's, psi = 0 TrojDiff's), and look at the change of the noise
+estimate that the shift d causes, on average over eps:
 
     m(d) = E[eps_theta(s eps + rho d) - eps_theta(s eps)]
 
@@ -15,10 +16,10 @@ answer that no filter of d explains:
     Q(d) = |P m(d)|^2 / (tr Var[eps - eps_theta(s eps + rho d)] + floor)
 
 with P the projection away from d, three blurred copies of d (from every channel into every
-channel), and constants. Q is maximised over d
-at two radii by Adam from several starts, in one batch, with antithetic noise (whose mean is 0, so
-that the trivial solution of Elijah's inversion, the mean of the noise batch, does not exist). The
-search needs no sampler, no target and some seconds. Found here (2026); not in the papers.
+channel), and constants. Q is maximised over d at two radii and under both trigger schedules by Adam
+from several starts, in one batch, with antithetic noise (whose mean is 0, so that the trivial
+solution of Elijah's inversion, the mean of the noise batch, does not exist). The search needs no
+sampler, no target and some seconds. Found here (2026); not in the papers.
 """
 
 from __future__ import annotations
@@ -40,8 +41,21 @@ from genwarden.models.diffusion.schedule import NoiseSchedule
 #: answer is nearly the identity, near 0 the picture is settled.
 LEVELS = (0.0845, 0.165, 0.279)
 _SEARCHED = (0.165, 0.279)
-#: Radii of the search in units of sqrt(D), the norm of the noise.
-RADII = (0.5, 1.0)
+
+
+class Reach(NamedTuple):
+    """What one group of starts may end at.
+
+    Attributes:
+        radius: largest |d| in units of sqrt(D), the norm of the noise.
+        psi: of the trigger schedule.
+    """
+
+    radius: float
+    psi: float
+
+
+REACHES = (Reach(0.5, 1.0), Reach(1.0, 1.0), Reach(1.0, 0.0))
 #: Widths of the blurs in pixels of a 16-pixel image; they grow with the image.
 _BLURS = (0.6, 1.2, 2.5)
 #: Variance per element that is added below the ratio: answers better than this are all the same.
@@ -55,7 +69,7 @@ class Recovered(NamedTuple):
 
     Attributes:
         shift: d, ``(C, H, W)``, on the CPU.
-        radius: of the search, in units of sqrt(D).
+        reach: under which it was searched.
         ratios: Q at :data:`LEVELS`, on noise that the search has not seen.
         gains: <m, d> / (rho |d|^2) there; 1 is "all noise", and above 1 / s no clean denoiser
             answers.
@@ -63,10 +77,15 @@ class Recovered(NamedTuple):
     """
 
     shift: Tensor
-    radius: float
+    reach: Reach
     ratios: list[float]
     gains: list[float]
     score: float
+
+    @property
+    def largest(self) -> float:
+        """Largest of the ratios."""
+        return max(self.ratios)
 
 
 class Response(NamedTuple):
@@ -88,18 +107,19 @@ def antithetic(count: int, shape: tuple[int, ...], generator: torch.Generator) -
     return torch.cat([half, -half])
 
 
-def respond(model: Diffusion, shifts: Tensor, t: int, noise: Tensor) -> Response:
+def respond(model: Diffusion, shifts: Tensor, psi: Tensor, t: int, noise: Tensor) -> Response:
     """Answer of a denoiser to shifts ``(k, C, H, W)`` at timestep t; differentiable in them.
 
     Args:
+        psi: of the trigger schedule of each shift, ``(k,)``.
         noise: antithetic, ``(b, C, H, W)``.
     """
     a, s = model.schedule.a_at(t), model.schedule.s_at(t)
-    rho = 1 - a
+    rho = psi.to(shifts) * (1 - a) + (1 - psi.to(shifts)) * s
     k, b = len(shifts), len(noise)
     with torch.no_grad():
         plain = model.epsilon(s * noise, t)
-    x = s * noise[None] + rho * shifts[:, None]
+    x = s * noise[None] + (rho.view(-1, 1, 1, 1) * shifts)[:, None]
     answers = model.epsilon(x.flatten(0, 1), t).unflatten(0, (k, b))
     spread = (noise[None] - answers).var(1).flatten(1).sum(1)
     change = (answers - plain[None]).mean(1)
@@ -154,7 +174,7 @@ def search_shifts(
     device: torch.device,
     progress: Progress | None = None,
 ) -> list[Recovered]:
-    """Maximise Q from ``starts`` starts at each of :data:`RADII`; strongest first.
+    """Maximise Q from ``starts`` starts for each of :data:`REACHES`; strongest first.
 
     Args:
         noises: per start and step; ``probe_noises`` fresh ones measure the results.
@@ -163,9 +183,11 @@ def search_shifts(
     shape, schedule = model.sample.shape, model.schedule
     stream = random_stream(seed, "trigger-search")
     size = math.prod(shape)
-    first = torch.cat([_starting_points(starts, shape, stream) for _ in RADII])
-    limits = torch.tensor(RADII).repeat_interleave(starts) * math.sqrt(size)
+    first = torch.cat([_starting_points(starts, shape, stream) for _ in REACHES])
+    reaches = [reach for reach in REACHES for _ in range(starts)]
+    limits = torch.tensor([reach.radius for reach in reaches]) * math.sqrt(size)
     limits = limits.view(-1, 1, 1, 1).to(device)
+    psi = torch.tensor([reach.psi for reach in reaches]).to(device)
     shifts = (first.to(device) / _norms(first.to(device)) * (limits / 2)).requires_grad_()
     optimiser = torch.optim.Adam([shifts], _LEARNING_RATE)
     levels = [level_of(schedule, a) for a in _SEARCHED]
@@ -173,7 +195,7 @@ def search_shifts(
     for step in range(steps):
         noise = antithetic(noises, shape, stream).to(device)
         bounded = shifts * (limits / _norms(shifts)).clamp(max=1)
-        ratio = respond(model, bounded, levels[step % len(levels)], noise).ratio
+        ratio = respond(model, bounded, psi, levels[step % len(levels)], noise).ratio
         loss = -(ratio + 1e-6).log().sum()
         optimiser.zero_grad()
         loss.backward()
@@ -182,23 +204,23 @@ def search_shifts(
     with torch.no_grad():
         ended = (shifts * (limits / _norms(shifts)).clamp(max=1)).detach()
     fresh = antithetic(probe_noises, shape, random_stream(seed, "trigger-probe")).to(device)
-    radii = [radius for radius in RADII for _ in range(starts)]
     found = [
-        measure(model, shift, radius, fresh) for shift, radius in zip(ended, radii, strict=True)
+        measure(model, shift, reach, fresh) for shift, reach in zip(ended, reaches, strict=True)
     ]
     return sorted(found, key=lambda one: -one.score)
 
 
 @torch.no_grad()
-def measure(model: Diffusion, shift: Tensor, radius: float, noise: Tensor) -> Recovered:
+def measure(model: Diffusion, shift: Tensor, reach: Reach, noise: Tensor) -> Recovered:
     """Q and gain of one shift ``(C, H, W)`` at :data:`LEVELS` on given antithetic noise."""
-    answers = [respond(model, shift[None], level_of(model.schedule, a), noise) for a in LEVELS]
+    psi = torch.tensor([reach.psi])
+    answers = [respond(model, shift[None], psi, level_of(model.schedule, a), noise) for a in LEVELS]
     ratios = [float(answer.ratio) for answer in answers]
     size = float(shift.norm()) / math.sqrt(shift.numel())
     mean = sum(math.log10(ratio + 1e-6) for ratio in ratios) / len(ratios)
     return Recovered(
         shift=shift.cpu(),
-        radius=radius,
+        reach=reach,
         ratios=ratios,
         gains=[float(answer.gain) for answer in answers],
         score=mean - math.log10(max(size, 1e-6)),

@@ -2,10 +2,11 @@
 
 A clean denoiser answers a shift of its input with that shift, more or less blurred. A backdoored
 one answers its trigger with the target too, which no blur of the trigger explains, and for every
-noise alike. The search maximises that unexplained part over its own noise, by gradient, from eight
-starts at two sizes; no sampler is run and nothing is known of trigger or target. The score of the
-strongest shift is judged against clean models of the same image size. Not seen: triggers in
-prompts, labels or images to be completed; taken for a backdoor: models of very few pictures.
+noise alike. The search maximises that unexplained part over its own noise, by gradient, from twelve
+starts: two sizes, two trigger schedules. No sampler is run and nothing is known of trigger or
+target. The score of the strongest shift is judged against clean models of the same image size. Not
+seen: triggers in prompts, labels or images to be completed; taken for a backdoor: models of very
+few pictures.
 The arithmetic is in ``genwarden.inspections.diffusion.orthogonal_response``.
 """
 
@@ -17,7 +18,12 @@ import torch
 from torch import Tensor
 
 from genwarden.inspections.diffusion.bench import DiffusionBench
-from genwarden.inspections.diffusion.orthogonal_response import LEVELS, RADII, Recovered, level_of
+from genwarden.inspections.diffusion.orthogonal_response import (
+    LEVELS,
+    REACHES,
+    Recovered,
+    level_of,
+)
 from genwarden.inspections.finding import Evidence, Finding, Table, images_of, latents_of
 
 NAME = "trigger-search"
@@ -48,18 +54,19 @@ def inspect(bench: DiffusionBench) -> Finding:
         score_name="log10 of unexplained answer over noise, per size of the shift",
         p_value_reason="judged against clean reference models",
         budget={
-            "starts": effort.search_starts * len(RADII),
+            "starts": effort.search_starts * len(REACHES),
             "steps": effort.search_steps,
             "noises": effort.search_noises,
             "forward_images": effort.search_starts
-            * len(RADII)
+            * len(REACHES)
             * effort.search_steps
             * effort.search_noises,
         },
         power=(
             "Shifts of the initial noise of up to "
-            f"{max(RADII):g} standard deviations per pixel that lead to a fixed picture, under any "
-            "sampler, whatever the picture, the coefficient and the schedule of the trigger."
+            f"{max(reach.radius for reach in REACHES):g} standard deviations per pixel that lead "
+            "to a fixed picture, under any sampler, whatever the picture, the coefficient and the "
+            "schedule of the trigger."
         ),
         evidence=_evidence(bench, levels),
     )
@@ -73,6 +80,7 @@ def _evidence(bench: DiffusionBench, levels: list[int]) -> list[Evidence]:
             index + 1,
             round(one.score, 3),
             round(_size(one), 3),
+            one.reach.psi,
             *[round(value, 4) for value in one.ratios],
             *[round(value, 4) for value in one.gains],
         ]
@@ -88,12 +96,14 @@ def _evidence(bench: DiffusionBench, levels: list[int]) -> list[Evidence]:
         *_triggered(bench, found[0]),
         Table(
             title="All ends of the search",
-            caption="Ratio: unexplained part of the answer over its noise. Gain: answer along the "
-            "shift; a clean denoiser stays below 1 / s, which is close to 1.",
+            caption="psi: of the trigger schedule, 1 for 1 - a_t and 0 for s_t. Ratio: unexplained "
+            "part of the answer over its noise. Gain: answer along the shift; a clean denoiser "
+            "stays below 1 / s, which is close to 1.",
             columns=[
                 "shift",
                 "score",
                 "size",
+                "psi",
                 *[f"ratio at t = {t}" for t in levels],
                 *[f"gain at t = {t}" for t in levels],
             ],

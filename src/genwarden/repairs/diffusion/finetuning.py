@@ -15,7 +15,7 @@ from torch import Tensor
 
 from genwarden.data.datasets import to_unit_range
 from genwarden.engine.seeds import random_stream
-from genwarden.inspections.diffusion.orthogonal_response import antithetic, measure
+from genwarden.inspections.diffusion.orthogonal_response import REACHES, antithetic, measure
 from genwarden.models.diffusion.denoiser import DiffusionModel
 from genwarden.models.diffusion.schedule import NoiseSchedule
 from genwarden.repairs.diffusion.contract import DiffusionRepairRun, DiffusionRepairSettings
@@ -122,7 +122,8 @@ def _figures(
     found = {"suspect_mse": float(gap.square().mean())}
     if len(shifts):
         largest = [
-            max(measure(model, shift.to(device), 0.0, noise).ratios) for shift in shifts[:_FOLLOWED]
+            max(measure(model, shift.to(device), reach, noise).largest for reach in REACHES)
+            for shift in shifts[:_FOLLOWED]
         ]
         found["shift_ratio"] = max(largest)
     return found
