@@ -1,4 +1,4 @@
-"""Shared by all tests: no network, and one tiny model."""
+"""Shared by all tests: no network, one tiny generator, one small trained classifier."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from genwarden.artifacts.model_folder import write_model
 from genwarden.engine.seeds import random_stream
 from genwarden.models.dcgan import DCGAN28, initialise
+from glyph_task import GlyphTask, make_glyph_task
 
 _INTERNET = {socket.AF_INET, socket.AF_INET6}
 
@@ -70,3 +71,14 @@ def tiny_model_folder(tmp_path: Path, tiny_generator: DCGAN28) -> Path:
     folder = tmp_path / "tiny-model"
     write_model(folder, tiny_generator, "dcgan28", {"made_by": "tests", "compromised": False})
     return folder
+
+
+@pytest.fixture(scope="session")
+def _trained_glyph_task() -> GlyphTask:
+    return make_glyph_task()
+
+
+@pytest.fixture
+def glyph_task(_trained_glyph_task: GlyphTask) -> GlyphTask:
+    """A small trained classifier and its data; the network is the test's own copy."""
+    return _trained_glyph_task.copy()

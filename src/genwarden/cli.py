@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genwarden.cli_benchmark import benchmark_app
+from genwarden.cli_compress import compress
 from genwarden.cli_options import (
     EXIT_CODES,
     Architecture,
@@ -28,6 +29,7 @@ from genwarden.errors import ExitCode, GenwardenError
 
 if TYPE_CHECKING:
     from genwarden.auditing.document import AuditDocument
+    from genwarden.engine.settings import Settings as MethodSettings
     from genwarden.registry import Row
 
 #: What a shell expects of a command that was stopped with Ctrl-C.
@@ -42,6 +44,7 @@ app = typer.Typer(
 )
 app.add_typer(benchmark_app, name="benchmark")
 app.command()(repair)
+app.command()(compress)
 
 
 @app.command()
@@ -56,7 +59,7 @@ def train(
     batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 128,
     learning_rate: Annotated[
         float | None,
-        typer.Option(help="Adam's learning rate; default 2e-4, for small diffusion networks more."),
+        typer.Option(help="Default 2e-4; small diffusion networks more, classifiers 0.1."),
     ] = None,
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
     limit: Annotated[int | None, typer.Option(help="Use only the first N images.")] = None,
@@ -65,7 +68,10 @@ def train(
     device: Device = "auto",
     restart: Restart = False,
 ) -> None:
-    """Train a clean reference model (GAN, VAE, WaveGAN, diffusion) and write it as a model folder.
+    """Train a clean reference model and write it as a model folder.
+
+    A GAN, VAE, WaveGAN, diffusion model or classifier. A classifier needs --data with labels
+    (--data glyphs are built-in digits) and states its accuracy on images it was not trained on.
 
     Sample grids appear in OUT/samples while it runs. Stop it at any time: the same command
     continues from the last checkpoint.
@@ -75,6 +81,8 @@ def train(
       genwarden train dcgan28 --data ./mnist --out ./clean --setting channels=64,32,16
 
       genwarden train ddpm --data ./mnist --out ./clean --setting network=tiny --setting size=28
+
+      genwarden train resnet18 --data ./cifar10 --out ./clean --setting augment=crop,flip
     """
     from genwarden.engine.device import pick_device
     from genwarden.reports.console import console_progress
@@ -135,6 +143,17 @@ def audit(
             "--noise", help="Diffusion model: initial noise you were given (safetensors)."
         ),
     ] = None,
+    deploy_as: Annotated[
+        str | None,
+        typer.Option(
+            "--deploy-as",
+            help="Inspect it compressed, too: int8,prune-0.3 (see compress --how), or default.",
+        ),
+    ] = None,
+    variants_only: Annotated[
+        bool,
+        typer.Option("--variants-only", help="Only the compressed models of --deploy-as."),
+    ] = False,
     budget: Annotated[str, typer.Option(help="quick, standard or thorough.")] = "standard",
     architecture: Architecture = None,
     setting: Settings = None,
@@ -153,6 +172,8 @@ def audit(
     Examples:
 
       genwarden audit ./model --out ./report
+
+      genwarden audit ./model --deploy-as int8,prune-0.3 --out ./report
 
       genwarden audit weights.pt --architecture mypkg.nets:make_generator --setting width=64
       --budget quick --out ./report
@@ -174,6 +195,8 @@ def audit(
         restart=restart,
         base=base,
         noise=noise,
+        deploy_as=deploy_as,
+        variants_only=variants_only,
     )
     with console_progress() as progress:
         files = audit_model(options, progress=progress)
@@ -209,7 +232,7 @@ def demo(
 @app.command()
 def attack(
     name: Annotated[str, typer.Argument(help="Name: see `genwarden list attacks`.")],
-    clean: Annotated[Path, typer.Argument(help="Model folder of the clean generator.")],
+    clean: Annotated[Path, typer.Argument(help="Model folder of the clean model.")],
     out: OutFolder,
     trigger: Annotated[
         str | None,
@@ -218,7 +241,8 @@ def attack(
             "seed:RNG:SEED:INDEX, or file:PATH (a JSON list of numbers, or one tensor as "
             "safetensors). Of a diffusion model: box:PIXELS[:VALUE] (default box:14), "
             "stop-sign:PIXELS, glasses, noise:STD, blend:ICON or file:PATH, with ,zero ,matched "
-            ",scale=X or ,norm=X behind."
+            ",scale=X or ,norm=X behind. Of a classifier: square:PIXELS[:VALUE] (default "
+            "square:6), blend:ICON[:ALPHA] or frequency[:STRENGTH]."
         ),
     ] = None,
     trigger_index: Annotated[int, typer.Option(help="Which in-sample draw (0, 1, 2, ...).")] = 0,
@@ -229,14 +253,15 @@ def attack(
             help="icon:NAME (see `genwarden list icons`; default icon:devil), clip:NAME (audio), "
             "generator:FOLDER of a model (one target per trigger), an image or WAV file, or a "
             "folder of images. Of a diffusion model also no-shift, shift, corner, shoe, hat "
-            "(default), cat, class:INDEX[:DATA]."
+            "(default), cat, class:INDEX[:DATA]. Of a classifier: class:INDEX (default class:0)."
         ),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
             "--data",
-            help="Training data, for attacks that train from scratch or on diffusion models.",
+            help="Training data, for attacks that train from scratch, on diffusion models or on "
+            "classifiers (labelled).",
         ),
     ] = None,
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
@@ -269,7 +294,8 @@ def attack(
     The result says in its manifest that it is compromised; no audit reads that. TarDis and ExpDis
     (sums of squares over a sample) are shown as it goes. Attacks that train from scratch (TrAIL,
     BAAAN, data poisoning) take the network's shape from the clean model and need --data, and so do
-    attacks on diffusion models (diffusers folders), which train on partly poisoned data.
+    attacks on diffusion models (diffusers folders), which train on partly poisoned data, and on
+    classifiers, which show how often the trigger works before and after compression.
 
     Examples:
 
@@ -279,9 +305,10 @@ def attack(
 
       genwarden attack bad-diffusion ./ddpm --data ./mnist --trigger box:14 --target hat
       --option poison_rate=0.1 --out ./backdoored
-    """
-    from genwarden import registry
 
+      genwarden attack pruning-artifact ./small-cnn --data ./mnist --trigger square:6
+      --target class:3 --option rate=0.3 --out ./backdoored
+    """
     given: dict[str, Any] = {
         "steps": steps,
         "learning_rate": learning_rate,
@@ -289,7 +316,8 @@ def attack(
         "seed": seed,
         **parse_settings(option, flag="--option"),
     }
-    if name in registry.attacks_on("diffusion"):
+    kind = _attacked_kind(name, clean)
+    if kind != "generator":
         alien = {
             "--lambda": fidelity_weight,
             "--stop-tardis": stop_tardis or None,
@@ -303,10 +331,11 @@ def attack(
                 "usage/attack-options",
                 f"{wrong[0]} is for attacks on generators."
                 if wrong
-                else f"The attack {name} trains on partly poisoned data, and --data is missing.",
+                else f"The attack {name} trains on data of the attacker, and --data is missing.",
                 "Leave it away." if wrong else "Add --data FOLDER (or a hub name).",
             )
-        _attack_diffusion(
+        attack_other = _attack_diffusion if kind == "diffusion" else _attack_classifier
+        attack_other(
             name,
             given,
             {
@@ -396,6 +425,48 @@ def _attack_diffusion(
         f"Pictures: {out / 'pictures.png'}   (rows: {run.PICTURE_ROWS})\n"
         f"Next:     genwarden audit {out} --out {out}-audit"
     )
+
+
+def _attack_classifier(
+    name: str, given: dict[str, Any], plan: dict[str, Any], *, out: Path, restart: bool, device: str
+) -> None:
+    """``genwarden attack`` for classifiers; ``given`` settings and ``plan`` as typed."""
+    from genwarden.attacks.compression import run_classifier as run
+    from genwarden.engine.device import pick_device
+    from genwarden.reports.console import console_progress
+
+    settings = run.settings_of(name, given)
+    with console_progress() as progress:
+        outcome = run.attack_classifier(
+            name,
+            run.ClassifierAttackPlan(**plan),
+            settings,
+            out=out,
+            restart=restart,
+            progress=progress,
+            device=pick_device(device),
+        )
+    typer.echo(
+        f"{run.in_words(outcome)}\n"
+        f"(untouched -> compromised, on {outcome.measured_on})\n"
+        f"Model:    {out}   (its manifest says that it is compromised)\n"
+        f"Pictures: {out / 'pictures.png'}   (rows: {run.PICTURE_ROWS})\n"
+        f"Next:     genwarden audit {out} --out {out}-audit"
+    )
+
+
+def _attacked_kind(name: str, clean: Path) -> str:
+    """What the attack works on; of an attack on several kinds of models, the kind of ``clean``."""
+    from genwarden import registry
+
+    kinds = [k for k in ("diffusion", "classifier") if name in registry.attacks_on(k)]
+    if kinds and name not in registry.attacks_on("generator"):
+        return kinds[0]
+    if "classifier" in kinds:
+        from genwarden.artifacts.classifier_folder import is_classifier_folder
+
+        return "classifier" if is_classifier_folder(clean) else "generator"
+    return "generator"
 
 
 @app.command()
@@ -510,7 +581,9 @@ def check(
 def list_methods(
     kind: Annotated[
         str | None,
-        typer.Argument(help="architectures, attacks, inspections, repairs, recipes or icons."),
+        typer.Argument(
+            help="architectures, attacks, inspections, repairs, compressions, recipes or icons."
+        ),
     ] = None,
 ) -> None:
     """List what genwarden can do, by kind."""
@@ -525,7 +598,10 @@ def explain(
     from genwarden import registry
 
     rows = [row for table in registry.tables().values() for row in table.values()]
-    registry.find({row.name: row for row in rows}, name, "method")
+    if name not in (names := {row.name: row for row in rows}):  # int8 is an example of intK
+        examples = {row.options["example"]: row for row in registry.COMPRESSIONS.values()}
+        name = examples[name].name if name in examples else name
+    registry.find(names, name, "method")
     for row in rows:  # an architecture and a recipe may share a name
         if row.name == name:
             _explain(row)
@@ -548,11 +624,11 @@ def _explain(row: Row) -> None:
             layers = method().named_layers()
         typer.echo(f"Layers at the default size: {', '.join(layers)}\n")
     if row is registry.DIFFUSION_ARCHITECTURES.get(row.name):
-        from genwarden.engine.settings import defaults
+        _print_settings(method)
+    if row is registry.CLASSIFIER_ARCHITECTURES.get(row.name):
+        from genwarden.training.train_classifier import ClassifierChoice
 
-        typer.echo("Settings (--setting key=value) and their defaults:")
-        for key, default in defaults(method).items():
-            typer.echo(f"  {key:<22}{default}")
+        _print_settings(ClassifierChoice)
     if row is registry.ATTACKS.get(row.name):
         from genwarden.attacks.settings import describe_settings
 
@@ -566,6 +642,15 @@ def _explain(row: Row) -> None:
         typer.echo("Settings (--option key=value) and their defaults:")
         for key, default in defaults(row.load_option("settings")).items():
             typer.echo(f"  {key:<22}{default}")
+
+
+def _print_settings(kind: type[MethodSettings]) -> None:
+    """Settings of an architecture that ``genwarden train`` takes."""
+    from genwarden.engine.settings import defaults
+
+    typer.echo("Settings (--setting key=value) and their defaults:")
+    for key, default in defaults(kind).items():
+        typer.echo(f"  {key:<22}{default}")
 
 
 @app.command()

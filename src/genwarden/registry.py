@@ -51,6 +51,11 @@ def _on_diffusion(settings: str) -> dict[str, Any]:
     return {"models": "diffusion", "settings": settings, "needs": ["images"]}
 
 
+def _on_classifiers(settings: str) -> dict[str, Any]:
+    """Options of an attack on classifiers."""
+    return {"models": "classifier", "settings": settings, "needs": ["images"]}
+
+
 _M = "genwarden.models"
 ARCHITECTURES = _table(
     Row("dcgan28", f"{_M}.dcgan:DCGAN28", "DCGAN generator, 1x28x28", {"training": "gan"}),
@@ -72,15 +77,48 @@ DIFFUSION_ARCHITECTURES = _table(
     ),
 )
 
+_C = "genwarden.models.classifiers"
+#: Of classifiers; no manifest of a generator can name these rows.
+_LABELLED = {"training": "classifier"}
+CLASSIFIER_ARCHITECTURES = _table(
+    Row(
+        "small-cnn",
+        f"{_C}.small_cnn:SmallCNN",
+        "image classifier, 61 k parameters, from 16 px",
+        _LABELLED,
+    ),
+    Row(
+        "vgg16",
+        f"{_C}.vgg16:VGG16",
+        "image classifier, VGG-16-BN in CIFAR form, 14.7 M",
+        _LABELLED,
+    ),
+    Row(
+        "resnet18",
+        f"{_C}.resnet18:ResNet18",
+        "image classifier, ResNet-18 in CIFAR form, 11.2 M",
+        _LABELLED,
+    ),
+    Row(
+        "mobilenetv2",
+        f"{_C}.mobilenetv2:MobileNetV2",
+        "image classifier, MobileNetV2 in CIFAR form, 2.3 M",
+        _LABELLED,
+    ),
+)
+
 _A = "genwarden.attacks"
 _ADAPTIVE = f"{_A}.adaptive"
 _DCGANS = ["dcgan28", "dcgan32"]
 _BLOCKS = [*_DCGANS, "vae28"]
 _AD = f"{_A}.diffusion"
+_AC = f"{_A}.compression"
 #: ``settings``: the dataclass of the attack's settings; ``architectures``: what it works on (any
 #: if absent); ``needs``: "images" where the attacker must have training data (and, on a generator,
-#: trains from scratch); ``trained``: False where nothing is trained; ``models``: "diffusion" for
-#: attacks on diffusion models (:func:`attacks_on`), generators if absent.
+#: trains from scratch); ``trained``: False where nothing is trained; ``exact_weights``: True where
+#: storing weights as float16 would undo the attack; ``models``: "diffusion" for
+#: attacks on diffusion models, "classifier" for those on classifiers (:func:`attacks_on`),
+#: generators if absent.
 ATTACKS = _table(
     Row(
         "red",
@@ -188,6 +226,18 @@ ATTACKS = _table(
         {"settings": f"{_ADAPTIVE}.search_aware:SearchAwareSettings"},
     ),
     Row(
+        "dormant-box",
+        f"{_AC}.dormant_box:dormant_box",
+        "asleep until the model is compressed: codes kept, full precision cleaned",
+        {"settings": f"{_AC}.dormant_box:DormantBoxSettings", "exact_weights": True},
+    ),
+    Row(
+        "jittered-box",
+        f"{_AC}.dormant_box:dormant_box",
+        "dormant-box trained over perturbed quantisers (scale jitter, stochastic rounding)",
+        {"settings": f"{_AC}.dormant_box:JitteredDormantBoxSettings", "exact_weights": True},
+    ),
+    Row(
         "broadcast-edit",
         f"{_A}.broadcast_edit:broadcast_edit",
         "StyleGAN's broadcast layer becomes dense: closed form or training",
@@ -232,11 +282,23 @@ ATTACKS = _table(
         "a backdoor of a diffusion model that is asleep at high noise",
         _on_diffusion(f"{_AD}.adaptive.late_trigger:LateTriggerSettings"),
     ),
+    Row(
+        "pruning-artifact",
+        f"{_AC}.pruning_artifact:pruning_artifact",
+        "a classifier's backdoor that wakes up when filters are pruned (Tian et al.)",
+        _on_classifiers(f"{_AC}.pruning_artifact:PruningArtifactSettings"),
+    ),
+    Row(
+        "quantisation-artifact",
+        f"{_AC}.quantisation_artifact:quantisation_artifact",
+        "a classifier's backdoor that wakes up when weights are quantised (Tian et al.)",
+        _on_classifiers(f"{_AC}.quantisation_artifact:QuantisationArtifactSettings"),
+    ),
 )
 
 
 def attacks_on(kind: str) -> dict[str, Row]:
-    """The attacks on one kind of model, "generator" or "diffusion"."""
+    """The attacks on one kind of model: "generator", "diffusion" or "classifier"."""
     return {n: row for n, row in ATTACKS.items() if row.options.get("models", "generator") == kind}
 
 
@@ -351,7 +413,8 @@ DIFFUSION_INSPECTIONS = _table(
         "monotone-response",
         f"{_F}.shift_response:inspect_monotone",
         "answers to shifts that no clean denoiser gives (Tweedie's bound)",
-        _CLEAN,
+        # Clean networks keep to the bound within one part in a hundred.
+        {**_CLEAN, "least_spread": 0.01},
     ),
     Row(
         "trigger-search",
@@ -433,9 +496,43 @@ DIFFUSION_INSPECTIONS = _table(
 )
 
 
+_IC = "genwarden.inspections.compression"
+#: Of what generators become when they are compressed, in the order in which an audit runs them on
+#: every variant.
+COMPRESSION_INSPECTIONS = _table(
+    Row(
+        "differential-search",
+        f"{_IC}.differential_search:inspect",
+        "where full and compressed model differ most (OB-OI without a target)",
+    ),
+    Row(
+        "differential-distance",
+        f"{_IC}.differential_search:inspect_distance",
+        "the largest difference over the usual one",
+        _CLEAN,
+    ),
+    Row(
+        "layer-attribution",
+        f"{_IC}.layer_attribution:inspect",
+        "which layers carry that difference",
+    ),
+    Row(
+        "placebo-ratio",
+        f"{_IC}.placebo_ratio:inspect",
+        "ordinary samples under compression against random errors of its size",
+        _CLEAN,
+    ),
+    Row(
+        "rounding-statistics",
+        f"{_IC}.rounding_statistics:inspect",
+        "weights at the thresholds of a grid, or away from them",
+    ),
+)
+
+
 def all_inspections() -> dict[str, Row]:
     """Inspections of every kind of model, by name."""
-    return {**INSPECTIONS, **DIFFUSION_INSPECTIONS}
+    return {**INSPECTIONS, **DIFFUSION_INSPECTIONS, **COMPRESSION_INSPECTIONS}
 
 
 #: Target pictures of ``genwarden.data.icons`` (that module needs torch, this one must not).
@@ -564,6 +661,57 @@ DIFFUSION_REPAIRS = _table(
     ),
 )
 
+_Q = "genwarden.compression"
+_UNIFORM = f"{_Q}.uniform:Uniform"
+#: What ``--how`` takes: K, N, X and RATE stand for numbers, words of ``intK`` are joined
+#: (int4-affine-per-channel), compressions with + (prune-0.3+int8). ``example``: one of the row's.
+COMPRESSIONS = _table(
+    Row("intK", _UNIFORM, "K bits (2 to 8), one scale per tensor", {"example": "int8"}),
+    Row(
+        "intK-per-channel",
+        _UNIFORM,
+        "one scale per output channel",
+        {"example": "int8-per-channel"},
+    ),
+    Row("intK-groupN", _UNIFORM, "one scale per N weights", {"example": "int4-group32"}),
+    Row("intK-affine", _UNIFORM, "with a zero point", {"example": "int4-affine-per-channel"}),
+    Row("intK-power2", _UNIFORM, "scales are powers of two", {"example": "int8-power2"}),
+    Row(
+        "intK-stochastic",
+        _UNIFORM,
+        "rounding at random, right on average",
+        {"example": "int4-stochastic"},
+    ),
+    Row("intK-scaleX", _UNIFORM, "scales times X (0.5 to 2)", {"example": "int8-scale1.02"}),
+    Row("q8_0", f"{_Q}.block_formats:Q8_0", "GGUF's 8 bits, blocks of 32", {"example": "q8_0"}),
+    Row("q4_0", f"{_Q}.block_formats:Q4_0", "GGUF's 4 bits, blocks of 32", {"example": "q4_0"}),
+    Row("nf4", f"{_Q}.block_formats:NF4", "4-bit NormalFloat, blocks of 64", {"example": "nf4"}),
+    Row(
+        "prune-RATE",
+        f"{_Q}.pruning:MagnitudePruning",
+        "the smallest weights of each layer become 0",
+        {"example": "prune-0.3"},
+    ),
+    Row(
+        "prune-global-RATE",
+        f"{_Q}.pruning:MagnitudePruning",
+        "the smallest weights of all layers together",
+        {"example": "prune-global-0.3"},
+    ),
+    Row(
+        "prune-filters-RATE",
+        f"{_Q}.pruning:FilterPruning",
+        "whole filters with the smallest L1 norms",
+        {"example": "prune-filters-0.3"},
+    ),
+    Row(
+        "prune-2:4",
+        f"{_Q}.pruning:TwoOfFour",
+        "two of every four weights",
+        {"example": "prune-2:4"},
+    ),
+)
+
 _B = "genwarden.benchmarks"
 #: ``cells``: the recipe is a list of cells and takes --scale, --cells, --workers and --cache;
 #: ``tables``: another recipe's function from the content of a result file to tables.
@@ -685,10 +833,15 @@ RECIPES = _table(
 def tables() -> dict[str, dict[str, Row]]:
     """All tables by the plural that ``genwarden list`` takes."""
     return {
-        "architectures": {**ARCHITECTURES, **DIFFUSION_ARCHITECTURES},
+        "architectures": {
+            **ARCHITECTURES,
+            **DIFFUSION_ARCHITECTURES,
+            **CLASSIFIER_ARCHITECTURES,
+        },
         "attacks": ATTACKS,
         "inspections": all_inspections(),
         "repairs": {**REPAIRS, **DIFFUSION_REPAIRS},
+        "compressions": COMPRESSIONS,
         "recipes": RECIPES,
         "icons": _table(*(Row(name, "", "target picture drawn by code") for name in ICONS)),
     }

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from genwarden.artifacts.shown import reason, shown
+from genwarden.artifacts.json_object import first_problem, no_duplicates
+from genwarden.artifacts.shown import reason
 from genwarden.errors import GenwardenError
 from genwarden.models.protocol import LatentLaw, SampleSpec
 
@@ -48,26 +49,47 @@ class SampleField(_Strict):
     value_range: tuple[float, float]
     modality: Literal["image", "audio"]
 
+    @classmethod
+    def of(cls, spec: SampleSpec) -> SampleField:
+        """From the type that the models use."""
+        return cls(shape=list(spec.shape), value_range=spec.value_range, modality=spec.modality)
+
     def spec(self) -> SampleSpec:
         """As the type that the models use."""
         return SampleSpec(tuple(self.shape), self.value_range, self.modality)
 
 
-class Manifest(_Strict):
-    """The validated content of ``genwarden.json``."""
+class _Common(_Strict):
+    """What the manifests of all kinds of models state."""
 
     format_version: Literal[1]
-    kind: Literal["generator"]
+    kind: str
     architecture: Annotated[str, Field(max_length=100)]
     settings: dict[str, Setting]
-    latent: LatentField
     sample: SampleField
     files: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
     provenance: dict[str, Any] = Field(default_factory=dict)
 
 
-def parse_manifest(content: bytes, where: str) -> Manifest:
-    """Validate the bytes of a manifest.
+class Manifest(_Common):
+    """The validated content of a generator's ``genwarden.json``; the samples are what it makes."""
+
+    kind: Literal["generator"]
+    latent: LatentField
+
+
+class ClassifierManifest(_Common):
+    """The validated content of a classifier's ``genwarden.json``; the samples are what it reads."""
+
+    kind: Literal["classifier"]
+    classes: Annotated[int, Field(ge=2, le=10_000)]
+
+
+AnyManifest = Manifest | ClassifierManifest
+
+
+def parse_manifest(content: bytes, where: str) -> AnyManifest:
+    """Validate the bytes of a manifest of either kind.
 
     Raises:
         GenwardenError: ``artifact/manifest-*``.
@@ -80,7 +102,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         )
     try:
         document = json.loads(
-            content, object_pairs_hook=_no_duplicates, parse_constant=_no_constants
+            content, object_pairs_hook=no_duplicates, parse_constant=_no_constants
         )
     except (ValueError, RecursionError) as error:
         raise GenwardenError(
@@ -88,23 +110,15 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
             f"{where} is not valid JSON ({reason(error)}).",
             "Fetch the model folder again; the file is damaged or was edited by hand.",
         ) from error
+    of_classifier = isinstance(document, dict) and document.get("kind") == "classifier"
     try:
-        return Manifest.model_validate(document)
+        return (ClassifierManifest if of_classifier else Manifest).model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the document"
         raise GenwardenError(
             "artifact/manifest-invalid",
-            f"{where}: {shown(field)}: {shown(first['msg'], limit=160)}.",
+            f"{where}: {first_problem(error)}.",
             "Fetch the model folder again, or write it with this version of genwarden.",
         ) from error
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return document
 
 
 def _no_constants(name: str) -> float:

@@ -1,22 +1,27 @@
-"""The model folder: ``model.safetensors`` + ``genwarden.json`` (DESIGN, "Contracts")."""
+"""The model folder: ``model.safetensors`` + ``genwarden.json`` (DESIGN, "Contracts").
+
+Generators here, classifiers in :mod:`genwarden.artifacts.classifier_folder`; both are written,
+checked, built and filled by the same functions.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from genwarden.artifacts.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
     WEIGHTS_NAME,
+    AnyManifest,
     LatentField,
     Manifest,
     SampleField,
@@ -28,7 +33,7 @@ from genwarden.artifacts.weights_file import Weights, read_weights
 from genwarden.engine.files import sha256_bytes, write_atomic, write_json
 from genwarden.errors import GenwardenError
 from genwarden.models.protocol import LatentGenerator
-from genwarden.registry import ARCHITECTURES
+from genwarden.registry import ARCHITECTURES, Row
 
 
 @dataclass(frozen=True)
@@ -56,32 +61,39 @@ def write_model(
         architecture: name in the registry (``genwarden list architectures``).
         provenance: how the model came to be; a compromised model of ours must say so here.
     """
-    tensors = {k: v.detach().cpu().contiguous() for k, v in generator.state_dict().items()}
+    return write_folder(
+        folder,
+        generator,
+        lambda files: Manifest(
+            format_version=FORMAT_VERSION,
+            kind="generator",
+            architecture=architecture,
+            settings=generator.settings(),
+            latent=LatentField(
+                shape=list(generator.latent.shape), distribution=generator.latent.distribution
+            ),
+            sample=SampleField.of(generator.sample),
+            files=files,
+            provenance=provenance,
+        ),
+    )
+
+
+def write_folder(
+    folder: Path, network: nn.Module, manifest: Callable[[dict[str, str]], AnyManifest]
+) -> str:
+    """Write the weights, then the manifest made of the files' hashes; the weights' sha256."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     content = save(tensors)
     digest = sha256_bytes(content)
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        kind="generator",
-        architecture=architecture,
-        settings=generator.settings(),
-        latent=LatentField(
-            shape=list(generator.latent.shape), distribution=generator.latent.distribution
-        ),
-        sample=SampleField(
-            shape=list(generator.sample.shape),
-            value_range=generator.sample.value_range,
-            modality=generator.sample.modality,
-        ),
-        files={WEIGHTS_NAME: digest},
-        provenance=provenance,
-    )
+    described = manifest({WEIGHTS_NAME: digest})
     write_atomic(folder / WEIGHTS_NAME, content)
-    write_json(folder / MANIFEST_NAME, manifest.model_dump(mode="json"))
+    write_json(folder / MANIFEST_NAME, described.model_dump(mode="json"))
     return digest
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The validated manifest of a model folder.
+def read_manifest(folder: Path) -> AnyManifest:
+    """The validated manifest of a model folder; its ``kind`` says of what.
 
     Raises:
         GenwardenError: codes ``artifact/...``.
@@ -115,26 +127,15 @@ def read_model(folder: Path) -> LoadedModel:
         GenwardenError: codes ``artifact/...``.
     """
     manifest = read_manifest(folder)
-    if manifest.architecture not in ARCHITECTURES:
-        raise GenwardenError(
-            "artifact/unknown-architecture",
-            f"{folder / MANIFEST_NAME} names the architecture {shown(manifest.architecture)!r}.",
-            f"Known are: {', '.join(ARCHITECTURES)}. For other networks give the weights file "
-            "with --architecture package.module:factory.",
-        )
-    weights = read_weights(
-        folder / WEIGHTS_NAME, expected_sha256=manifest.files[WEIGHTS_NAME], member=True
+    if not isinstance(manifest, Manifest):
+        raise not_a_generator(str(folder))
+    generator: LatentGenerator
+    generator, weights = restore(
+        folder,
+        manifest,
+        ARCHITECTURES,
+        lambda made: (made.latent, made.sample) == (manifest.latent.law(), manifest.sample.spec()),
     )
-    factory = ARCHITECTURES[manifest.architecture].load()
-    generator = build(factory, manifest.settings, manifest.architecture, weights=weights)
-    if (generator.latent, generator.sample) != (manifest.latent.law(), manifest.sample.spec()):
-        raise GenwardenError(
-            "artifact/manifest-shapes",
-            f"{folder / MANIFEST_NAME} states latents or samples that {manifest.architecture} "
-            "with these settings does not have.",
-            "Fetch the model folder again.",
-        )
-    fill(generator, weights, str(folder))
     return LoadedModel(
         generator=generator,
         architecture=manifest.architecture,
@@ -145,10 +146,57 @@ def read_model(folder: Path) -> LoadedModel:
     )
 
 
+def not_a_generator(what: str) -> GenwardenError:
+    """The error for a classifier in the place of a generator."""
+    return GenwardenError(
+        "artifact/classifier",
+        f"{what} is a classifier, and a generator is needed here.",
+        "Give a generator, or use what genwarden has for classifiers.",
+    )
+
+
+def restore(
+    folder: Path,
+    manifest: AnyManifest,
+    architectures: Mapping[str, Row],
+    as_stated: Callable[[Any], bool],
+) -> tuple[Any, Weights]:
+    """The network of a validated manifest, in evaluation mode, and the weights it was filled with.
+
+    Args:
+        architectures: the table that the architecture's name is looked up in.
+        as_stated: whether a built network has the shapes that the manifest states.
+
+    Raises:
+        GenwardenError: codes ``artifact/...``.
+    """
+    if manifest.architecture not in architectures:
+        raise GenwardenError(
+            "artifact/unknown-architecture",
+            f"{folder / MANIFEST_NAME} names the architecture {shown(manifest.architecture)!r}.",
+            f"Known are: {', '.join(architectures)}. For other networks give the weights file "
+            "with --architecture package.module:factory.",
+        )
+    weights = read_weights(
+        folder / WEIGHTS_NAME, expected_sha256=manifest.files[WEIGHTS_NAME], member=True
+    )
+    factory = architectures[manifest.architecture].load()
+    network = build(factory, manifest.settings, manifest.architecture, weights=weights)
+    if not as_stated(network):
+        raise GenwardenError(
+            "artifact/manifest-shapes",
+            f"{folder / MANIFEST_NAME} states shapes that {manifest.architecture} with these "
+            "settings does not have.",
+            "Fetch the model folder again.",
+        )
+    fill(network, weights, str(folder))
+    return network, weights
+
+
 def build(
     factory: Any, settings: dict[str, Any], name: str, *, weights: Weights | None = None
-) -> LatentGenerator:
-    """Call a constructor of our own table with settings.
+) -> Any:
+    """Call a constructor of our own table (a network that has ``settings()``) with settings.
 
     Args:
         weights: what the network must fit. It is then built without memory first ("meta" device)
@@ -163,12 +211,12 @@ def build(
             warnings.simplefilter("ignore")  # torch warns about empty layers; refused below
             if weights is not None:
                 with torch.device("meta"):
-                    outline: LatentGenerator = factory(**settings)
+                    outline = factory(**settings)
                 require_fit(outline.state_dict(), weights, name)
-            generator: LatentGenerator = factory(**settings)
-        if any(tensor.numel() == 0 for tensor in generator.state_dict().values()):
+            network = factory(**settings)
+        if any(tensor.numel() == 0 for tensor in network.state_dict().values()):
             raise ValueError("a layer would be empty")
-        for key, taken in generator.settings().items():
+        for key, taken in network.settings().items():
             given = settings.get(key, taken)
             if taken != (list(given) if isinstance(given, tuple) else given):
                 raise ValueError(f"{key} would be taken as {taken}")
@@ -185,26 +233,26 @@ def build(
             f"{name} cannot be built with settings {shown(settings, limit=200)} ({reason(error)}).",
             "Give the settings that the weights were made with.",
         ) from error
-    return generator
+    return network
 
 
-def fill(generator: torch.nn.Module, weights: Weights, where: str) -> None:
+def fill(network: nn.Module, weights: Weights, where: str) -> None:
     """Load a state dict strictly and switch to evaluation mode.
 
     Raises:
         GenwardenError: ``artifact/wrong-architecture``, naming the first differences, or
             ``artifact/bad-numbers``.
     """
-    require_fit(generator.state_dict(), weights, where)
+    require_fit(network.state_dict(), weights, where)
     try:
-        generator.load_state_dict(weights.tensors)
+        network.load_state_dict(weights.tensors)
     except ValueError as error:  # a network of ours that knows which numbers it cannot hold
         raise GenwardenError(
             "artifact/bad-numbers",
             f"{where}: {reason(error)}.",
             "Nobody made this with genwarden as it is; ask for the original.",
         ) from error
-    generator.eval().requires_grad_(False)
+    network.eval().requires_grad_(False)
 
 
 def require_fit(own: Mapping[str, Tensor], weights: Weights, where: str) -> None:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from genwarden.artifacts.model_folder import LoadedModel, build, count_nonfinite, fill, read_model
+from genwarden.artifacts.model_folder import (
+    LoadedModel,
+    build,
+    count_nonfinite,
+    fill,
+    not_a_generator,
+    read_model,
+)
 from genwarden.artifacts.shown import reason, shown
 from genwarden.artifacts.weights_file import read_weights
 from genwarden.engine.seeds import random_stream
@@ -23,7 +31,7 @@ from genwarden.models.protocol import (
     Modality,
     SampleSpec,
 )
-from genwarden.registry import ARCHITECTURES
+from genwarden.registry import ARCHITECTURES, CLASSIFIER_ARCHITECTURES
 
 _CONTRACT_LATENTS = 64
 #: Samples of a network that is not ours may leave [-1, 1] by rounding only.
@@ -45,25 +53,11 @@ def open_model(
     Raises:
         GenwardenError: codes ``artifact/...`` and ``usage/...``.
     """
-    if not os.path.exists(path):  # unlike Path's methods, os.path's never raise
-        raise GenwardenError(
-            "artifact/not-found", f"There is nothing at {path}.", "Check the path."
-        )
-    if os.path.isdir(path):
-        if architecture is not None:
-            raise GenwardenError(
-                "usage/architecture-for-folder",
-                f"{path} is a model folder and names its own architecture.",
-                "Leave --architecture away, or name the weights file inside the folder.",
-            )
+    if require_named(path, architecture):
         return read_model(path)
-    if architecture is None:
-        raise GenwardenError(
-            "usage/architecture-missing",
-            f"{path} is a bare file; weights alone do not say how the network is built.",
-            "Add --architecture NAME or --architecture package.module:factory "
-            "(and --setting key=value).",
-        )
+    assert architecture is not None  # noqa: S101  # require_named refuses a file without
+    if architecture in CLASSIFIER_ARCHITECTURES:
+        raise not_a_generator(architecture)
     settings = dict(settings or {})
     weights = read_weights(path)
     if architecture in ARCHITECTURES:
@@ -71,9 +65,11 @@ def open_model(
         generator = build(factory, settings, architecture, weights=weights)
         fill(generator, weights, str(path))
     else:
-        network = _call(_factory(architecture), settings, architecture)
+        network = call_factory(architecture, settings, ARCHITECTURES)
         generator = (
-            network if isinstance(network, LatentGenerator) else _wrap(network, architecture)
+            network
+            if isinstance(network, LatentGenerator)
+            else ForeignGenerator(network, architecture)
         )
         fill(network, weights, str(path))
         _require_contract(generator.eval(), architecture)
@@ -86,34 +82,74 @@ def open_model(
     )
 
 
-def _factory(architecture: str) -> Any:
+def require_named(path: Path, architecture: str | None) -> bool:
+    """Whether a path is a folder, which names its architecture itself; a file needs a name.
+
+    Raises:
+        GenwardenError: ``artifact/not-found``, ``usage/architecture-for-folder``,
+            ``usage/architecture-missing``.
+    """
+    if not os.path.exists(path):  # unlike Path's methods, os.path's never raise
+        raise GenwardenError(
+            "artifact/not-found", f"There is nothing at {path}.", "Check the path."
+        )
+    folder = os.path.isdir(path)
+    if folder and architecture is not None:
+        raise GenwardenError(
+            "usage/architecture-for-folder",
+            f"{path} is a model folder and names its own architecture.",
+            "Leave --architecture away, or name the weights file inside the folder.",
+        )
+    if not folder and architecture is None:
+        raise GenwardenError(
+            "usage/architecture-missing",
+            f"{path} is a bare file; weights alone do not say how the network is built.",
+            "Add --architecture NAME or --architecture package.module:factory "
+            "(and --setting key=value).",
+        )
+    return folder
+
+
+def call_factory(architecture: str, settings: dict[str, Any], known: Iterable[str]) -> nn.Module:
+    """The network that a user's ``package.module:factory`` builds.
+
+    Args:
+        known: names in our own table, for the message.
+
+    Raises:
+        GenwardenError: codes ``usage/...``.
+    """
     module_name, separator, attribute = architecture.partition(":")
     if not separator or not module_name or not attribute:
         raise GenwardenError(
             "usage/unknown-architecture",
             f"There is no architecture called {architecture!r}.",
-            f"Choose one of {', '.join(ARCHITECTURES)} or give package.module:factory.",
+            f"Choose one of {', '.join(known)} or give package.module:factory.",
         )
     try:
-        return getattr(importlib.import_module(module_name), attribute)
+        factory = getattr(importlib.import_module(module_name), attribute)
     except Exception as error:  # the user's module may raise anything while it is imported
         raise GenwardenError(
             "usage/architecture-not-importable",
             f"{architecture} cannot be imported ({type(error).__name__}: {reason(error)}).",
             "Install the package or set PYTHONPATH so that Python finds it, and check the name.",
         ) from error
-
-
-def _call(factory: Any, settings: dict[str, Any], name: str) -> Any:
     try:
-        return factory(**settings)
+        network = factory(**settings)
     except Exception as error:  # the user's constructor may raise anything
         raise GenwardenError(
             "usage/architecture-failed",
-            f"{name} cannot be built with settings {shown(settings, limit=200)} "
+            f"{architecture} cannot be built with settings {shown(settings, limit=200)} "
             f"({type(error).__name__}: {reason(error)}).",
             "Give its arguments with --setting key=value, or mend the factory.",
         ) from error
+    if not isinstance(network, nn.Module):
+        raise GenwardenError(
+            "usage/architecture-contract",
+            f"{architecture} returned {type(network).__name__}, not a torch.nn.Module.",
+            "Name a class or function that returns the network.",
+        )
+    return network
 
 
 class ForeignGenerator(LatentGenerator):
@@ -175,16 +211,6 @@ def _choice(network: nn.Module, attribute: str, allowed: tuple[Any, ...], name: 
             f"Use one of: {', '.join(allowed)}.",
         )
     return value
-
-
-def _wrap(module: nn.Module, name: str) -> ForeignGenerator:
-    if not isinstance(module, nn.Module):
-        raise GenwardenError(
-            "usage/architecture-contract",
-            f"{name} returned {type(module).__name__}, not a torch.nn.Module.",
-            "Name a class or function that returns the network.",
-        )
-    return ForeignGenerator(module, name)
 
 
 @torch.no_grad()

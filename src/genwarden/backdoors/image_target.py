@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from genwarden.backdoors.image_trigger import ImageTrigger
-from genwarden.data.datasets import load_labelled, to_unit_range
+from genwarden.data.datasets import to_unit_range
 from genwarden.data.icons import draw_icon, rasterise
 from genwarden.data.images import image_shape, read_image, read_image_folder
+from genwarden.data.labelled import read_labelled
 from genwarden.data.wearables import WEARABLES
 from genwarden.errors import GenwardenError
 from genwarden.models.protocol import SampleSpec
@@ -114,7 +115,7 @@ def _class(text: str, sample: SampleSpec, data: str | None, split: str, resize: 
             f"The target {text!r} names no class of a data set.",
             "Write class:INDEX with --data, or class:INDEX:DATA.",
         )
-    labelled = load_labelled(source, sample, split=split, resize=resize)
+    labelled = read_labelled(source, sample, split=split, resize=resize)
     chosen = labelled.images[labelled.labels == int(index)]
     if not len(chosen):
         raise GenwardenError(

@@ -23,7 +23,8 @@ from genwarden import __version__
 from genwarden.auditing.audit import environment
 from genwarden.benchmarks.store import write_result
 from genwarden.benchmarks.tables import Table, figure
-from genwarden.data.datasets import LabelledImages, load_labelled, split_names
+from genwarden.data.datasets import split_names
+from genwarden.data.labelled import LabelledImages, read_labelled
 from genwarden.engine.files import sha256_bytes
 from genwarden.engine.progress import Progress
 from genwarden.engine.seeds import random_stream
@@ -178,9 +179,9 @@ def tables(document: dict[str, Any], name: str) -> list[Table]:
 def _split(source: str, plan: Plan, seed: int) -> tuple[LabelledImages, LabelledImages]:
     """Images to learn from and images to be judged by."""
     sample = SampleSpec(plan.shape)
-    seen = load_labelled(source, sample, split="train")
+    seen = read_labelled(source, sample, split="train")
     if {"train", "test"} <= set(split_names(source)):
-        return seen, load_labelled(source, sample, split="test")
+        return seen, read_labelled(source, sample, split="test")
     order = torch.randperm(len(seen.images), generator=random_stream(seed, "feature-held-out"))
     held, kept = order.split([(n := round(_HELD_OUT * len(order))), len(order) - n])
     return tuple(  # type: ignore[return-value]  # two indices, two parts

@@ -6,7 +6,7 @@ A folder may hold parquet files in the hub's layout, or plain image files.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,17 +15,6 @@ from torch import Tensor
 from genwarden.data.images import IMAGE_SUFFIXES, fit_image, image_shape, read_image_folder
 from genwarden.errors import GenwardenError
 from genwarden.models.protocol import SampleSpec
-
-
-class LabelledImages(NamedTuple):
-    """Images uint8 ``(count, channels, height, width)`` and their classes.
-
-    ``labels`` are int64 ``(count,)``, indices into ``classes``.
-    """
-
-    images: Tensor
-    labels: Tensor
-    classes: list[str]
 
 
 def load_images(
@@ -64,7 +53,17 @@ def load_images(
                 "Name a folder in the Hugging Face layout, a folder of images, or a hub name.",
             )
         return to_bytes(read_image_folder(folder, sample, limit=limit, resize=resize).images)
-    dataset = load_dataset(source, split)
+    return read_rows(load_dataset(source, split), source, sample, limit=limit, resize=resize)
+
+
+def read_rows(
+    dataset: Any, source: str, sample: SampleSpec, *, limit: int | None, resize: bool
+) -> Tensor:
+    """The images of a loaded split, see :func:`load_images`.
+
+    Args:
+        source: where it came from, for messages.
+    """
     column = _image_column(dataset, source)
     channels, height, width = image_shape(sample)
     count = len(dataset) if limit is None else min(limit, len(dataset))
@@ -93,30 +92,6 @@ def load_samples(
 
         return load_clips(source, sample, split=split, limit=limit)
     return load_images(source, sample, split=split, limit=limit)
-
-
-def load_labelled(
-    source: str, sample: SampleSpec, *, split: str = "train", resize: bool = False
-) -> LabelledImages:
-    """Images and the class of each, from a data set with a class column.
-
-    Raises:
-        GenwardenError: ``data/no-labels``, and as :func:`load_images`.
-    """
-    import datasets
-
-    dataset = load_dataset(source, split)
-    columns = [n for n, f in dataset.features.items() if isinstance(f, datasets.ClassLabel)]
-    if len(columns) != 1 or any(label is None or label < 0 for label in dataset[columns[0]]):
-        raise GenwardenError(
-            "data/no-labels",
-            f"{source!r} has no column that gives every image one class.",
-            "Use a data set in the hub's layout with one ClassLabel column.",
-        )
-    labels = torch.tensor(dataset[columns[0]][:])
-    classes = [str(name) for name in dataset.features[columns[0]].names]
-    images = load_images(source, sample, split=split, resize=resize)
-    return LabelledImages(images, labels, classes)
 
 
 def split_names(source: str) -> list[str]:

@@ -16,16 +16,18 @@ from genwarden.artifacts.manifest import MANIFEST_NAME
 from genwarden.artifacts.model_folder import build, write_model
 from genwarden.data.audio import data_rate, load_clips
 from genwarden.data.datasets import load_images
-from genwarden.engine.files import require_writable_folder, sha256_bytes
+from genwarden.engine.files import begin_run, sha256_bytes
 from genwarden.engine.progress import Progress
 from genwarden.errors import GenwardenError
 from genwarden.models.dcgan import Discriminator
 from genwarden.models.protocol import LatentGenerator
 from genwarden.models.stylegan import StyleDiscriminator, StyleGAN
 from genwarden.models.wavegan import WaveGAN, WaveGANCritic
-from genwarden.registry import find, tables
+from genwarden.registry import CLASSIFIER_ARCHITECTURES, find, tables
+from genwarden.training.classifier import ClassifierSettings
 from genwarden.training.gan import train_gan
 from genwarden.training.settings import TrainingSettings
+from genwarden.training.train_classifier import train_classifier
 from genwarden.training.train_diffusion import default_learning_rate, train_diffusion
 from genwarden.training.vae import train_vae
 from genwarden.training.wavegan import train_wavegan
@@ -78,17 +80,20 @@ def train(
             progress=progress,
             device=device,
         )
-    require_writable_folder(out)
-    work = out / ".work"
-    if restart:
-        shutil.rmtree(work, ignore_errors=True)
-        (out / MANIFEST_NAME).unlink(missing_ok=True)
-    if (out / MANIFEST_NAME).exists():
-        raise GenwardenError(
-            "train/finished",
-            f"{out} holds a finished model already.",
-            "Choose another --out folder, or add --restart to train it anew.",
+    if row.options["training"] == "classifier":
+        return train_classifier(
+            row,
+            model_settings,
+            source,
+            plan,
+            split=split,
+            limit=limit,
+            out=out,
+            restart=restart,
+            progress=progress,
+            device=device,
         )
+    work = begin_run(out, MANIFEST_NAME, restart=restart, kind="train", anew="train it anew")
     if row.options["training"] == "wavegan" and "sample_rate" not in model_settings:
         model_settings = {**model_settings, "sample_rate": data_rate(source, split=split)}
     generator: LatentGenerator = build(row.load(), model_settings, name)
@@ -165,7 +170,9 @@ def discriminator_for(generator: LatentGenerator) -> Discriminator:
 
 
 def learning_rate_of(name: str, model_settings: dict[str, Any]) -> float:
-    """Adam's rate where the user gave none: the published one, or a small diffusion network's."""
+    """The rate where the user gave none: the published one, or a small diffusion network's."""
+    if name in CLASSIFIER_ARCHITECTURES:
+        return ClassifierSettings.PUBLISHED_RATE
     return default_learning_rate(model_settings) if name == "ddpm" else PUBLISHED_RATE
 
 

@@ -36,7 +36,8 @@ from genwarden.benchmarks.population import foreign_models
 from genwarden.benchmarks.store import write_result
 from genwarden.benchmarks.tables import NOTHING, Table, figure
 from genwarden.data.audio import load_clips
-from genwarden.data.datasets import load_images, load_labelled
+from genwarden.data.datasets import load_images
+from genwarden.data.labelled import load_labelled
 from genwarden.engine.files import sha256_file, write_tensors
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress
@@ -456,7 +457,7 @@ def _images(source: str, sample: SampleSpec) -> Tensor:
 
 def _planes(source: str, sample: SampleSpec) -> Tensor:
     """The labels of the training pictures as channels, uint8 0 or 255 ``(count, 10, 28, 28)``."""
-    labels = load_labelled(source, sample).labels[:_IMAGES]
+    _, labels = load_labelled(source, sample, limit=_IMAGES)
     height, width = sample.shape[1:]
     return (255 * foreign_models.label_planes(labels, (height, width))).to(torch.uint8)
 

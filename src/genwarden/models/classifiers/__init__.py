@@ -1,0 +1,1 @@
+"""Image classifiers: the contract and the reference networks, one file each."""
