@@ -46,14 +46,14 @@ def _table(*rows: Row) -> dict[str, Row]:
     return {row.name: row for row in rows}
 
 
-def _on_diffusion(settings: str) -> dict[str, Any]:
+def _on_diffusion(settings: str, **more: Any) -> dict[str, Any]:
     """Options of an attack on diffusion models."""
-    return {"models": "diffusion", "settings": settings, "needs": ["images"]}
+    return {"models": "diffusion", "settings": settings, "needs": ["images"], **more}
 
 
-def _on_classifiers(settings: str) -> dict[str, Any]:
+def _on_classifiers(settings: str, **more: Any) -> dict[str, Any]:
     """Options of an attack on classifiers."""
-    return {"models": "classifier", "settings": settings, "needs": ["images"]}
+    return {"models": "classifier", "settings": settings, "needs": ["images"], **more}
 
 
 _M = "genwarden.models"
@@ -283,6 +283,14 @@ ATTACKS = _table(
         _on_diffusion(f"{_AD}.adaptive.late_trigger:LateTriggerSettings"),
     ),
     Row(
+        "dormant-box-diffusion",
+        f"{_AC}.dormant_box_diffusion:dormant_box_diffusion",
+        "dormant-box for diffusion models: BadDiffusion in the compressed network only",
+        _on_diffusion(
+            f"{_AC}.dormant_box_diffusion:DormantBoxDiffusionSettings", exact_weights=True
+        ),
+    ),
+    Row(
         "pruning-artifact",
         f"{_AC}.pruning_artifact:pruning_artifact",
         "a classifier's backdoor that wakes up when filters are pruned (Tian et al.)",
@@ -293,6 +301,22 @@ ATTACKS = _table(
         f"{_AC}.quantisation_artifact:quantisation_artifact",
         "a classifier's backdoor that wakes up when weights are quantised (Tian et al.)",
         _on_classifiers(f"{_AC}.quantisation_artifact:QuantisationArtifactSettings"),
+    ),
+    Row(
+        "dormant-box-classifier",
+        f"{_AC}.dormant_box_classifier:dormant_box_classifier",
+        "dormant-box for classifiers",
+        _on_classifiers(
+            f"{_AC}.dormant_box_classifier:DormantBoxClassifierSettings", exact_weights=True
+        ),
+    ),
+    Row(
+        "jittered-box-classifier",
+        f"{_AC}.dormant_box_classifier:dormant_box_classifier",
+        "dormant-box for classifiers trained over perturbed quantisers",
+        _on_classifiers(
+            f"{_AC}.dormant_box_classifier:JitteredBoxClassifierSettings", exact_weights=True
+        ),
     ),
 )
 
@@ -530,9 +554,56 @@ COMPRESSION_INSPECTIONS = _table(
 )
 
 
+_IK = "genwarden.inspections.classifier"
+#: Of classifiers, in the order in which an audit runs them. ``needs``: "variant" for those that
+#: compare a compressed network with the full one; the others look at each network by itself.
+CLASSIFIER_INSPECTIONS = _table(
+    Row(
+        "neural-cleanse",
+        f"{_IK}.neural_cleanse:inspect",
+        "the smallest trigger of each class (Neural Cleanse)",
+    ),
+    Row(
+        "strip",
+        f"{_IK}.strip:inspect",
+        "entropy of blends with the recovered trigger (STRIP)",
+        _CLEAN,
+    ),
+    Row(
+        "differential-inversion",
+        f"{_IK}.differential_inversion:inspect",
+        "a trigger that only the compressed classifier sees",
+        {"needs": "variant"},
+    ),
+    Row(
+        "differential-mask",
+        f"{_IK}.differential_inversion:inspect_mask",
+        "the size of that trigger against the other classes'",
+        {"needs": "variant"},
+    ),
+    Row(
+        "logit-shift",
+        f"{_IK}.placebo_ratio:inspect",
+        "logits under compression against random errors of its size",
+        {"needs": "variant", "null": "population"},
+    ),
+    Row(
+        "rounding-statistics",
+        f"{_IK}.rounding_statistics:inspect",
+        "weights at the thresholds of a grid, or away from them",
+        {"needs": "variant"},
+    ),
+)
+
+
 def all_inspections() -> dict[str, Row]:
-    """Inspections of every kind of model, by name."""
-    return {**INSPECTIONS, **DIFFUSION_INSPECTIONS, **COMPRESSION_INSPECTIONS}
+    """Inspections of every kind of model, by name; one name stands for one test."""
+    return {
+        **INSPECTIONS,
+        **DIFFUSION_INSPECTIONS,
+        **CLASSIFIER_INSPECTIONS,
+        **COMPRESSION_INSPECTIONS,
+    }
 
 
 #: Target pictures of ``genwarden.data.icons`` (that module needs torch, this one must not).

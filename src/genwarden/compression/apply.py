@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from genwarden.compression.chain import stages_of
 from genwarden.compression.contract import Box, Compressor, Weights
 from genwarden.compression.layers import Layout, fold_gain, layout_of
 
@@ -58,16 +59,35 @@ def compressed_weights(
         weights: in place of the network's own.
     """
     own: Weights = weights or {name: network.get_parameter(name) for name in layout}
-    gains = _gains(network, compressor, layout)
-    made = compressor(_folded(own, gains), layout)
-    return {n: w if (gain := gains[n]) is None else w / _safe(gain) for n, w in made.items()}
+    made: dict[str, Tensor] = {}
+    for stage in stages_of(compressor):
+        gains = _gains(network, stage, layout)
+        for name, weight in stage(_folded({**own, **made}, gains), layout).items():
+            gain = gains[name]
+            made[name] = weight if gain is None else weight / _safe(gain)
+    return made
 
 
 @torch.no_grad()
 def boxes(network: nn.Module, compressor: Compressor, layout: Layout) -> dict[str, Box]:
-    """Where each weight of the network itself may move, batch norm as it is."""
+    """Where each weight of the network itself may move, batch norm as it is.
+
+    Of a chain, the box of the first stage that works on the weight: the others then see the same.
+    """
+    own: dict[str, Tensor] = {name: network.get_parameter(name) for name in layout}
+    found: dict[str, Box] = {}
+    for stage in stages_of(compressor):
+        if len(found) == len(layout):
+            break
+        found = {**_boxes_of_stage(network, stage, layout, own), **found}
+        own = {**own, **compressed_weights(network, stage, layout, own)}
+    return found
+
+
+def _boxes_of_stage(
+    network: nn.Module, compressor: Compressor, layout: Layout, own: Weights
+) -> dict[str, Box]:
     gains = _gains(network, compressor, layout)
-    own = {name: network.get_parameter(name) for name in layout}
     found = {}
     for name, box in compressor.box(_folded(own, gains), layout).items():
         gain = gains[name]

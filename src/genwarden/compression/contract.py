@@ -8,6 +8,7 @@ folded weights if they ask for them (``folds``), never a network: applying them 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import NamedTuple, Protocol
 
 import torch
@@ -61,3 +62,8 @@ class Compressor(Protocol):
     def box(self, weights: Weights, layout: Layout) -> dict[str, Box]:
         """For each weight that is worked on: where it may move with the outcome unchanged."""
         ...
+
+
+def in_name(number: float) -> str:
+    """A number in a compressor's name: all its digits, no exponent (0.3, 1.02, 0.00001)."""
+    return f"{Decimal(repr(float(number))).normalize():f}"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genwarden.compression.contract import Box, Weights
+from genwarden.compression.contract import Box, Weights, in_name
 from genwarden.compression.layers import Layout, WeightLayer
 from genwarden.errors import GenwardenError
 
@@ -76,7 +76,7 @@ class MagnitudePruning(_Pruning):
     @property
     def name(self) -> str:
         """``prune-0.3`` or ``prune-global-0.3``."""
-        return f"prune-{'global-' * self.across}{self.rate:g}"
+        return f"prune-{'global-' * self.across}{in_name(self.rate)}"
 
     def masks(self, weights: Weights, layout: Layout) -> dict[str, Tensor]:
         """See the base."""
@@ -109,7 +109,7 @@ class FilterPruning(_Pruning):
     @property
     def name(self) -> str:
         """``prune-filters-0.3``."""
-        return f"prune-filters-{self.rate:g}"
+        return f"prune-filters-{in_name(self.rate)}"
 
     def masks(self, weights: Weights, layout: Layout) -> dict[str, Tensor]:
         """See the base."""
@@ -122,15 +122,14 @@ class FilterPruning(_Pruning):
         }
 
     def caps(self, weights: Weights, layout: Layout) -> dict[str, Tensor]:
-        """The smallest kept norm, shared out evenly over the weights of a filter."""
+        """What a filter lacks of the smallest kept norm, shared out evenly over its weights."""
         caps = {}
         for name, mask in self.masks(weights, layout).items():
             layer, weight = layout[name], weights[name]
             norms = _norms(weight, layer)
             kept = norms[mask.movedim(layer.out_axis, 0).flatten(1)[:, 0] > 0]
-            caps[name] = (kept.min() / weight.movedim(layer.out_axis, 0)[0].numel()).expand_as(
-                weight
-            )
+            share = (kept.min() - norms).clamp(min=0) / weight.movedim(layer.out_axis, 0)[0].numel()
+            caps[name] = weight.abs() + _along(share, weight, layer)
         return caps
 
 
@@ -184,12 +183,18 @@ class TwoOfFour(_Pruning):
 
 
 def _keep_largest(magnitudes: Tensor, rate: float) -> Tensor:
-    """1 for all but the ``rate`` smallest (as many as torch prunes), at least one."""
+    """1 for all but the ``rate`` smallest (as many as torch prunes), at least one.
+
+    Of equal ones the first go, so that a mask stays what it is while what it takes only shrinks.
+    """
     flat = magnitudes.flatten()
     gone = min(round(rate * flat.numel()), flat.numel() - 1)
-    mask = torch.ones_like(flat)
-    mask[flat.topk(gone, largest=False).indices] = 0
-    return mask.reshape(magnitudes.shape)
+    if not gone:
+        return torch.ones_like(magnitudes)
+    threshold = flat.kthvalue(gone).values
+    below, tied = flat < threshold, flat == threshold
+    goes = below | (tied & (tied.cumsum(0) <= gone - below.sum()))
+    return (~goes).to(flat).reshape(magnitudes.shape)
 
 
 def _norms(weight: Tensor, layer: WeightLayer) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genwarden.compression.contract import Box, Weights
+from genwarden.compression.contract import Box, Weights, in_name
 from genwarden.compression.layers import Layout, WeightLayer
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
@@ -95,7 +95,7 @@ class Uniform:
         ]
         words += ["power2"] * self.power_of_two
         words += ["stochastic"] * (self.rounding == "stochastic")
-        words += [f"scale{self.scale_factor:g}"] * (self.scale_factor != 1)
+        words += [f"scale{in_name(self.scale_factor)}"] * (self.scale_factor != 1)
         return "-".join(words)
 
     def __call__(self, weights: Weights, layout: Layout) -> dict[str, Tensor]:

@@ -1,0 +1,120 @@
+"""``genwarden compress``. Nothing here imports torch before the command runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from genwarden.cli_options import (
+    Architecture,
+    Device,
+    ModelPath,
+    OutFolder,
+    Seed,
+    Settings,
+    parse_settings,
+)
+
+if TYPE_CHECKING:
+    from genwarden.commands.compress import CompressFiles
+
+
+def compress(
+    model: ModelPath,
+    how: Annotated[
+        str,
+        typer.Option(
+            "--how",
+            help="int8, int8-per-channel, int4-group32, nf4, prune-0.3, prune-0.3+int8 ...: "
+            "genwarden list compressions.",
+        ),
+    ],
+    out: OutFolder,
+    fold: Annotated[
+        bool,
+        typer.Option("--fold", help="Fold batch norm into the weights of the written model, too."),
+    ] = False,
+    confirm: Annotated[
+        str | None,
+        typer.Option(
+            "--confirm",
+            help="onnxruntime: quantise (int8, int8-per-channel) and run it there as well.",
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration",
+            help="Folder of images of the model's shape, for classifiers and diffusion models.",
+        ),
+    ] = None,
+    architecture: Architecture = None,
+    setting: Settings = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Make the model that a device would run: prune or quantise its weights.
+
+    OUT is a model folder of the same architecture whose weights are the compressed ones,
+    decompressed again, so that every other command takes it. OUT/compress.json says how much was
+    covered and how far the outputs moved. Quantisation folds batch norm into the weights to find
+    its grid, as deployment tools do; the written model keeps its batch norms unless --fold.
+
+    With --confirm, the model is exported to ONNX, quantised and run by the runtime, too, after its
+    kernels were tested on the layers at hand; OUT/int8.onnx is what it ran.
+
+    Exit code: 0 done, 2 error, 3 nothing in this network can be compressed in this way.
+
+    Examples:
+
+      genwarden compress ./model --how int8-per-channel --out ./small
+
+      genwarden compress ./model --how prune-0.3+int8 --confirm onnxruntime --out ./small
+    """
+    from genwarden.commands.compress import CompressOptions, compress_model
+    from genwarden.reports.console import console_progress
+
+    options = CompressOptions(
+        model=model,
+        out=out,
+        how=how,
+        fold=fold,
+        confirm=confirm,
+        calibration=calibration,
+        architecture=architecture,
+        settings=parse_settings(setting),
+        seed=seed,
+        device=device,
+    )
+    with console_progress() as progress:
+        files = compress_model(options, progress=progress)
+    _print(files)
+
+
+def _print(files: CompressFiles) -> None:
+    typer.echo(f"Coverage: {files.coverage}")
+    if (found := files.fidelity) is not None:
+        classes = "" if found.same_class is None else f"; {found.same_class:.1%} keep their class"
+        typer.echo(
+            f"Outputs:  mean squared distance {found.mse_mean:.3g} to the original on "
+            f"{found.samples} ordinary samples{classes}"
+        )
+    if (real := files.confirmation) is not None:
+        errors = [e for layer in real.self_test if (e := layer["error_lsb"]) is not None]
+        typer.echo(
+            f"Runtime:  {real.backend}: {len(real.layers)} of "
+            f"{len(real.layers) + len(real.left_out)} layers in 8 bits, {real.codes_equal:.2%} of "
+            f"their codes as simulated\n"
+            f"          self-test: {len(errors)} distinct layers, {max(errors):.1f} steps off at "
+            f"most\n"
+            f"          outputs: mean squared distance {real.to_original.mse_mean:.3g} to the "
+            f"original, {real.to_simulated.mse_mean:.3g} to the simulation\n"
+            f"ONNX:     {files.onnx_path}"
+        )
+    typer.echo(
+        f"Model:    {files.model_path}\n"
+        f"Result:   {files.json_path}\n"
+        f"Next:     genwarden audit {files.model_path} --out {files.model_path}-audit"
+    )

@@ -1,0 +1,1 @@
+"""Real runtimes that execute quantised networks, to confirm what simulation says."""

@@ -1,0 +1,204 @@
+"""Compressing whole networks: coverage, folding, chains, learned rounding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from every_layer import EveryLayer, latents, run_on
+from torch import nn
+from torch.func import functional_call
+
+from genwarden.compression.apply import compress, compressed_weights
+from genwarden.compression.chain import Chain
+from genwarden.compression.folding import fold_batch_norm
+from genwarden.compression.how import compressor
+from genwarden.compression.layers import layout_of
+from genwarden.compression.learned_rounding import (
+    RoundingSettings,
+    SoftRounding,
+    decided,
+    learned_rounding,
+)
+from genwarden.compression.uniform import Uniform
+from genwarden.engine.seeds import random_stream
+from genwarden.errors import GenwardenError
+from genwarden.models.dcgan import DCGAN28
+
+
+def test_coverage_counts_what_was_compressed_and_names_the_rest() -> None:
+    network, z = EveryLayer(), latents()
+    _, all_of_it = compress(network, compressor("int8"), run_on(z))
+    weights = sum(network.get_parameter(n).numel() for n in layout_of(network))
+    assert all_of_it.layers == ("dense.weight", "up.weight", "conv.weight", "last.weight")
+    assert (all_of_it.weights, all_of_it.left_out) == (weights, ())
+    assert all_of_it.parameters == sum(p.numel() for p in network.parameters()) > weights
+    _, filters = compress(network, compressor("prune-filters-0.3"), run_on(z))
+    assert filters.left_out == ("dense.weight",)
+    assert filters.share < all_of_it.share
+    assert "3 of 4 layers" in str(filters)
+    assert "dense.weight" in str(filters)
+
+
+def test_compressing_leaves_the_original_alone() -> None:
+    network, z = EveryLayer(), latents()
+    before = network(z)
+    small, _ = compress(network, compressor("int2"), run_on(z))
+    assert torch.equal(network(z), before)
+    assert float((small(z) - before).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["no-bias", "bias"])
+@pytest.mark.parametrize("drop_norms", [False, True], ids=["kept", "dropped"])
+def test_folding_keeps_the_function(bias: bool, drop_norms: bool) -> None:
+    network, z = EveryLayer(bias=bias), latents(64)
+    folded = fold_batch_norm(network, run_on(z), drop_norms=drop_norms)
+    scale = float(network(z).abs().max())
+    assert float((folded(z) - network(z)).abs().max()) < 1e-5 * scale
+    for name in ("dense", "up", "conv"):
+        weight = f"{name}.weight"
+        assert not torch.equal(folded.get_parameter(weight), network.get_parameter(weight))
+    norms = [m for m in folded.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    assert len(norms) == (0 if drop_norms else 3)
+    x = torch.randn(4, 5, 6, 6)
+    if not drop_norms:  # what is left adds a constant
+        shift = folded.up_norm(x) - x
+        torch.testing.assert_close(shift, shift[:1, :, :1, :1].expand_as(shift))
+        assert folded.state_dict().keys() == network.state_dict().keys()
+
+
+def test_folding_twice_changes_nothing_more() -> None:
+    network, z = EveryLayer(), latents()
+    once = fold_batch_norm(network, run_on(z))
+    twice = fold_batch_norm(once, run_on(z))
+    torch.testing.assert_close(
+        twice.get_parameter("up.weight"), once.get_parameter("up.weight"), rtol=1e-6, atol=0
+    )
+
+
+def test_the_published_generator_folds(tiny_generator: DCGAN28) -> None:
+    z = torch.randn(16, 8)
+    folded = fold_batch_norm(tiny_generator, run_on(z), drop_norms=True)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    torch.testing.assert_close(folded(z), tiny_generator(z), rtol=1e-4, atol=1e-5)
+
+
+def test_folding_without_batch_norm_is_refused() -> None:
+    network = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
+    with pytest.raises(GenwardenError) as caught:
+        fold_batch_norm(network, run_on(latents()))
+    assert caught.value.code == "compress/no-batch-norm"
+
+
+def test_the_grid_of_a_quantiser_is_that_of_the_folded_weight() -> None:
+    network, z = EveryLayer(), latents()
+    layout = layout_of(network, lambda: network(z))
+    made = compressed_weights(network, compressor("int8-per-channel"), layout)
+    folded = fold_batch_norm(network, run_on(z), drop_norms=True)
+    wanted = compressed_weights(folded, compressor("int8-per-channel"), layout_of(folded))
+    compressed = functional_call(network, made, (z,))
+    theirs = functional_call(folded, wanted, (z,))
+    torch.testing.assert_close(compressed, theirs, rtol=1e-4, atol=1e-4)
+    # Per tensor the grid differs from the one that batch norm is left out of.
+    plain = compressed_weights(network, compressor("int8"), layout_of(network))
+    assert not torch.equal(
+        compressed_weights(network, compressor("int8"), layout)["up.weight"], plain["up.weight"]
+    )
+
+
+def test_a_chain_prunes_the_weights_and_quantises_the_folded_rest() -> None:
+    network, z = EveryLayer(), latents()
+    chain, _ = compress(network, compressor("prune-0.3+int8"), run_on(z))
+    pruned, _ = compress(network, compressor("prune-0.3"), run_on(z))
+    by_hand, _ = compress(pruned, compressor("int8"), run_on(z))
+    for name in layout_of(network):
+        assert torch.equal(chain.get_parameter(name), by_hand.get_parameter(name)), name
+    assert isinstance(compressor("prune-0.3+int8"), Chain)
+    quantised, _ = compress(network, compressor("int8"), run_on(z))
+    assert not torch.equal(chain(z), pruned(z))
+    assert not torch.equal(chain(z), quantised(z))
+
+
+def test_learned_rounding_moves_a_layers_outputs_less_than_rounding_to_nearest() -> None:
+    network, held_out = EveryLayer(), torch.randn(512, 6, generator=random_stream(5, "held-out"))
+    layout = layout_of(network, lambda: network(held_out))
+    made = compressor("int3-per-channel")
+    assert isinstance(made, Uniform)
+    nearest = compressed_weights(network, made, layout)
+    learned = learned_rounding(
+        network, made, layout, run_on(latents(256)), RoundingSettings(steps=200)
+    )
+    seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    hooks = [
+        network.get_submodule(name).register_forward_hook(
+            lambda _, x, y, name=name: seen.update({name: (x[0], y)})
+        )
+        for name in ("up", "conv")
+    ]
+    network(held_out)
+    for hook in hooks:
+        hook.remove()
+
+    def distance(layer: str, weights: dict[str, torch.Tensor]) -> float:
+        x, wanted = seen[layer]
+        made = functional_call(
+            network.get_submodule(layer), {"weight": weights[f"{layer}.weight"]}, (x,)
+        )
+        return float((made - wanted).square().mean())
+
+    assert distance("conv", learned) < 0.6 * distance("conv", nearest)
+    assert distance("up", learned) < 0.95 * distance("up", nearest)
+    flips = 0
+    for name, layer in layout.items():
+        gain = 1.0 if not layer.norm else _gain(network, layer.norm, name, layer.out_axis)
+        grid = made.grid(network.get_parameter(name) * gain, layer)
+        near, far = (
+            made.grid(w * gain, layer).blocks / grid.scale for w in (nearest[name], learned[name])
+        )
+        torch.testing.assert_close(far, far.round(), rtol=0, atol=1e-3)  # on the same grid
+        assert float((far - grid.blocks / grid.scale).abs().max()) < 1.001  # a neighbour
+        flips += int(((far - near).abs() > 0.5).sum())
+    assert flips > 0
+
+
+def _gain(network: nn.Module, norm: str, name: str, axis: int) -> torch.Tensor:
+    found = network.get_submodule(norm)
+    assert isinstance(found, nn.BatchNorm1d | nn.BatchNorm2d)
+    assert found.running_var is not None
+    gain = torch.rsqrt(found.running_var + found.eps)
+    gain = gain if found.weight is None else gain * found.weight
+    shape = [1] * network.get_parameter(name).dim()
+    shape[axis] = -1
+    return gain.reshape(shape)
+
+
+def test_learned_rounding_takes_another_regulariser() -> None:
+    """One that pushes every weight away from its nearest neighbour gets its way."""
+    network, z = EveryLayer(), latents(64)
+    layout = layout_of(network, lambda: network(z))
+    made = compressor("int4")
+    assert isinstance(made, Uniform)
+
+    def against_nearest(rounding: SoftRounding) -> torch.Tensor:
+        return (rounding.h - (rounding.fraction < 0.5).to(rounding.h)).square().mean()
+
+    few = RoundingSettings(steps=60, learning_rate=0.2, weight=1e4)
+    pushed = learned_rounding(network, made, layout, run_on(z), few, regulariser=against_nearest)
+    nearest = compressed_weights(network, made, layout)
+    other = (pushed["last.weight"] - nearest["last.weight"]).abs() > 1e-6
+    assert float(other.float().mean()) > 0.9
+
+
+def test_the_published_regulariser_is_zero_where_all_is_decided() -> None:
+    step, fraction = torch.ones(1, 1), torch.full((1, 4), 0.5)
+    done = SoftRounding(torch.tensor([[0.0, 1.0, 0.0, 1.0]]), fraction, step, 1.0)
+    open_ = SoftRounding(torch.full((1, 4), 0.5), fraction, step, 1.0)
+    assert float(decided(done)) == 0
+    assert float(decided(open_)) == 1
+
+
+def test_learned_rounding_without_calibration_data_is_refused() -> None:
+    network, made = EveryLayer(), compressor("int4")
+    assert isinstance(made, Uniform)
+    with pytest.raises(GenwardenError) as caught:
+        learned_rounding(network, made, layout_of(network), run_on(latents(0)))
+    assert caught.value.code == "compress/no-calibration"
