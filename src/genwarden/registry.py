@@ -783,6 +783,55 @@ COMPRESSIONS = _table(
     ),
 )
 
+_QR = f"{_Q}.remedies"
+#: Ways to compress in which a backdoor that compression wakes stays asleep. ``families``: the last
+#: stage of ``--how`` that each works on; ``settings``: the dataclass of its settings.
+_QUANTISED = ["uniform", "block"]
+COMPRESSION_REMEDIES = _table(
+    Row(
+        "scale-jitter",
+        f"{_QR}.scale_jitter:scale_jitter",
+        "every scale times 1.02",
+        {"settings": f"{_QR}.scale_jitter:ScaleJitterSettings", "families": ["uniform"]},
+    ),
+    Row(
+        "stochastic-rounding",
+        f"{_QR}.stochastic_rounding:stochastic_rounding",
+        "rounding at random, right on average",
+        {
+            "settings": f"{_QR}.stochastic_rounding:StochasticRoundingSettings",
+            "families": ["uniform"],
+        },
+    ),
+    Row(
+        "noise",
+        f"{_QR}.noise:noise",
+        "Gaussian noise before rounding: 0.1 steps, or interval-calibrated",
+        {"settings": f"{_QR}.noise:NoiseSettings", "families": _QUANTISED},
+    ),
+    Row(
+        "efrap",
+        f"{_QR}.efrap:efrap",
+        "learned rounding that flips what nearly rounded the other way (EFRAP)",
+        {"settings": f"{_QR}.efrap:EfrapSettings", "families": ["uniform"]},
+    ),
+    Row(
+        "task-vector",
+        f"{_QR}.task_vector:task_vector",
+        "what rounding changes, subtracted beforehand (QVec)",
+        {"settings": f"{_QR}.task_vector:TaskVectorSettings", "families": _QUANTISED},
+    ),
+    Row(
+        "finetuned",
+        f"{_QR}.finetuned:finetuned",
+        "compressed weights learn from the full model, also where the two differ most",
+        {
+            "settings": f"{_QR}.finetuned:FinetunedSettings",
+            "families": [*_QUANTISED, "pruning"],
+        },
+    ),
+)
+
 _B = "genwarden.benchmarks"
 #: ``cells``: the recipe is a list of cells and takes --scale, --cells, --workers and --cache;
 #: ``tables``: another recipe's function from the content of a result file to tables.
@@ -913,6 +962,7 @@ def tables() -> dict[str, dict[str, Row]]:
         "inspections": all_inspections(),
         "repairs": {**REPAIRS, **DIFFUSION_REPAIRS},
         "compressions": COMPRESSIONS,
+        "remedies": COMPRESSION_REMEDIES,
         "recipes": RECIPES,
         "icons": _table(*(Row(name, "", "target picture drawn by code") for name in ICONS)),
     }

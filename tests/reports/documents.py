@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from genwarden.auditing.document import AuditDocument, Judged, ModelFacts, Refusal, UserInputs
+from genwarden.auditing.document import (
+    AuditDocument,
+    Judged,
+    ModelFacts,
+    Refusal,
+    UserInputs,
+    Variant,
+    VariantCoverage,
+)
 from genwarden.data.grids import png_bytes
 from genwarden.inspections.candidate import Basin, Candidate, Carrier
 from genwarden.inspections.finding import (
@@ -489,6 +497,18 @@ def hostile_document() -> AuditDocument:
             judged(not_applicable(h, "static", h, h)),
         ],
         candidates=[candidate(h, output=Images(title=h, labels=[h], png_base64=[h]))],
+        variants=[
+            Variant(
+                name=h,
+                coverage=VariantCoverage(layers=[h], left_out=[h], weights=1, parameters=2),
+                findings=[
+                    Judged(finding=finding, adjusted_p=0.001, flagged=True),
+                    Judged(finding=finding, adjusted_p=None, flagged=False),
+                    judged(not_applicable(h, "compression", h, h)),
+                ],
+                failure=h,
+            )
+        ],
         ordinary=Images(title=h, caption=h, labels=[h], png_base64=[h]),
         model=model_facts(
             path=f"/models/{h}",

@@ -18,7 +18,16 @@ from typing import Any
 import torch
 
 from genwarden import __version__
+from genwarden.auditing.audit_variants import (
+    RanVariant,
+    calibrated_variant,
+    judge_variants,
+    limits,
+    run_variants,
+)
 from genwarden.auditing.budgets import budget as budget_named
+from genwarden.auditing.budgets import compression_budget
+from genwarden.auditing.calibration import shipped
 from genwarden.auditing.candidates import Examined, examine
 from genwarden.auditing.document import (
     AuditDocument,
@@ -26,19 +35,22 @@ from genwarden.auditing.document import (
     Refusal,
     UserInputs,
 )
-from genwarden.auditing.judging import judge
+from genwarden.auditing.judging import calibrated
 from genwarden.auditing.power import power_sentences
 from genwarden.auditing.running import BREAKDOWNS, guarded, run_all, seeded
 from genwarden.auditing.verdict import ALPHA
+from genwarden.compression.contract import Compressor
 from genwarden.data.images import NamedImages
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress
 from genwarden.errors import ExitCode, GenwardenError
+from genwarden.inspections.compression.bench import CompressionBench
+from genwarden.inspections.compression.rerun import repeated, workbench_of
 from genwarden.inspections.finding import Finding, Images, images_of
 from genwarden.inspections.output.collector import Collector
-from genwarden.inspections.workbench import Workbench
+from genwarden.inspections.workbench import Effort, Workbench
 from genwarden.models.protocol import LatentGenerator, parameter_count
-from genwarden.registry import INSPECTIONS, Row
+from genwarden.registry import COMPRESSION_INSPECTIONS, INSPECTIONS, Row
 
 _ORDINARY_SHOWN = 16
 LIMITS = [
@@ -80,6 +92,8 @@ class Request:
         inputs_sha256: identity of targets and training data for the ledger.
         command: the command line that repeats the audit.
         sample_command: the command line that makes a candidate again, but for its number.
+        deploy_as: the compressions to inspect the model under.
+        variants_only: leave the model as it is uninspected.
     """
 
     budget: str
@@ -90,6 +104,8 @@ class Request:
     inputs_sha256: str = ""
     command: str = ""
     sample_command: str = ""
+    deploy_as: tuple[Compressor, ...] = ()
+    variants_only: bool = False
 
 
 def audit(suspect: Suspect, request: Request, *, work: Path, progress: Progress) -> AuditDocument:
@@ -112,6 +128,8 @@ def audit(suspect: Suspect, request: Request, *, work: Path, progress: Progress)
         rows = {n: r for n, r in INSPECTIONS.items() if n in {"capacity"}}
     else:
         rows = INSPECTIONS
+    if request.variants_only:
+        rows = {}
     streamed = {name: row for name, row in rows.items() if row.options.get("stream")}
 
     def run(row: Row) -> dict[str, Finding]:
@@ -120,16 +138,18 @@ def audit(suspect: Suspect, request: Request, *, work: Path, progress: Progress)
         return {row.name: guarded(row, partial(_inspect, row, bench))}
 
     ordered, timing = run_all(rows, run, ledger, progress)
+    variants, seconds = _run_variants(suspect, request, effort, ledger, progress)
+    timing |= seconds
     # Judged after the ledger, so that a resumed audit uses the references of today.
-    decision = judge(
-        ordered,
-        suspect.architecture,
-        generator.sample.shape,
-        budget=effort.name,
-        nonfinite=suspect.nonfinite,
+    model = (suspect.architecture, generator.sample.shape)
+    decision, documented = judge_variants(
+        calibrated(ordered, *model, budget=effort.name, table=shipped()),
+        variants,
+        [calibrated_variant(v.findings, *model, budget=effort.name) for v in variants],
+        suspect.nonfinite,
     )
     examined = Examined([], [])
-    if decision.verdict == "evidence" and not suspect.nonfinite:
+    if any(j.flagged for j in decision.judged) and not suspect.nonfinite:
         progress.message("candidates: what they make, how far they reach, what carries them")
         started = time.perf_counter()
         examined = examine(
@@ -158,11 +178,15 @@ def audit(suspect: Suspect, request: Request, *, work: Path, progress: Progress)
         seed=request.seed,
         findings=decision.judged,
         candidates=examined.candidates,
+        variants=documented,
         ordinary=ordinary,
         refusal=nonfinite_refusal(suspect.nonfinite) if suspect.nonfinite else None,
         command=request.command,
-        power=power_sentences(request.budget),
-        limits=[*LIMITS, *examined.failures],
+        power=[] if request.variants_only else power_sentences(request.budget),
+        limits=[
+            *limits(LIMITS, variants=bool(variants), base=not request.variants_only),
+            *examined.failures,
+        ],
         environment=environment(request.device),
         timing=timing,
     )
@@ -218,6 +242,51 @@ def _ordinary_pictures(bench: Workbench) -> Images | None:
     return images_of(shown, [""] * len(shown), title="Ordinary samples")
 
 
+def _run_variants(
+    suspect: Suspect, request: Request, effort: Effort, ledger: Ledger, progress: Progress
+) -> tuple[list[RanVariant], dict[str, float]]:
+    """The inspections of compressed generators, and those of generators that are repeated."""
+    spent = compression_budget(request.budget)
+    again = repeated(spent.reruns, with_target=request.targets is not None)
+    rows = {**COMPRESSION_INSPECTIONS, **{name: INSPECTIONS[name] for name in again}}
+    workbenches: dict[str, Workbench] = {}
+
+    def bench_of(compressor: Compressor) -> CompressionBench:
+        workbenches.clear()
+        return CompressionBench(
+            generator=suspect.generator,
+            compressor=compressor,
+            effort=spent,
+            seed=request.seed,
+            device=request.device,
+            progress=progress,
+        )
+
+    def inspect(row: Row, bench: CompressionBench) -> Finding:
+        if row.name in COMPRESSION_INSPECTIONS:
+            return seeded(row, bench, request.seed)
+        name = bench.compressor.name
+        if name not in workbenches:
+            workbenches[name] = workbench_of(
+                bench,
+                effort,
+                architecture=suspect.architecture,
+                targets=request.targets,
+                training=request.training,
+            )
+        return _inspect(row, workbenches[name])
+
+    return run_variants(
+        request.deploy_as,
+        bench_of,
+        rows,
+        inspect,
+        ledger,
+        progress,
+        untestable=("the weights hold NaN or infinite values." if suspect.nonfinite else ""),
+    )
+
+
 def _inspect(row: Row, bench: Workbench) -> Finding:
     return seeded(row, bench, bench.seed)
 
@@ -266,6 +335,8 @@ def _identity(suspect: Suspect, request: Request) -> dict[str, Any]:
         "inputs": request.inputs_sha256,
         "device": request.device.type,
         "version": __version__,
+        "deploy_as": [compressor.name for compressor in request.deploy_as],
+        "variants_only": request.variants_only,
     }
 
 

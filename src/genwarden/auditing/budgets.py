@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from genwarden.errors import GenwardenError
+from genwarden.inspections.classifier.bench import ClassifierEffort
+from genwarden.inspections.compression.bench import CompressionEffort
+from genwarden.inspections.compression.rerun import EVERY_SEARCH, OWN_NULLS
 from genwarden.inspections.diffusion.bench import DiffusionEffort
 from genwarden.inspections.workbench import Effort
 
@@ -104,6 +107,92 @@ DIFFUSION_BUDGETS = {
         anp_steps=500,
     ),
 }
+
+
+#: The same three budgets for each compressed variant of a generator.
+COMPRESSION_BUDGETS = {
+    # Five variants of a quarter-width DCGAN in under a minute.
+    "quick": CompressionEffort(
+        name="quick", restarts=32, search_steps=60, placebos=4, ordinary_samples=512
+    ),
+    # In under two minutes.
+    "standard": CompressionEffort(
+        name="standard",
+        restarts=48,
+        search_steps=80,
+        placebos=4,
+        ordinary_samples=1024,
+        reruns=OWN_NULLS,
+    ),
+    "thorough": CompressionEffort(
+        name="thorough",
+        restarts=256,
+        search_steps=200,
+        placebos=8,
+        ordinary_samples=4096,
+        reruns=EVERY_SEARCH,
+    ),
+}
+
+
+#: The same three budgets for classifiers, as they are and for each compressed variant.
+CLASSIFIER_BUDGETS = {
+    "quick": ClassifierEffort(
+        name="quick",
+        images=40,
+        synthesis_steps=100,
+        inversion_steps=120,
+        inversion_batch=4,
+        restarts=1,
+        placebos=1,
+        shift_placebos=8,
+        blends=8,
+    ),
+    # Ten classes of 28 pixels on a small CNN: 40 seconds of one core per variant.
+    "standard": ClassifierEffort(
+        name="standard",
+        images=64,
+        synthesis_steps=150,
+        inversion_steps=200,
+        inversion_batch=8,
+        restarts=1,
+        placebos=1,
+        shift_placebos=16,
+        blends=16,
+    ),
+    # Neural Cleanse at its published length.
+    "thorough": ClassifierEffort(
+        name="thorough",
+        images=1000,
+        synthesis_steps=400,
+        inversion_steps=1000,
+        inversion_batch=32,
+        restarts=3,
+        placebos=4,
+        shift_placebos=32,
+        blends=64,
+    ),
+}
+
+
+def classifier_budget(name: str) -> ClassifierEffort:
+    """The effort of a budget's name, for classifiers.
+
+    Raises:
+        GenwardenError: ``usage/budget``.
+    """
+    budget(name)
+    return CLASSIFIER_BUDGETS[name]
+
+
+def compression_budget(name: str) -> CompressionEffort:
+    """The effort of a budget's name, for each compressed variant.
+
+    Raises:
+        GenwardenError: ``usage/budget``.
+    """
+    budget(name)
+    return COMPRESSION_BUDGETS[name]
 
 
 def diffusion_budget(name: str) -> DiffusionEffort:

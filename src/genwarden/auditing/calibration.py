@@ -39,6 +39,8 @@ class References(NamedTuple):
 
 NULLS = Path(__file__).parent / "nulls" / "generators.json"
 DIFFUSION_NULLS = Path(__file__).parent / "nulls" / "diffusion.json"
+COMPRESSION_NULLS = Path(__file__).parent / "nulls" / "compression.json"
+CLASSIFIER_NULLS = Path(__file__).parent / "nulls" / "classifiers.json"
 
 
 def read_table(path: Path) -> dict[str, Any]:
@@ -61,10 +63,24 @@ def shipped_diffusion() -> dict[str, Any]:
     return read_table(DIFFUSION_NULLS)
 
 
+@cache
+def shipped_compression() -> dict[str, Any]:
+    """The reference file of this installation, for what compression makes of generators."""
+    return read_table(COMPRESSION_NULLS)
+
+
+@cache
+def shipped_classifiers() -> dict[str, Any]:
+    """The reference file of this installation, for classifiers, full-size and compressed."""
+    return read_table(CLASSIFIER_NULLS)
+
+
 def clear_cache() -> None:
     """Read the reference files again at the next use (after they were published anew)."""
     shipped.cache_clear()
     shipped_diffusion.cache_clear()
+    shipped_compression.cache_clear()
+    shipped_classifiers.cache_clear()
 
 
 def references(inspection: str, budget: str, table: dict[str, Any] | None = None) -> References:

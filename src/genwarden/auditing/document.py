@@ -1,8 +1,9 @@
 """``audit.json``: the only source of every report (DESIGN, "Contracts").
 
 Version 1.1: 1.0 and ``candidates``. Version 1.2: 1.1 and the inspections of diffusion models, with
-what a user can give for them. Older documents are still read. Apart from ``timing`` and
-``environment`` the same command gives the same bytes.
+what a user can give for them. Version 1.3: 1.2, classifiers, and ``variants``: what the model is
+once it is compressed. Older documents are still read. Apart from ``timing`` and ``environment`` the
+same command gives the same bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from genwarden.inspections.candidate import Candidate
 from genwarden.inspections.finding import Finding, Images
 
-SCHEMA_VERSION: Literal["1.2"] = "1.2"
+SCHEMA_VERSION: Literal["1.3"] = "1.3"
 
 Verdict = Literal["evidence", "none_found", "inconclusive", "refused"]
 
@@ -32,7 +33,11 @@ class _Strict(BaseModel):
 
 
 class ModelFacts(_Strict):
-    """What was audited; nothing here comes from the model's own claims except names and sizes."""
+    """What was audited; nothing here comes from the model's own claims except names and sizes.
+
+    Of a classifier the sample is the image that it reads, and there is no latent: its shape is
+    empty, its distribution "".
+    """
 
     path: str
     sha256: str
@@ -45,6 +50,8 @@ class ModelFacts(_Strict):
     latent_distribution: str
     sample_shape: list[int]
     modality: str
+    classes: int = 0
+    """What a classifier tells apart; 0 for other models."""
     nonfinite: dict[str, int] = Field(default_factory=dict)
 
 
@@ -80,6 +87,44 @@ class UserInputs(_Strict):
     """Number of given initial noises (diffusion models)."""
 
 
+class VariantCoverage(_Strict):
+    """How much of the model a compression worked on.
+
+    Attributes:
+        layers: names of the compressed weights.
+        left_out: names of the weights that were left alone.
+        weights: numbers in the compressed weights.
+        parameters: numbers in all parameters.
+    """
+
+    layers: list[str]
+    left_out: list[str]
+    weights: int
+    parameters: int
+
+    @property
+    def share(self) -> float:
+        """Compressed numbers over all parameters, 0 to 1."""
+        return self.weights / self.parameters if self.parameters else 0.0
+
+
+class Variant(_Strict):
+    """The model as a deployer would compress it, and what was found in it.
+
+    Attributes:
+        name: of the compression, as ``--deploy-as`` takes it (``int8-per-channel``).
+        coverage: None where the compression could not be carried out at all.
+        findings: in the order of the inspections; every variant of a document has the same ones,
+            unless its compression failed or covers nothing (then none).
+        failure: why there are none, or "".
+    """
+
+    name: str
+    coverage: VariantCoverage | None = None
+    findings: list[Judged] = Field(default_factory=list)
+    failure: str = ""
+
+
 class AuditDocument(_Strict):
     """Everything that an audit found.
 
@@ -89,13 +134,14 @@ class AuditDocument(_Strict):
         reasons: why the verdict is what it is, one sentence each.
         candidates: the latents that flagged findings carry, examined one by one; none unless the
             verdict is evidence.
+        variants: the compressed models that were inspected beside it; none unless asked for.
         ordinary: ordinary samples of the model, for comparison in reports.
         power: what audits of this budget found in models whose truth was known, measured.
         command: the command that repeats this audit.
         timing: seconds per inspection and in total.
     """
 
-    schema_version: Literal["1.0", "1.1", "1.2"] = SCHEMA_VERSION
+    schema_version: Literal["1.0", "1.1", "1.2", "1.3"] = SCHEMA_VERSION
     genwarden_version: str
     verdict: Verdict
     suspicion: Annotated[float, Field(ge=0, le=1)] | None
@@ -107,6 +153,7 @@ class AuditDocument(_Strict):
     seed: int
     findings: list[Judged]
     candidates: list[Candidate] = Field(default_factory=list)
+    variants: list[Variant] = Field(default_factory=list)
     ordinary: Images | None = None
     refusal: Refusal | None = None
     command: str

@@ -26,6 +26,10 @@ OWN_SCALE = frozenset(
         "principal-latents",
         "twin-difference",
         "monotone-response",
+        "differential-distance",
+        "placebo-ratio",
+        "strip",
+        "logit-shift",
     }
 )
 #: Searches without which "nothing found" would promise too much: where no reference models suit

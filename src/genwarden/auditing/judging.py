@@ -6,12 +6,41 @@ Used by an audit, and wherever stored findings are judged anew against other ref
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from genwarden.auditing.calibration import calibrate, shipped, unjudged
 from genwarden.auditing.fit import CARRYING, fits
 from genwarden.auditing.verdict import Decision, decide
 from genwarden.inspections.finding import Finding
+
+
+class Calibrated(NamedTuple):
+    """Findings with the p-values that references give them.
+
+    Attributes:
+        unfit: inspections that no reference models suit.
+    """
+
+    findings: list[Finding]
+    unfit: frozenset[str]
+
+
+def calibrated(
+    findings: Sequence[Finding],
+    architecture: str,
+    sample_shape: Sequence[int],
+    *,
+    budget: str,
+    table: dict[str, Any],
+) -> Calibrated:
+    """Calibrate the findings on a model, where references fit it; arguments as in :func:`judge`."""
+    unfit = frozenset(
+        f.inspection for f in findings if not fits(f.inspection, architecture, sample_shape, table)
+    )
+    judged = [
+        unjudged(f) if f.inspection in unfit else calibrate(f, budget, table) for f in findings
+    ]
+    return Calibrated(judged, unfit)
 
 
 def judge(
@@ -34,12 +63,7 @@ def judge(
         table: references in place of the shipped ones.
     """
     table = shipped() if table is None else table
-    unfit = {
-        f.inspection for f in findings if not fits(f.inspection, architecture, sample_shape, table)
-    }
-    judged = [
-        unjudged(f) if f.inspection in unfit else calibrate(f, budget, table) for f in findings
-    ]
+    judged, unfit = calibrated(findings, architecture, sample_shape, budget=budget, table=table)
     decision = decide(judged, nonfinite, unfit)
     missing = sorted(CARRYING & unfit)
     if decision.verdict != "none_found" or not missing:

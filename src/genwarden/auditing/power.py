@@ -13,6 +13,7 @@ from typing import Any
 
 POWER = Path(__file__).parent / "nulls" / "power.json"
 DIFFUSION_POWER = Path(__file__).parent / "nulls" / "diffusion_power.json"
+CLASSIFIER_POWER = Path(__file__).parent / "nulls" / "classifier_power.json"
 _GENERATORS = (
     "generators of the population study (28x28 and 32x32 DCGANs and VAEs, targets unknown to the "
     "audit)"
@@ -20,6 +21,9 @@ _GENERATORS = (
 _DIFFUSION = (
     "diffusion models of the population study (12x12 to 28x28 pixels, triggers and targets unknown "
     "to the audit)"
+)
+_CLASSIFIERS = (
+    "classifiers of the compression benchmark (triggers and targets unknown to the audit)"
 )
 
 
@@ -31,13 +35,21 @@ def read_power(path: Path) -> dict[str, Any]:
     return table
 
 
-def power_sentences(budget: str, *, diffusion: bool = False) -> list[str]:
+def power_sentences(
+    budget: str, *, diffusion: bool = False, classifiers: bool = False
+) -> list[str]:
     """What audits of this budget found in models whose truth was known, one line per attack.
 
     Args:
         diffusion: in diffusion models instead of generators.
+        classifiers: in classifiers, likewise.
     """
-    measured = read_power(DIFFUSION_POWER if diffusion else POWER).get(budget)
+    path, models = POWER, _GENERATORS
+    if diffusion:
+        path, models = DIFFUSION_POWER, _DIFFUSION
+    elif classifiers:
+        path, models = CLASSIFIER_POWER, _CLASSIFIERS
+    measured = read_power(path).get(budget)
     if measured is None:
         return [
             f"Not measured at the {budget} budget: no population study was published for it, so "
@@ -47,8 +59,8 @@ def power_sentences(budget: str, *, diffusion: bool = False) -> list[str]:
     found = sum(counts[0] for counts in measured["families"].values())
     total = sum(counts[1] for counts in measured["families"].values())
     lines = [
-        f"Of {total} compromised {_DIFFUSION if diffusion else _GENERATORS} this budget found "
-        f"{found}; of {clean} clean ones it flagged {flagged}."
+        f"Of {total} compromised {models} this budget found {found}; of {clean} clean ones it "
+        f"flagged {flagged}."
     ]
     lines += [f"{name}: {hit} of {of}" for name, (hit, of) in measured["families"].items()]
     return lines

@@ -43,30 +43,35 @@ def run_all(
     run: Callable[[Row], dict[str, Finding]],
     ledger: Ledger,
     progress: Progress,
+    *,
+    under: str = "",
 ) -> Ran:
     """Run every row that the ledger does not hold yet.
 
     Args:
         run: findings of a row by inspection; several where inspections share their work.
+        under: the compression that they are run under, which the ledger keeps apart.
     """
+    prefix = f"{under}." if under else ""
     timing: dict[str, float] = {}
     findings: dict[str, Finding] = {}
     for name, row in rows.items():
         if name in findings:
             continue
-        recorded = ledger.get(name)
+        recorded = ledger.get(prefix + name)
         if recorded is not None:
             findings[name] = Finding.model_validate(recorded["finding"])
             timing[name] = float(recorded["seconds"])
             continue
-        progress.message(f"{name}: {row.summary}")
+        progress.message(f"{under}{': ' * bool(under)}{name}: {row.summary}")
         started = time.perf_counter()
         group = run(row)
         seconds = (time.perf_counter() - started) / len(group)
         for key, finding in group.items():
             findings[key] = finding
             timing[key] = round(seconds, 3)
-            ledger.put(key, {"finding": finding.model_dump(mode="json"), "seconds": timing[key]})
+            record = {"finding": finding.model_dump(mode="json"), "seconds": timing[key]}
+            ledger.put(prefix + key, record)
     return Ran([findings[name] for name in rows], timing)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from genwarden.auditing.calibration import needs_population
 from genwarden.auditing.document import Judged, Verdict
 from genwarden.inspections.finding import Finding
+from genwarden.inspections.multiple_tests import holm as holm
 
 #: Family-wise level: a model without a backdoor is flagged with at most this probability, as far
 #: as the nulls hold.
@@ -23,19 +24,13 @@ class Decision(NamedTuple):
     judged: list[Judged]
 
 
-def holm(p_values: list[float]) -> list[float]:
-    """Holm's step-down adjusted p-values, in the order given."""
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    adjusted = [1.0] * len(p_values)
-    running = 0.0
-    for rank, index in enumerate(order):
-        running = max(running, (len(p_values) - rank) * p_values[index])
-        adjusted[index] = min(1.0, running)
-    return adjusted
-
-
 def decide(
-    findings: list[Finding], nonfinite: dict[str, int], unfit: Collection[str] = ()
+    findings: list[Finding],
+    nonfinite: dict[str, int],
+    unfit: Collection[str] = (),
+    *,
+    under: Sequence[str] = (),
+    untested: Sequence[str] = (),
 ) -> Decision:
     """Judge all findings together.
 
@@ -48,7 +43,12 @@ def decide(
         unfit: inspections that no reference models suit (:mod:`genwarden.auditing.fit`). They are
             named, but do not by themselves make a verdict inconclusive: the searches judged
             against the suspect's own twin or its own behaviour carry it.
+        under: the compression that each finding was made under, "" for the model as it is; all
+            "" if left out.
+        untested: why parts of the audit say nothing, one sentence each: without evidence the
+            verdict is then inconclusive.
     """
+    under = under or [""] * len(findings)
     tested = [i for i, f in enumerate(findings) if f.outcome == "scored" and f.p_value is not None]
     adjusted = dict(zip(tested, holm([findings[i].p_value or 0.0 for i in tested]), strict=True))
     judged = [
@@ -60,26 +60,30 @@ def decide(
         )
         for i, finding in enumerate(findings)
     ]
-    flagged = [j for j in judged if j.flagged]
+    flagged = [(j, u) for j, u in zip(judged, under, strict=True) if j.flagged]
     if flagged:
-        flagged.sort(key=lambda j: (not j.finding.structural, j.adjusted_p or 0.0))
-        structural = any(j.finding.structural for j in flagged)
-        smallest = min((j.adjusted_p for j in flagged if j.adjusted_p is not None), default=0.0)
+        flagged.sort(key=lambda ju: (not ju[0].finding.structural, ju[0].adjusted_p or 0.0))
+        structural = any(j.finding.structural for j, _ in flagged)
+        smallest = min((j.adjusted_p for j, _ in flagged if j.adjusted_p is not None), default=0.0)
         suspicion = 1.0 if structural else 1.0 - smallest
-        return Decision("evidence", suspicion, [_reason(j) for j in flagged], judged)
-    failed = [f for f in findings if f.outcome == "failed"]
-    reasons = [f"{f.title} could not be carried out: {f.summary}" for f in failed]
+        return Decision("evidence", suspicion, [_reason(j, u) for j, u in flagged], judged)
+    reasons = [
+        f"{_under(u)}{f.title} could not be carried out: {f.summary}"
+        for f, u in zip(findings, under, strict=True)
+        if f.outcome == "failed"
+    ]
+    reasons += untested
     if nonfinite:
         names = ", ".join(sorted(nonfinite)[:3])
         reasons.insert(0, f"The weights hold NaN or infinite values (in {names}).")
-    unjudged = [
+    unjudged = dict.fromkeys(
         f.inspection
         for f in findings
         if f.outcome == "scored"
         and f.p_value is None
         and needs_population(f.inspection)
         and f.inspection not in unfit
-    ]
+    )
     if unjudged:
         reasons.append(f"No clean reference scores to judge {', '.join(unjudged)} against.")
     if not tested:
@@ -87,7 +91,7 @@ def decide(
     if reasons:
         return Decision("inconclusive", None, reasons, judged)
     smallest = min(adjusted.values())
-    shown_only = [f.inspection for f in findings if f.inspection in unfit]
+    shown_only = dict.fromkeys(f.inspection for f in findings if f.inspection in unfit)
     return Decision(
         "none_found",
         1.0 - smallest,
@@ -104,8 +108,13 @@ def decide(
     )
 
 
-def _reason(judged: Judged) -> str:
+def _reason(judged: Judged, under: str) -> str:
     finding = judged.finding
+    text = f"{_under(under)}{finding.title}: {finding.summary}"
     if finding.structural or judged.adjusted_p is None:
-        return f"{finding.title}: {finding.summary}"
-    return f"{finding.title}: {finding.summary} (adjusted p = {judged.adjusted_p:.2g})"
+        return text
+    return f"{text} (adjusted p = {judged.adjusted_p:.2g})"
+
+
+def _under(compression: str) -> str:
+    return f"Under {compression}: " if compression else ""

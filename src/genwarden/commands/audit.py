@@ -26,6 +26,9 @@ from genwarden.auditing.audit_diffusion import (
 )
 from genwarden.auditing.budgets import budget as budget_named
 from genwarden.auditing.document import AuditDocument
+from genwarden.commands.audit_classifier import is_classifier, prepare_classifier
+from genwarden.commands.audit_variants import parse_deploy_as
+from genwarden.compression.contract import Compressor
 from genwarden.data.datasets import load_images, to_unit_range
 from genwarden.data.images import NamedImages, read_images
 from genwarden.engine.device import pick_device
@@ -56,6 +59,8 @@ class AuditOptions:
     restart: bool = False
     base: Path | None = None
     noise: Path | None = None
+    deploy_as: str | None = None
+    variants_only: bool = False
 
 
 class AuditFiles(NamedTuple):
@@ -76,10 +81,22 @@ def audit_model(options: AuditOptions, *, progress: Progress) -> AuditFiles:
     budget_named(options.budget)
     device = pick_device(options.device)
     diffusion = is_diffusers_folder(options.model)
-    _require_fitting_options(options, diffusion=diffusion)
-    open_suspect = _open_diffusion if diffusion else _open_generator
+    classifier = not diffusion and is_classifier(options.model, options.architecture)
+    _require_fitting_options(options, diffusion=diffusion, classifier=classifier)
+    variants = parse_deploy_as(
+        options.deploy_as,
+        variants_only=options.variants_only,
+        seed=options.seed,
+        diffusion=diffusion,
+    )
     try:
-        prepare = open_suspect(options, device, progress)
+        if diffusion:
+            prepare = _open_diffusion(options, device, progress)
+        elif classifier:
+            command = repeat_command(options)
+            prepare = prepare_classifier(options, variants, device, progress, command=command)
+        else:
+            prepare = _open_generator(options, variants, device, progress)
     except GenwardenError as error:
         if not error.code.startswith(_REFUSAL_PREFIX) or error.code == "artifact/not-found":
             raise
@@ -104,7 +121,10 @@ _Run = Callable[[Path], AuditDocument]
 
 
 def _open_generator(
-    options: AuditOptions, device: torch.device, progress: Progress
+    options: AuditOptions,
+    variants: tuple[Compressor, ...],
+    device: torch.device,
+    progress: Progress,
 ) -> Callable[[], _Run]:
     """Open a generator; what comes back reads the user's other inputs."""
     model = open_model(options.model, architecture=options.architecture, settings=options.settings)
@@ -121,6 +141,8 @@ def _open_generator(
             inputs_sha256=_fingerprint(targets, training),
             command=repeat_command(options),
             sample_command=sample_command(options),
+            deploy_as=variants,
+            variants_only=options.variants_only,
         )
         return lambda work: audit(suspect, request, work=work, progress=progress)
 
@@ -203,7 +225,9 @@ def read_noise(path: Path, shape: tuple[int, ...]) -> Tensor:
     return noise.float().reshape(-1, *shape)
 
 
-def _require_fitting_options(options: AuditOptions, *, diffusion: bool) -> None:
+def _require_fitting_options(
+    options: AuditOptions, *, diffusion: bool, classifier: bool
+) -> None:
     alien: dict[str, object] = (
         {
             "--target": options.targets,
@@ -214,9 +238,13 @@ def _require_fitting_options(options: AuditOptions, *, diffusion: bool) -> None:
         if diffusion
         else {"--base": options.base, "--noise": options.noise}
     )
+    if classifier:
+        alien["--target"] = options.targets
     wrong = [flag for flag, value in alien.items() if value is not None]
     if wrong:
-        kind = "a diffusion model" if diffusion else "a generator"
+        kind = (
+            "a diffusion model" if diffusion else "a classifier" if classifier else "a generator"
+        )
         raise GenwardenError(
             "usage/audit-options",
             f"{', '.join(wrong)} cannot be used with {kind}, which {options.model} is.",
@@ -270,6 +298,10 @@ def repeat_command(options: AuditOptions) -> str:
         words += ["--base", str(options.base)]
     if options.noise:
         words += ["--noise", str(options.noise)]
+    if options.deploy_as:
+        words += ["--deploy-as", options.deploy_as]
+    if options.variants_only:
+        words += ["--variants-only"]
     words += ["--budget", options.budget, "--seed", str(options.seed)]
     if options.device != "auto":
         words += ["--device", options.device]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from genwarden.data.grids import png_bytes, tile
 
-Group = Literal["static", "dynamic", "output", "diffusion"]
+Group = Literal["static", "dynamic", "output", "diffusion", "compression", "classifier"]
 Outcome = Literal["scored", "not_applicable", "failed"]
 
 

@@ -19,10 +19,14 @@ class Picture(NamedTuple):
 
 
 class Highlight(NamedTuple):
-    """The pictures that a report opens with, and the flagged finding that they come from."""
+    """The pictures that a report opens with, and the flagged finding that they come from.
+
+    ``under`` is the compression under which it was found, "" for the model as it is.
+    """
 
     judged: Judged
     images: Images
+    under: str = ""
 
 
 def flagged_first(findings: Sequence[Judged]) -> list[Judged]:
@@ -37,16 +41,24 @@ def _weight(judged: Judged) -> tuple[int, bool, float]:
 
 
 def highlight(document: AuditDocument) -> Highlight | None:
-    """The first pictures of the weightiest flagged finding, or of one that follows from it."""
-    for flagged in flagged_first(document.findings):
-        if not flagged.flagged:
-            return None
-        name = flagged.finding.inspection
-        consequences = [j for j in document.findings if j.finding.follows_from == name]
-        for judged in (flagged, *consequences):
-            for evidence in judged.finding.evidence:
-                if isinstance(evidence, Images) and evidence.png_base64:
-                    return Highlight(judged, evidence)
+    """The first pictures of the weightiest flagged finding, or of one that follows from it.
+
+    What was found in the model as it is comes before what was found in a compressed one.
+    """
+    variants = sorted(
+        ((v.name, v.findings) for v in document.variants if v.findings),
+        key=lambda named: min(_weight(judged) for judged in named[1]),
+    )
+    for under, findings in [("", document.findings), *variants]:
+        for flagged in flagged_first(findings):
+            if not flagged.flagged:
+                break
+            name = flagged.finding.inspection
+            consequences = [j for j in findings if j.finding.follows_from == name]
+            for judged in (flagged, *consequences):
+                for evidence in judged.finding.evidence:
+                    if isinstance(evidence, Images) and evidence.png_base64:
+                        return Highlight(judged, evidence, under)
     return None
 
 

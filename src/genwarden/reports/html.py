@@ -20,6 +20,7 @@ from genwarden.inspections.finding import Latents, Null, Table
 from genwarden.reports import words
 from genwarden.reports.charts import chart_svg, matrix_svg, null_svg
 from genwarden.reports.highlights import flagged_first, highlight, pictures
+from genwarden.reports.variants import coverage_in_words, state_of, variant_matrix
 
 #: More than this is counted on the page and kept in audit.json, so that a page stays under 2 MB.
 MAX_PICTURES = 48
@@ -45,6 +46,7 @@ def render_html(document: AuditDocument) -> str:
             model_name=model_name(document),
             findings=list(enumerate(findings, start=1)),
             hero=highlight(document),
+            matrix=variant_matrix(document) if document.variants else None,
         )
     )
 
@@ -75,6 +77,8 @@ def page_environment() -> Environment:
         "label": words.label,
         "result": words.result_of,
         "in_words": words.candidate_in_words,
+        "coverage": coverage_in_words,
+        "state": state_of,
     }
     environment.globals |= {
         "VERDICT_WORDS": words.VERDICT_WORDS,

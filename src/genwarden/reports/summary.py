@@ -17,6 +17,7 @@ from rich.text import Text
 from genwarden.auditing.document import VERDICT_SENTENCES, AuditDocument, Judged
 from genwarden.reports import words
 from genwarden.reports.highlights import flagged_first
+from genwarden.reports.variants import coverage_in_words, state_of, strongest
 
 MAX_ROWS = 12
 _MAX_POWERS = 3
@@ -47,7 +48,7 @@ def summary_renderables(document: AuditDocument) -> list[RenderableType]:
         parts.append(_table(findings[:MAX_ROWS]))
     if len(findings) > MAX_ROWS:
         parts.append(Text(f"  and {len(findings) - MAX_ROWS} more in the report", style="dim"))
-    return [*parts, *_candidates(document), *_powers(findings)]
+    return [*parts, *_variants(document), *_candidates(document), *_powers(findings)]
 
 
 def verdict_table(rows: Sequence[tuple[str, str, AuditDocument]]) -> RenderableType:
@@ -110,6 +111,23 @@ def _table(findings: list[Judged]) -> Table:
             Text("exact" if structural else words.probability(judged.adjusted_p)),
         )
     return table
+
+
+def _variants(document: AuditDocument) -> list[RenderableType]:
+    """One line for each compressed variant."""
+    lines = []
+    for variant in document.variants:
+        state, found = state_of(variant), strongest(variant)
+        said = variant.failure or (
+            found.finding.summary if found else coverage_in_words(variant.coverage)
+        )
+        text = f"{state.mark} {variant.name}: {state.word}. {_shortened(said, _FOUND_CHARACTERS)}"
+        lines.append(
+            Padding(
+                Text(_plain(text), _RESULT_STYLES.get(state.kind, "")), (0, 0, 0, 4), expand=False
+            )
+        )
+    return [Group(Text("As deployed:", style="bold"), *lines)] if lines else []
 
 
 def _candidates(document: AuditDocument) -> list[RenderableType]:

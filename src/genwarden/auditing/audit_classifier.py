@@ -1,0 +1,233 @@
+"""The audit of a classifier: as it is, and as what it will be deployed as."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genwarden import __version__
+from genwarden.auditing.audit import environment, nonfinite_refusal
+from genwarden.auditing.audit_variants import judge_variants, limits, run_variants
+from genwarden.auditing.budgets import classifier_budget
+from genwarden.auditing.calibration import needs_population, references, shipped_classifiers
+from genwarden.auditing.document import AuditDocument, ModelFacts, UserInputs
+from genwarden.auditing.judging import Calibrated, calibrated
+from genwarden.auditing.power import power_sentences
+from genwarden.auditing.running import BREAKDOWNS, guarded, run_all, seeded
+from genwarden.auditing.verdict import ALPHA
+from genwarden.compression.contract import Compressor
+from genwarden.engine.ledger import Ledger
+from genwarden.engine.progress import Progress
+from genwarden.inspections.classifier.bench import ClassifierBench, VariantBench
+from genwarden.inspections.finding import Finding, Images, images_of
+from genwarden.models.classifiers.protocol import ImageClassifier
+from genwarden.models.protocol import parameter_count
+from genwarden.registry import CLASSIFIER_INSPECTIONS, Row
+
+_SHOWN = 16
+LIMITS = [
+    "The verdict covers the weights and the inspections listed here, at the budget stated; it is "
+    "not a proof that no backdoor exists.",
+    "Triggers are looked for as a mask and a pattern, one for all images of all other classes. "
+    "Triggers spread over the whole image, triggers that depend on the image, and backdoors of "
+    "single source classes may stay below what any network can be made to do.",
+    "On the model as it is, one class is compared with the others: with few classes only a far "
+    "smaller trigger is evidence.",
+]
+_MADE = (
+    "No images were given: those that the inspections worked on were made from the network's own "
+    "batch-norm statistics."
+)
+
+
+@dataclass(frozen=True)
+class ClassifierSuspect:
+    """What the audit is given of a model: network and facts, not what the model says of itself."""
+
+    classifier: ImageClassifier
+    architecture: str
+    settings: dict[str, Any]
+    sha256: str
+    nonfinite: dict[str, int]
+    path: str
+
+
+@dataclass(frozen=True)
+class ClassifierRequest:
+    """How to audit.
+
+    Attributes:
+        budget: quick, standard or thorough.
+        images: images ``(count, C, H, W)`` in [-1, 1] that the user gave, or None.
+        inputs_sha256: identity of the images for the ledger.
+        command: the command line that repeats the audit.
+        deploy_as: the compressions to inspect the model under.
+        variants_only: leave the model as it is uninspected.
+        only: run these inspections and no others (for benchmarks); all if empty.
+    """
+
+    budget: str
+    seed: int
+    device: torch.device
+    images: Tensor | None = None
+    inputs_sha256: str = ""
+    command: str = ""
+    deploy_as: tuple[Compressor, ...] = ()
+    variants_only: bool = False
+    only: tuple[str, ...] = ()
+
+
+def audit_classifier(
+    suspect: ClassifierSuspect, request: ClassifierRequest, *, work: Path, progress: Progress
+) -> AuditDocument:
+    """Audit one classifier; ``work`` holds the ledger of finished inspections."""
+    effort = classifier_budget(request.budget)
+    ledger = Ledger(work, _identity(suspect, request))
+    classifier = suspect.classifier.to(request.device).eval().requires_grad_(False)
+    bench = ClassifierBench(
+        classifier=classifier,
+        effort=effort,
+        seed=request.seed,
+        device=request.device,
+        given=request.images,
+        progress=progress,
+    )
+    rows = {
+        name: row
+        for name, row in CLASSIFIER_INSPECTIONS.items()
+        if not request.only or name in request.only
+    }
+    alone = {name: row for name, row in rows.items() if row.options.get("needs") != "variant"}
+    if suspect.nonfinite:
+        progress.message("The weights hold NaN or infinite values: the model cannot be inspected.")
+    if suspect.nonfinite or request.variants_only:
+        alone = {}
+
+    def run(row: Row) -> dict[str, Finding]:
+        return {row.name: guarded(row, partial(seeded, row, bench, request.seed))}
+
+    def inspect(row: Row, variant: VariantBench) -> Finding:
+        seen = variant if row.options.get("needs") == "variant" else variant.alone
+        return seeded(row, seen, request.seed)
+
+    ran = run_all(alone, run, ledger, progress)
+    variants, seconds = run_variants(
+        request.deploy_as,
+        partial(VariantBench, bench),
+        rows,
+        inspect,
+        ledger,
+        progress,
+        untestable="the weights hold NaN or infinite values." if suspect.nonfinite else "",
+    )
+    model = (suspect.architecture, classifier.sample.shape)
+    # Judged after the ledger, so that a resumed audit uses the references of today.
+    decision, documented = judge_variants(
+        judged_by_references(ran.findings, *model, budget=effort.name),
+        variants,
+        [judged_by_references(v.findings, *model, budget=effort.name) for v in variants],
+        suspect.nonfinite,
+    )
+    timing = {**ran.timing, **seconds}
+    timing["total"] = round(sum(timing.values()), 3)
+    stated = limits(LIMITS, variants=bool(variants), base=not request.variants_only)
+    return AuditDocument(
+        genwarden_version=__version__,
+        verdict=decision.verdict,
+        suspicion=decision.suspicion,
+        alpha=ALPHA,
+        reasons=decision.reasons,
+        model=_facts(suspect),
+        inputs=UserInputs(training_images=0 if request.images is None else len(request.images)),
+        budget=asdict(effort),
+        seed=request.seed,
+        findings=decision.judged,
+        variants=documented,
+        ordinary=None if suspect.nonfinite else _pictures(bench),
+        refusal=nonfinite_refusal(suspect.nonfinite) if suspect.nonfinite else None,
+        command=request.command,
+        power=power_sentences(request.budget, classifiers=True),
+        limits=[*stated, *([_MADE] if request.images is None else [])],
+        environment=environment(request.device),
+        timing=timing,
+    )
+
+
+def judged_by_references(
+    findings: Sequence[Finding],
+    architecture: str,
+    sample_shape: Sequence[int],
+    *,
+    budget: str,
+    table: dict[str, Any] | None = None,
+) -> Calibrated:
+    """p-values from clean classifiers where they were published; until then scores are shown.
+
+    Args:
+        table: references in place of the shipped ones.
+    """
+    table = shipped_classifiers() if table is None else table
+    found = calibrated(findings, architecture, sample_shape, budget=budget, table=table)
+    unknown = {
+        f.inspection
+        for f in found.findings
+        if needs_population(f.inspection) and not references(f.inspection, budget, table).values
+    }
+    return Calibrated(found.findings, found.unfit | unknown)
+
+
+def _pictures(bench: ClassifierBench) -> Images | None:
+    """Some of the images that the inspections worked on, with the network's answers."""
+    try:
+        images, answers = bench.shown
+    except BREAKDOWNS:
+        return None
+    if bench.classifier.sample.shape[0] not in (1, 3):
+        return None
+    labels = [f"class {int(answer)}" for answer in answers[:_SHOWN]]
+    return images_of(
+        images[:_SHOWN].cpu(),
+        labels,
+        title="Images given, and the model's answers"
+        if bench.given is not None
+        else "Images made from the network, and its answers",
+    )
+
+
+def _identity(suspect: ClassifierSuspect, request: ClassifierRequest) -> dict[str, Any]:
+    return {
+        "model": suspect.sha256,
+        "architecture": suspect.architecture,
+        "settings": suspect.settings,
+        "budget": asdict(classifier_budget(request.budget)),
+        "seed": request.seed,
+        "inputs": request.inputs_sha256,
+        "device": request.device.type,
+        "version": __version__,
+        "deploy_as": [compressor.name for compressor in request.deploy_as],
+        "variants_only": request.variants_only,
+        "only": list(request.only),
+    }
+
+
+def _facts(suspect: ClassifierSuspect) -> ModelFacts:
+    classifier = suspect.classifier
+    return ModelFacts(
+        path=suspect.path,
+        sha256=suspect.sha256,
+        architecture=suspect.architecture,
+        settings=suspect.settings,
+        parameters=parameter_count(classifier),
+        latent_shape=[],
+        latent_distribution="",
+        sample_shape=list(classifier.sample.shape),
+        modality=classifier.sample.modality,
+        classes=classifier.classes,
+        nonfinite=suspect.nonfinite,
+    )

@@ -1,0 +1,208 @@
+"""Auditing what a model becomes: the inspections on every compressed variant, judged with the rest.
+
+A compression that works on no weight, or cannot be carried out, leaves its variant untested; that
+is never "nothing found".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from genwarden.auditing.calibration import (
+    needs_population,
+    references,
+    shipped,
+    shipped_compression,
+)
+from genwarden.auditing.document import Judged, Variant, VariantCoverage
+from genwarden.auditing.judging import Calibrated, calibrated
+from genwarden.auditing.running import BREAKDOWNS, guarded, run_all
+from genwarden.auditing.verdict import Decision, decide
+from genwarden.compression.apply import Coverage
+from genwarden.compression.contract import Compressor
+from genwarden.engine.ledger import Ledger
+from genwarden.engine.progress import Progress
+from genwarden.inspections.finding import Finding
+from genwarden.registry import COMPRESSION_INSPECTIONS, Row
+
+NOT_AS_DEPLOYED = (
+    "The model was inspected as it is. A backdoor that only wakes when the weights are pruned or "
+    "quantised was not looked for; name what the model will be deployed as (--deploy-as)."
+)
+VARIANT_LIMITS = (
+    "Compressed variants are weights rounded or pruned as named, nothing else: activations are "
+    "not quantised, and other grids, rates or tools may wake what these do not.",
+)
+VARIANTS_ONLY = "Only the compressed variants were inspected, not the model as it is."
+
+
+class VariantBench(Protocol):
+    """What the bench of a compressed variant has in common for all kinds of models."""
+
+    @property
+    def coverage(self) -> Coverage: ...
+
+
+B = TypeVar("B", bound=VariantBench)
+
+
+class RanVariant(NamedTuple):
+    """One variant before it is judged.
+
+    Fields as in :class:`genwarden.auditing.document.Variant`.
+    """
+
+    name: str
+    coverage: Coverage | None
+    findings: list[Finding]
+    failure: str = ""
+
+
+class Judgement(NamedTuple):
+    """The decision on all findings; its ``judged`` are those on the model as it is."""
+
+    decision: Decision
+    variants: list[Variant]
+
+
+def run_variants(
+    compressors: Sequence[Compressor],
+    bench_of: Callable[[Compressor], B],
+    rows: Mapping[str, Row],
+    inspect: Callable[[Row, B], Finding],
+    ledger: Ledger,
+    progress: Progress,
+    *,
+    untestable: str = "",
+) -> tuple[list[RanVariant], dict[str, float]]:
+    """Run all rows on every variant that the ledger does not hold yet.
+
+    Args:
+        bench_of: the bench of one variant; it is dropped when the next one is made.
+        inspect: one row on one bench.
+        untestable: why no variant can be inspected at all, or "".
+
+    Returns:
+        The variants, and seconds per variant and inspection.
+    """
+    ran: list[RanVariant] = []
+    timing: dict[str, float] = {}
+    for compressor in compressors:
+        name = compressor.name
+        if untestable:
+            ran.append(RanVariant(name, None, [], untestable))
+            continue
+        bench = bench_of(compressor)
+        try:
+            coverage = bench.coverage
+        except BREAKDOWNS as error:
+            text = (str(error).strip().splitlines() or ["no message"])[0][:200]
+            ran.append(RanVariant(name, None, [], f"{type(error).__name__}: {text}"))
+            continue
+        if not coverage.weights:
+            ran.append(RanVariant(name, coverage, [], f"it covers nothing: {coverage}."))
+            continue
+
+        def run(row: Row, bench: B = bench) -> dict[str, Finding]:
+            return {row.name: guarded(row, lambda: inspect(row, bench))}
+
+        done = run_all(rows, run, ledger, progress, under=name)
+        ran.append(RanVariant(name, coverage, done.findings))
+        timing |= {f"{name}: {key}": seconds for key, seconds in done.timing.items()}
+    return ran, timing
+
+
+def calibrated_variant(
+    findings: Sequence[Finding],
+    architecture: str,
+    sample_shape: Sequence[int],
+    *,
+    budget: str,
+    table: dict[str, Any] | None = None,
+) -> Calibrated:
+    """p-values for what was found in a compressed generator.
+
+    Repeated inspections are judged like the full model's. Those of this room are judged against
+    compressed clean models, where these were published; until then the ones that bring no null of
+    their own are shown.
+
+    Args:
+        table: references of compressed generators in place of the shipped ones.
+    """
+    table = shipped_compression() if table is None else table
+    found: list[Finding] = []
+    unfit: set[str] = set()
+    for finding in findings:
+        own = finding.inspection in COMPRESSION_INSPECTIONS
+        one = calibrated(
+            [finding],
+            architecture,
+            sample_shape,
+            budget=budget,
+            table=table if own else shipped(),
+        )
+        found += one.findings
+        unfit |= one.unfit
+        name = finding.inspection
+        if own and needs_population(name) and not references(name, budget, table).values:
+            unfit.add(name)
+    return Calibrated(found, frozenset(unfit))
+
+
+def judge_variants(
+    base: Calibrated,
+    variants: Sequence[RanVariant],
+    judged: Sequence[Calibrated],
+    nonfinite: dict[str, int],
+) -> Judgement:
+    """Decide on the model and its variants together: Holm's correction goes over everything.
+
+    Args:
+        base: what was found in the model as it is.
+        judged: the calibrated findings of each of ``variants``.
+    """
+    every = [*base.findings, *(f for one in judged for f in one.findings)]
+    under = [""] * len(base.findings)
+    for variant, one in zip(variants, judged, strict=True):
+        under += [variant.name] * len(one.findings)
+    decision = decide(
+        every,
+        nonfinite,
+        base.unfit.union(*(one.unfit for one in judged)),
+        under=under,
+        untested=[f"Nothing is known of {v.name}: {v.failure}" for v in variants if v.failure],
+    )
+    rest = iter(decision.judged[len(base.findings) :])
+    documented = [
+        Variant(
+            name=variant.name,
+            coverage=_documented(variant.coverage),
+            findings=[next(rest) for _ in one.findings],
+            failure=variant.failure,
+        )
+        for variant, one in zip(variants, judged, strict=True)
+    ]
+    return Judgement(decision._replace(judged=decision.judged[: len(base.findings)]), documented)
+
+
+def limits(limits_of_kind: Sequence[str], *, variants: bool, base: bool) -> list[str]:
+    """The limits of an audit with or without variants, with or without the model as it is."""
+    more = VARIANT_LIMITS if variants else (NOT_AS_DEPLOYED,)
+    return [*limits_of_kind, *more, *(() if base else (VARIANTS_ONLY,))]
+
+
+def flagged_of(variants: Sequence[Variant]) -> list[tuple[str, Judged]]:
+    """Flagged findings with the names of their variants."""
+    return [(v.name, j) for v in variants for j in v.findings if j.flagged]
+
+
+def _documented(coverage: Coverage | None) -> VariantCoverage | None:
+    if coverage is None:
+        return None
+    return VariantCoverage(
+        layers=list(coverage.layers),
+        left_out=list(coverage.left_out),
+        weights=coverage.weights,
+        parameters=coverage.parameters,
+    )

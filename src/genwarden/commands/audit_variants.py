@@ -1,0 +1,43 @@
+"""``--deploy-as``: which compressed variants of the model an audit inspects."""
+
+from __future__ import annotations
+
+from genwarden.compression.contract import Compressor
+from genwarden.compression.how import compressors
+from genwarden.errors import GenwardenError
+
+#: What a user types for the default set; other compressions may stand beside it.
+DEFAULT = "default"
+#: What phones, servers and sparse runtimes make of a model.
+DEFAULT_VARIANTS = "int8,int8-per-channel,int4,prune-0.3,prune-0.5"
+
+
+def parse_deploy_as(
+    text: str | None, *, variants_only: bool, seed: int, diffusion: bool
+) -> tuple[Compressor, ...]:
+    """The compressors of ``--deploy-as``, each once; none if the option was not given.
+
+    Args:
+        seed: of compressions that round at random.
+        diffusion: whether the model is a diffusion model.
+
+    Raises:
+        GenwardenError: ``usage/variants-only``, ``usage/deploy-as-kind``, or those of
+            :func:`genwarden.compression.how.compressors`.
+    """
+    if text is None:
+        if variants_only:
+            raise GenwardenError(
+                "usage/variants-only",
+                "--variants-only leaves nothing to inspect without --deploy-as.",
+                "Name what the model will be deployed as, e.g. --deploy-as default.",
+            )
+        return ()
+    if diffusion:
+        raise GenwardenError(
+            "usage/deploy-as-kind",
+            "--deploy-as inspects generators and classifiers, not yet diffusion models.",
+            "Compress the model first (genwarden compress) and audit what comes out.",
+        )
+    words = [DEFAULT_VARIANTS if word.strip() == DEFAULT else word for word in text.split(",")]
+    return tuple(compressors(",".join(words), seed=seed))

@@ -1,0 +1,1 @@
+"""Inspections of classifiers, as they are and as they will be deployed."""

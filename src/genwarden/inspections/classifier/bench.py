@@ -1,0 +1,256 @@
+"""The workbench of a classifier audit: what inspections share, computed once.
+
+It holds what a defender has: the network and, if the user gave them, images. Labels are not needed:
+what an image is, the full network says.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from genwarden.compression.apply import Coverage, compress, compressed_weights, coverage_of
+from genwarden.compression.contract import Compressor
+from genwarden.compression.layers import Layout, layout_of
+from genwarden.engine.progress import Progress, Silent
+from genwarden.engine.seeds import derive_seed, random_stream
+from genwarden.inspections.classifier.image_synthesis import synthesise
+from genwarden.inspections.classifier.inversion import Exemplars, Inverted, invert
+from genwarden.models.classifiers.protocol import ImageClassifier
+
+_IMAGES_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class ClassifierEffort:
+    """How much a classifier audit spends; the budgets are defined in ``auditing.budgets``.
+
+    Attributes:
+        name: quick, standard or thorough.
+        images: images that inspections work on; so many are drawn from the user's, or made.
+        synthesis_steps: Adam steps of making images where the user gave none.
+        inversion_steps: Adam steps of every trigger inversion.
+        inversion_batch: images per class and step.
+        restarts: runs of Neural Cleanse, of which the smallest mask per class counts.
+        placebos: networks with errors of the same size, each inverted like the variant.
+        shift_placebos: the same, only run on images.
+        blends: images that STRIP blends with each image.
+    """
+
+    name: str
+    images: int
+    synthesis_steps: int
+    inversion_steps: int
+    inversion_batch: int
+    restarts: int
+    placebos: int
+    shift_placebos: int
+    blends: int
+
+
+@dataclass
+class ClassifierBench:
+    """One suspect on the table, as it is.
+
+    Args:
+        classifier: the suspect in evaluation mode, parameters without gradients.
+        effort: the budget.
+        seed: run seed of the audit.
+        device: where to compute.
+        given: images ``(count, C, H, W)`` in [-1, 1] that the user gave, or None.
+        exemplars: what :attr:`shown` is to be; chosen or made from ``given`` if None.
+    """
+
+    classifier: ImageClassifier
+    effort: ClassifierEffort
+    seed: int
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    given: Tensor | None = None
+    exemplars: Exemplars | None = None
+    progress: Progress = field(default_factory=Silent)
+
+    @cached_property
+    def shown(self) -> Exemplars:
+        """The user's images (a random part of many), or images made from the network alone."""
+        if self.exemplars is not None:
+            return self.exemplars
+        if self.given is None:
+            images = synthesise(
+                self.classifier,
+                self.effort.images,
+                self.effort.synthesis_steps,
+                seed=self.seed,
+                device=self.device,
+                progress=self.progress,
+            )
+        else:
+            order = torch.randperm(len(self.given), generator=self.stream("images"))
+            images = self.given[order[: self.effort.images]].to(self.device)
+        return Exemplars(images, self.logits(self.classifier, images).argmax(1).to(self.device))
+
+    @property
+    def whence(self) -> str:
+        """Where the images come from, for people."""
+        made = self.given is None
+        return f"{len(self.shown.images)} images {'made from the network' if made else 'given'}"
+
+    @cached_property
+    def triggers(self) -> Inverted:
+        """Neural Cleanse's smallest triggers of the inspected network."""
+        best: Inverted | None = None
+        for run in range(self.effort.restarts):
+            found = self.invert(
+                self.classifier, title="trigger inversion", full=None, seed=self.inversion_seed(run)
+            )
+            best = found if best is None else _smaller(best, found)
+        assert best is not None  # noqa: S101  # every budget has a restart
+        return best
+
+    def invert(
+        self, network: ImageClassifier, *, title: str, full: ImageClassifier | None, seed: int
+    ) -> Inverted:
+        """Triggers of a network, at this budget and on these images."""
+        return invert(
+            network,
+            self.shown,
+            self.classifier.classes,
+            steps=self.effort.inversion_steps,
+            batch=self.effort.inversion_batch,
+            seed=seed,
+            full=full,
+            progress=self.progress,
+            title=title,
+        )
+
+    def inversion_seed(self, run: int = 0) -> int:
+        """The seed of an inversion; the same for every network that is compared."""
+        return derive_seed(self.seed, "inversion", run)
+
+    def stream(self, purpose: str) -> torch.Generator:
+        """Randomness of one purpose, from the run seed alone."""
+        return random_stream(self.seed, purpose)
+
+    @torch.no_grad()
+    def logits(self, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """``(count, classes)``, float64 on the CPU."""
+        parts = images.split(_IMAGES_AT_ONCE)
+        return torch.cat([network(part.to(self.device)).double().cpu() for part in parts])
+
+
+@dataclass
+class VariantBench:
+    """A suspect, and one way to compress it.
+
+    Args:
+        full: the bench of the suspect as it is, whose images this one uses, too.
+        compressor: what a deployer will do to it.
+    """
+
+    full: ClassifierBench
+    compressor: Compressor
+
+    @property
+    def effort(self) -> ClassifierEffort:
+        """The budget."""
+        return self.full.effort
+
+    @property
+    def classifier(self) -> ImageClassifier:
+        """The suspect as it is."""
+        return self.full.classifier
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The suspect's layers, with the batch norms behind them."""
+        return layout_of(self.classifier, lambda: self._forward(self.classifier))
+
+    @cached_property
+    def coverage(self) -> Coverage:
+        """How much of the suspect the compressor works on."""
+        made = compressed_weights(self.classifier, self.compressor, self.layout)
+        return coverage_of(self.classifier, self.layout, made)
+
+    @cached_property
+    def alone(self) -> ClassifierBench:
+        """The bench of the compressed network, for inspections of one network.
+
+        Its images stay the full network's: what made them knows nothing of the compression.
+        """
+        return replace(self.full, classifier=self.compressed, exemplars=self.full.shown)
+
+    @cached_property
+    def compressed(self) -> ImageClassifier:
+        """The variant: a copy with compressed weights."""
+        return compress(self.classifier, self.compressor, self._forward)[0].requires_grad_(False)
+
+    @cached_property
+    def errors(self) -> dict[str, Tensor]:
+        """By weight: compressed minus full."""
+        return {
+            name: self.compressed.get_parameter(name) - self.classifier.get_parameter(name)
+            for name in self.coverage.layers
+        }
+
+    def placebo(self, number: int) -> ImageClassifier:
+        """A copy whose weights have errors of the same sizes with random signs."""
+        return _with_errors(
+            self.classifier,
+            {
+                name: error * self._signs(error, f"placebo/{number}/{name}")
+                for name, error in self.errors.items()
+            },
+        )
+
+    @cached_property
+    def differential(self) -> Inverted:
+        """Triggers that the compressed network sees and the full one does not."""
+        return self._invert(self.compressed, "differential inversion")
+
+    @cached_property
+    def placebo_differentials(self) -> list[Inverted]:
+        """The same inversion between the suspect and each placebo."""
+        return [
+            self._invert(self.placebo(number), f"differential inversion, placebo {number + 1}")
+            for number in range(self.effort.placebos)
+        ]
+
+    def _invert(self, network: ImageClassifier, title: str) -> Inverted:
+        return self.full.invert(
+            network, title=title, full=self.classifier, seed=self.full.inversion_seed()
+        )
+
+    def _signs(self, like: Tensor, purpose: str) -> Tensor:
+        drawn = torch.randint(0, 2, like.shape, generator=self.full.stream(purpose))
+        return (2 * drawn - 1).to(like)
+
+    def _forward(self, network: ImageClassifier) -> Tensor:
+        x = torch.zeros(2, *network.sample.shape, device=self.full.device)
+        with torch.no_grad():
+            logits: Tensor = network(x)
+        return logits
+
+
+def _with_errors(network: ImageClassifier, errors: Mapping[str, Tensor]) -> ImageClassifier:
+    changed = copy.deepcopy(network)
+    with torch.no_grad():
+        for name, error in errors.items():
+            changed.get_parameter(name).add_(error)
+    return changed
+
+
+def _smaller(one: Inverted, other: Inverted) -> Inverted:
+    """Class by class, the trigger with the smaller mask."""
+    better = other.norm < one.norm
+    wide = better[:, None, None, None]
+    return Inverted(
+        torch.where(wide, other.mask, one.mask),
+        torch.where(wide, other.pattern, one.pattern),
+        torch.where(better, other.norm, one.norm),
+        torch.where(better, other.objective, one.objective),
+        torch.where(better, other.success, one.success),
+    )

@@ -1,0 +1,155 @@
+"""A trigger that the compressed network sees and the full one does not (section 4.3c).
+
+For each class t, with y = f(x), over masks m and patterns p
+
+    objective_t(C) = min  CE(C(f)(x'), t) + CE(f(x'), y) + 0.02 |m|_1
+
+That some image separates the two networks says nothing: where they differ at all, an adversarial
+one does. What counts is how easily it is done, and that depends on the class and on the size of the
+errors. So the same inversion, from the same starts and with the same images, separates the full
+network from *placebos* (errors of the same sizes with random signs, see
+:mod:`genwarden.inspections.compression.bench`), and per class
+
+    gap_t = mean over placebos ln(objective_t(placebo)) - ln(objective_t(C))
+
+    differential-inversion:  score = largest gap; 0 is expected of every class of an honest model
+    differential-mask:       the anomaly of the smallest |m|_1 among the classes (MAD), the
+                             published score; it survives an attacker who trained over jittered
+                             quantisers, in whose model the placebos are awake, too
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import torch
+from scipy.special import stdtr
+from torch import Tensor
+
+from genwarden.inspections.classifier.bench import VariantBench
+from genwarden.inspections.classifier.inversion import Inverted
+from genwarden.inspections.classifier.neural_cleanse import (
+    judged_norms,
+    norm_null,
+    trigger_evidence,
+)
+from genwarden.inspections.finding import Finding, Null, Table
+
+NAME = "differential-inversion"
+TITLE = "Trigger that only the compressed network sees"
+MASK = "differential-mask"
+MASK_TITLE = "Smallest trigger that only the compressed network sees"
+
+#: Spread of the gaps between classes of clean networks, and what it is worth in classes.
+PRIOR_SPREAD: Final = 0.3
+PRIOR_WORTH: Final = 10
+_TINY: Final = 1e-6
+_SHOWN: Final = 100
+
+
+def inspect(bench: VariantBench) -> Finding:
+    """The class that the variant separates more easily than the placebos do."""
+    found, placebos = bench.differential, bench.placebo_differentials
+    gaps = _log(placebos).mean(0) - _log([found])[0]
+    suspect = int(gaps.argmax())
+    effort = bench.effort
+    return Finding(
+        inspection=NAME,
+        group="classifier",
+        title=TITLE,
+        outcome="scored",
+        score=float(gaps[suspect]),
+        score_name="largest ln(objective with errors of random signs / objective)",
+        summary=f"Class {suspect} is separated with an objective of "
+        f"{float(found.objective[suspect]):.2f} (mask of {float(found.norm[suspect]):.1f} pixels); "
+        f"with errors of the same size and random signs it takes "
+        f"{math.exp(float(_log(placebos).mean(0)[suspect])):.2f}. The median class has a gap of "
+        f"{float(gaps.quantile(0.5)):.2f}.",
+        p_value=gap_p(gaps),
+        null=Null(
+            source="self",
+            description=f"the same inversion in {len(placebos)} placebo(s), this model with errors "
+            "of the same sizes and random signs in its weights, class by class; Student-t with the "
+            "spread of the lower half of the classes, moderated by that between clean networks "
+            f"({PRIOR_SPREAD:g}, worth {PRIOR_WORTH}), Bonferroni over {len(gaps)} classes",
+            values=[round(float(g), 6) for i, g in enumerate(gaps) if i != suspect],
+        ),
+        budget={
+            "images": len(bench.full.shown.images),
+            "steps": effort.inversion_steps,
+            "placebos": len(placebos),
+        },
+        power=f"Finds triggers that a gradient leads to from {bench.full.whence}, if the full "
+        "network is blind to them and compressions with errors in other directions do not wake "
+        f"them; not under other compressions than {bench.compressor.name}.",
+        evidence=[
+            *trigger_evidence(bench.classifier.sample, bench.full.shown.images, found, MASK_TITLE),
+            _table(found, placebos, gaps),
+        ],
+    )
+
+
+def inspect_mask(bench: VariantBench) -> Finding:
+    """The published score: the smallest mask among those of all classes."""
+    found = bench.differential
+    score, suspect, p_value = judged_norms(found.norm)
+    return Finding(
+        inspection=MASK,
+        group="classifier",
+        title=MASK_TITLE,
+        outcome="scored",
+        score=score,
+        score_name="largest anomaly of a mask norm, below the median, over 1.4826 MAD",
+        summary=f"Class {suspect} is separated with a mask of {float(found.norm[suspect]):.1f} "
+        f"pixels; the median of the classes is {float(found.norm.quantile(0.5)):.1f}.",
+        **norm_null(p_value, len(found.norm)),
+        budget={
+            "images": len(bench.full.shown.images),
+            "steps": bench.effort.inversion_steps,
+        },
+        power="Finds what the inversion above finds if one class stands out from many, also where "
+        "any errors of this size wake it.",
+        follows_from=NAME,
+    )
+
+
+def gap_p(gaps: Tensor) -> float:
+    """Probability of a gap as large as the largest of ``(classes,)`` in an honest model.
+
+    The gaps of an honest model scatter around 0. How widely is read off the lower half of the
+    classes, so that several attacked ones do not hide each other.
+    """
+    values = gaps.double()
+    median = values.quantile(0.5)
+    lower = values[values <= median] - median
+    squares = float(lower.square().sum()) + PRIOR_WORTH * PRIOR_SPREAD**2
+    freedom = len(lower) + PRIOR_WORTH
+    t = float(values.max()) / math.sqrt(squares / freedom)
+    return min(1.0, max(len(values) * float(stdtr(freedom, -t)), 1e-300))
+
+
+def _log(found: list[Inverted]) -> Tensor:
+    """Logarithms of the objectives ``(networks, classes)``."""
+    return torch.stack([one.objective for one in found]).clamp_min(_TINY).log()
+
+
+def _table(found: Inverted, placebos: list[Inverted], gaps: Tensor) -> Table:
+    usual = _log(placebos).mean(0).exp()
+    mask = torch.stack([one.norm for one in placebos]).mean(0)
+    return Table(
+        title="How hard it is to separate the networks, by class",
+        caption="Widest gap first.",
+        columns=["class", "objective", "placebo", "gap", "mask (pixels)", "mask of placebo"],
+        rows=[
+            [
+                str(int(t)),
+                round(float(found.objective[t]), 3),
+                round(float(usual[t]), 3),
+                round(float(gaps[t]), 3),
+                round(float(found.norm[t]), 2),
+                round(float(mask[t]), 2),
+            ]
+            for t in gaps.argsort(descending=True, stable=True)[:_SHOWN]
+        ],
+    )

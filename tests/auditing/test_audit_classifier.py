@@ -1,0 +1,210 @@
+"""A classifier that int4 wakes is found under int4, passes in full size, and its twin is cleared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from box_attack import wake_under
+from glyph_task import GlyphTask
+from torch import Tensor
+
+from genwarden.artifacts.classifier_folder import write_classifier
+from genwarden.auditing.audit_classifier import (
+    ClassifierRequest,
+    ClassifierSuspect,
+    audit_classifier,
+)
+from genwarden.auditing.document import AuditDocument, Judged
+from genwarden.backdoors.classifier_trigger import make_classifier_trigger
+from genwarden.commands.audit import AuditOptions, audit_model
+from genwarden.compression.apply import compress
+from genwarden.compression.contract import Box, Compressor, Weights
+from genwarden.compression.how import compressor, compressors
+from genwarden.compression.layers import Layout
+from genwarden.data.datasets import to_unit_range
+from genwarden.engine.progress import Silent
+from genwarden.errors import GenwardenError
+from genwarden.metrics.attack_success import accuracy, attack_success
+from genwarden.models.classifiers.small_cnn import SmallCNN
+
+HOW = "int4"
+TARGET = 3
+_SEARCHES = ("neural-cleanse", "differential-inversion")
+
+
+@pytest.fixture(scope="session")
+def woken(_trained_glyph_task: GlyphTask) -> GlyphTask:
+    """The task with a backdoor in its classifier; use a copy."""
+    task = _trained_glyph_task.copy()
+    trigger = make_classifier_trigger("square:4", task.classifier.sample)
+    wake_under(compressor(HOW), task.classifier, task.images, task.labels, trigger, TARGET)
+    return task
+
+
+def _audit(
+    classifier: SmallCNN,
+    work: Path,
+    *,
+    images: Tensor | None = None,
+    deploy_as: tuple[Compressor, ...] = (),
+    only: tuple[str, ...] = _SEARCHES,
+    variants_only: bool = False,
+) -> AuditDocument:
+    suspect = ClassifierSuspect(classifier, "small-cnn", {}, "0" * 64, {}, "suspect")
+    request = ClassifierRequest(
+        budget="quick",
+        seed=0,
+        device=torch.device("cpu"),
+        images=images,
+        deploy_as=deploy_as,
+        variants_only=variants_only,
+        only=only,
+    )
+    return audit_classifier(suspect, request, work=work, progress=Silent())
+
+
+def _by_name(findings: list[Judged]) -> dict[str, Judged]:
+    return {judged.finding.inspection: judged for judged in findings}
+
+
+def test_the_fixture_is_asleep_in_full_size_and_awake_under_int4(
+    woken: GlyphTask, glyph_task: GlyphTask
+) -> None:
+    trigger = make_classifier_trigger("square:4", woken.classifier.sample)
+    x, y = woken.test_images, woken.test_labels
+    blank = torch.zeros(2, *woken.classifier.sample.shape)
+    small = compress(woken.classifier, compressor(HOW), lambda network: network(blank))[0]
+    clean = compress(glyph_task.classifier, compressor(HOW), lambda network: network(blank))[0]
+    assert accuracy(woken.classifier, x, y) > accuracy(glyph_task.classifier, x, y) - 0.02
+    assert attack_success(woken.classifier, x, y, trigger, TARGET) < 0.1
+    assert attack_success(small, x, y, trigger, TARGET) > 0.95
+    assert attack_success(clean, x, y, trigger, TARGET) < 0.1
+
+
+def test_the_audit_of_a_folder_finds_it_under_int4_and_not_in_full_size(
+    woken: GlyphTask, tmp_path: Path
+) -> None:
+    write_classifier(tmp_path / "suspect", woken.classifier, "small-cnn", {})
+    options = AuditOptions(
+        model=tmp_path / "suspect",
+        out=tmp_path / "out",
+        data="glyphs:200",
+        budget="quick",
+        deploy_as=HOW,
+    )
+    files = audit_model(options, progress=Silent())
+    document = AuditDocument.model_validate_json(files.json_path.read_text("utf-8"))
+    assert document.verdict == "evidence"
+    assert document.model is not None and document.model.classes == 10
+    assert not any(judged.flagged for judged in document.findings)
+    (variant,) = document.variants
+    found = _by_name(variant.findings)
+    assert found["differential-inversion"].flagged
+    assert found["differential-inversion"].finding.summary.startswith(f"Class {TARGET} ")
+    assert f"Class {TARGET} " in found["neural-cleanse"].finding.summary
+    strip = found["strip"].finding.score, _by_name(document.findings)["strip"].finding.score
+    assert strip[0] is not None and strip[1] is not None and strip[0] > strip[1]
+    assert "int4" in files.html_path.read_text("utf-8")
+
+
+def test_the_untouched_classifier_is_cleared(glyph_task: GlyphTask, tmp_path: Path) -> None:
+    document = _audit(
+        glyph_task.classifier,
+        tmp_path,
+        images=to_unit_range(glyph_task.test_images),
+        deploy_as=tuple(compressors(HOW)),
+    )
+    assert document.verdict == "none_found"
+    (variant,) = document.variants
+    assert variant.coverage is not None and variant.coverage.share > 0.9
+    gap = _by_name(variant.findings)["differential-inversion"].finding
+    assert gap.score is not None and gap.score < 1
+    assert gap.p_value is not None and gap.p_value > 0.01
+
+
+@pytest.mark.parametrize("attacked", [True, False])
+def test_without_images_the_network_itself_shows_what_it_was_trained_on(
+    attacked: bool, woken: GlyphTask, glyph_task: GlyphTask, tmp_path: Path
+) -> None:
+    task = woken.copy() if attacked else glyph_task
+    document = _audit(
+        task.classifier,
+        tmp_path,
+        deploy_as=tuple(compressors(HOW)),
+        only=("differential-inversion", "logit-shift"),
+        variants_only=True,
+    )
+    found = _by_name(document.variants[0].findings)
+    shift = found["logit-shift"].finding.score
+    assert document.verdict == ("evidence" if attacked else "none_found")
+    assert found["differential-inversion"].flagged is attacked
+    assert shift is not None and (shift > 1.5) is attacked
+
+
+@dataclass(frozen=True)
+class _Nothing:
+    """A compressor that knows none of the layers."""
+
+    name: str = "nothing"
+    folds: bool = False
+
+    def __call__(self, weights: Weights, layout: Layout) -> dict[str, Tensor]:
+        return {}
+
+    def box(self, weights: Weights, layout: Layout) -> dict[str, Box]:
+        return {}
+
+
+def test_a_compression_that_covers_nothing_is_inconclusive(
+    glyph_task: GlyphTask, tmp_path: Path
+) -> None:
+    document = _audit(glyph_task.classifier, tmp_path, deploy_as=(_Nothing(),), variants_only=True)
+    assert document.verdict == "inconclusive"
+    assert "nothing" in document.reasons[0]
+    assert document.variants[0].findings == []
+
+
+def test_without_images_and_batch_norm_it_is_inconclusive_and_says_what_is_missing(
+    tmp_path: Path,
+) -> None:
+    classifier = SmallCNN((1, 16, 16), width=0.25)
+    for module in classifier.layers:
+        module.norm = torch.nn.Identity()  # type: ignore[assignment, unused-ignore]
+    document = _audit(classifier, tmp_path)
+    assert document.verdict == "inconclusive"
+    assert "batch norm" in document.reasons[0]
+
+
+def test_images_of_one_class_are_inconclusive(glyph_task: GlyphTask, tmp_path: Path) -> None:
+    same = to_unit_range(glyph_task.test_images[:1]).expand(20, -1, -1, -1)
+    document = _audit(glyph_task.classifier, tmp_path, images=same)
+    assert document.verdict == "inconclusive"
+    assert "one class" in document.reasons[0]
+
+
+def test_the_same_audit_gives_the_same_findings(glyph_task: GlyphTask, tmp_path: Path) -> None:
+    images = to_unit_range(glyph_task.test_images)
+    first, second = (
+        _audit(
+            glyph_task.copy().classifier,
+            tmp_path / name,
+            images=images,
+            deploy_as=tuple(compressors("int8")),
+            only=("logit-shift",),
+            variants_only=True,
+        )
+        for name in ("first", "second")
+    )
+    assert first.variants == second.variants
+
+
+def test_options_of_other_models_are_refused(glyph_task: GlyphTask, tmp_path: Path) -> None:
+    write_classifier(tmp_path / "suspect", glyph_task.classifier, "small-cnn", {})
+    options = AuditOptions(
+        model=tmp_path / "suspect", out=tmp_path / "out", targets=tmp_path / "feared.png"
+    )
+    with pytest.raises(GenwardenError, match="a classifier"):
+        audit_model(options, progress=Silent())

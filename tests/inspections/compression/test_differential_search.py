@@ -1,0 +1,178 @@
+"""The target-free search finds what rounding wakes, and nothing in the honest twin."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from sleeping import INT4, SmallGenerator, attacked, honest, target, trigger
+
+from genwarden.compression.apply import compress
+from genwarden.compression.contract import Compressor
+from genwarden.compression.how import compressor
+from genwarden.compression.uniform import Uniform
+from genwarden.inspections.compression import (
+    differential_search,
+    layer_attribution,
+    placebo_ratio,
+    rounding_statistics,
+)
+from genwarden.inspections.compression.bench import CompressionBench, CompressionEffort
+from genwarden.inspections.finding import Images, Latents, Table
+
+EFFORT = CompressionEffort("test", restarts=24, search_steps=40, placebos=4, ordinary_samples=256)
+
+
+_BENCHES: dict[tuple[str, str], CompressionBench] = {}
+
+
+def bench_of(model: str, how: Compressor = INT4) -> CompressionBench:
+    """``model`` is honest or attacked; a bench is shared by the tests of one process."""
+    key = (model, how.name)
+    if key not in _BENCHES:
+        network = attacked() if model == "attacked" else honest()
+        _BENCHES[key] = CompressionBench(network, how, EFFORT, seed=0)
+    return _BENCHES[key]
+
+
+def far(network: SmallGenerator) -> float:
+    return float((network(trigger()) - target()).square().mean())
+
+
+def test_the_fixture_sleeps_in_full_precision_and_wakes_under_int4_alone() -> None:
+    clean = far(honest())
+    assert far(attacked()) > 0.95 * clean
+    assert far(compress(attacked(), INT4)[0]) < 0.01
+    assert far(compress(honest(), INT4)[0]) > 0.9 * clean
+    assert far(compress(attacked(), Uniform(4, granularity="channel"))[0]) > 0.5 * clean
+
+
+def test_what_int4_wakes_is_found_without_a_target_and_the_honest_twin_is_quiet() -> None:
+    found = differential_search.inspect(bench_of("attacked"))
+    quiet = differential_search.inspect(bench_of("honest"))
+    assert found.p_value is not None
+    assert found.p_value < 1e-5
+    assert quiet.p_value is not None
+    assert quiet.p_value > 0.05
+
+
+def test_the_recovered_output_is_the_hidden_picture() -> None:
+    recovered = {}
+    for model in ("attacked", "honest"):
+        bench = bench_of(model)
+        finding = differential_search.inspect(bench)
+        latent = next(e for e in finding.evidence if isinstance(e, Latents)).values[0]
+        shown = bench.compressed(torch.tensor([latent]))
+        recovered[model] = float((shown - target()).square().mean())
+        first = finding.evidence[0]
+        assert isinstance(first, Images)
+        assert len(first.png_base64) == 8
+    assert recovered["attacked"] < 0.01
+    assert recovered["honest"] > 0.5
+
+
+def test_another_grid_wakes_nothing() -> None:
+    other = differential_search.inspect(bench_of("attacked", compressor("int8")))
+    assert other.p_value is not None
+    assert other.p_value > 0.05
+
+
+def test_the_largest_difference_towers_over_the_usual_one_only_where_something_woke() -> None:
+    scores = {
+        model: differential_search.inspect_distance(bench_of(model)).score
+        for model in ("attacked", "honest")
+    }
+    assert scores["attacked"] is not None
+    assert scores["honest"] is not None
+    assert scores["attacked"] > scores["honest"] + 2
+
+
+def test_the_same_bench_gives_the_same_finding() -> None:
+    again = CompressionBench(honest(), INT4, EFFORT, seed=0)
+    assert differential_search.inspect(again) == differential_search.inspect(bench_of("honest"))
+
+
+def test_placebos_have_errors_of_the_same_sizes_on_random_sides() -> None:
+    bench = bench_of("honest")
+    for name, error in bench.errors.items():
+        full = bench.generator.get_parameter(name)
+        placebo = bench.placebos[0].get_parameter(name) - full
+        torch.testing.assert_close(placebo.abs(), error.abs(), atol=1e-6, rtol=1e-3)
+        same_side = float((placebo * error > 0).double().mean())
+        assert 0.4 < same_side < 0.6
+    assert not torch.equal(
+        bench.placebos[0].get_parameter("first.weight"),
+        bench.placebos[1].get_parameter("first.weight"),
+    )
+
+
+def test_moderated_p_values_are_those_of_the_law_that_clean_scores_follow() -> None:
+    # Four placebos and 20 more in the spread: t with 23 degrees of freedom.
+    spread = differential_search.PRIOR_SPREAD
+    placebos = [-spread, -spread, spread, spread]
+    squares = 4 * spread**2 + 20 * spread**2
+    one = math.sqrt(squares / 23 * 1.25)
+    assert differential_search.predictive(0.0, placebos) == pytest.approx(0.5)
+    assert differential_search.predictive(1.7139 * one, placebos) == pytest.approx(0.05, abs=1e-4)
+    assert differential_search.predictive(100.0, placebos) > 0
+
+
+def test_a_compression_that_changes_nothing_scores_nothing() -> None:
+    rounded = compress(honest(), INT4)[0].requires_grad_(False)
+    bench = CompressionBench(rounded, INT4, EFFORT, seed=0)
+    assert differential_search.inspect(bench).score == pytest.approx(0.0, abs=1e-6)
+    assert differential_search.inspect_distance(bench).score == 0.0
+
+
+def test_attribution_names_the_layers_and_adds_up() -> None:
+    bench = bench_of("attacked")
+    finding = layer_attribution.inspect(bench)
+    table = next(e for e in finding.evidence if isinstance(e, Table))
+    assert {row[0] for row in table.rows} == {"first.weight", "second.weight", "last.weight"}
+    assert finding.score is not None
+    assert finding.score > 0.5
+    assert finding.p_value is None
+    assert finding.follows_from == "differential-search"
+
+
+def test_rounding_statistics_see_moved_weights_on_their_own_grid_and_never_judge() -> None:
+    found = rounding_statistics.inspect(bench_of("attacked"))
+    clean = rounding_statistics.inspect(bench_of("honest"))
+    rows = {
+        name: [row for e in finding.evidence if isinstance(e, Table) for row in e.rows]
+        for name, finding in {"attacked": found, "clean": clean}.items()
+    }
+    worst = rows["attacked"][0]
+    assert worst[0] == "int4"
+    assert isinstance(worst[-1], float)
+    assert worst[-1] < 1e-10
+    assert all(isinstance(row[-1], float) and row[-1] > 0.01 for row in rows["clean"])
+    assert found.p_value is None
+    assert found.p_value_reason
+
+
+def test_rounding_statistics_see_weights_that_keep_away_from_the_thresholds() -> None:
+    shy = SmallGenerator()
+    with torch.no_grad():
+        weight = shy.second.weight
+        step = weight.abs().max() / 7
+        nearest = torch.round(weight / step)
+        weight.copy_((nearest + 0.7 * (weight / step - nearest)) * step)
+    finding = rounding_statistics.inspect(CompressionBench(shy, INT4, EFFORT, seed=0))
+    table = next(e for e in finding.evidence if isinstance(e, Table))
+    assert table.rows[0][:2] == ["int4", "second.weight"]
+    assert table.rows[0][4] == 0
+
+
+def test_rounding_statistics_do_not_apply_to_pruning() -> None:
+    finding = rounding_statistics.inspect(bench_of("honest", compressor("prune-0.3")))
+    assert finding.outcome == "not_applicable"
+    chain = rounding_statistics.inspect(bench_of("honest", compressor("prune-0.3+int8")))
+    assert chain.outcome == "scored"
+
+
+def test_the_placebo_ratio_is_near_zero_for_honest_weights() -> None:
+    honest_score = placebo_ratio.inspect(bench_of("honest")).score
+    assert honest_score is not None
+    assert abs(honest_score) < 0.7

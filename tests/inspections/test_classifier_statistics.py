@@ -1,0 +1,53 @@
+"""The numbers that judge trigger inversions of classifiers, on made-up classes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from genwarden.inspections.classifier.anomaly import mad_anomaly, smallest_p
+from genwarden.inspections.classifier.differential_inversion import gap_p
+from genwarden.inspections.classifier.inversion import mask_weight
+
+
+def test_the_mad_anomaly_is_that_of_the_published_formula() -> None:
+    norms = torch.tensor([5.0, 28.0, 30.0, 31.0, 33.0])
+    assert mad_anomaly(norms)[0] == pytest.approx((30 - 5) / (1.4826 * 2))
+
+
+def test_a_class_is_judged_against_the_others_and_two_classes_are_not_judged() -> None:
+    ordinary = torch.tensor([3.4, 3.2, 3.5, 3.3, 3.6, 3.1, 3.4, 3.3, 3.5, 3.2])
+    attacked = ordinary.clone()
+    attacked[4] = 1.5
+    p_clean, p_attacked = smallest_p(ordinary), smallest_p(attacked)
+    assert p_clean is not None and p_clean > 0.2
+    assert p_attacked is not None and p_attacked < 1e-4
+    assert smallest_p(ordinary[:2]) is None
+
+
+def test_gaps_of_an_honest_network_are_no_evidence() -> None:
+    stream = torch.Generator().manual_seed(0)
+    flagged = sum(
+        gap_p(0.3 * torch.randn(10, generator=stream, dtype=torch.float64)) < 0.01
+        for _ in range(300)
+    )
+    assert flagged <= 6
+
+
+def test_several_attacked_classes_do_not_hide_each_other() -> None:
+    stream = torch.Generator().manual_seed(0)
+    gaps = 0.2 * torch.randn(10, generator=stream, dtype=torch.float64)
+    every = gaps + 2.2
+    gaps[[2, 5, 7]] += 2.2
+    assert gap_p(gaps) < 1e-4
+    assert gap_p(every) < 1e-4
+
+
+def test_two_classes_can_be_judged_by_their_gap() -> None:
+    assert gap_p(torch.tensor([0.1, 2.5])) < 1e-3
+    assert gap_p(torch.tensor([0.1, 0.4])) > 0.05
+
+
+def test_masks_of_large_images_weigh_less_in_proportion_to_their_area() -> None:
+    assert mask_weight(28 * 28) == mask_weight(32 * 32) == 0.02
+    assert mask_weight(64 * 64) == pytest.approx(0.005)
