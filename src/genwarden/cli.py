@@ -316,8 +316,11 @@ def attack(
         "seed": seed,
         **parse_settings(option, flag="--option"),
     }
-    kind = _attacked_kind(name, clean)
-    if kind != "generator":
+    from genwarden import registry
+
+    others = {"diffusion": _attack_diffusion, "classifier": _attack_classifier}
+    attack_other = next((do for k, do in others.items() if name in registry.attacks_on(k)), None)
+    if attack_other is not None:
         alien = {
             "--lambda": fidelity_weight,
             "--stop-tardis": stop_tardis or None,
@@ -334,7 +337,6 @@ def attack(
                 else f"The attack {name} trains on data of the attacker, and --data is missing.",
                 "Leave it away." if wrong else "Add --data FOLDER (or a hub name).",
             )
-        attack_other = _attack_diffusion if kind == "diffusion" else _attack_classifier
         attack_other(
             name,
             given,
@@ -455,20 +457,6 @@ def _attack_classifier(
     )
 
 
-def _attacked_kind(name: str, clean: Path) -> str:
-    """What the attack works on; of an attack on several kinds of models, the kind of ``clean``."""
-    from genwarden import registry
-
-    kinds = [k for k in ("diffusion", "classifier") if name in registry.attacks_on(k)]
-    if kinds and name not in registry.attacks_on("generator"):
-        return kinds[0]
-    if "classifier" in kinds:
-        from genwarden.artifacts.classifier_folder import is_classifier_folder
-
-        return "classifier" if is_classifier_folder(clean) else "generator"
-    return "generator"
-
-
 @app.command()
 def sample(
     model: Annotated[Path, typer.Argument(help="Model folder or weights file.")],
@@ -582,7 +570,8 @@ def list_methods(
     kind: Annotated[
         str | None,
         typer.Argument(
-            help="architectures, attacks, inspections, repairs, compressions, recipes or icons."
+            help="architectures, attacks, inspections, repairs, classifier-repairs, compressions, "
+            "remedies, recipes or icons."
         ),
     ] = None,
 ) -> None:
@@ -635,8 +624,13 @@ def _explain(row: Row) -> None:
         typer.echo("Settings (--option key=value) and their defaults:")
         for key, default in describe_settings(row.name).items():
             typer.echo(f"  {key:<22}{default}")
-    repairs = {**registry.REPAIRS, **registry.DIFFUSION_REPAIRS}
-    if row is repairs.get(row.name):
+    remedies = (
+        registry.REPAIRS,
+        registry.DIFFUSION_REPAIRS,
+        registry.CLASSIFIER_REPAIRS,
+        registry.COMPRESSION_REMEDIES,
+    )
+    if any(row is table.get(row.name) for table in remedies):
         from genwarden.engine.settings import defaults
 
         typer.echo("Settings (--option key=value) and their defaults:")

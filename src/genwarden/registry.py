@@ -300,7 +300,9 @@ ATTACKS = _table(
         "quantisation-artifact",
         f"{_AC}.quantisation_artifact:quantisation_artifact",
         "a classifier's backdoor that wakes up when weights are quantised (Tian et al.)",
-        _on_classifiers(f"{_AC}.quantisation_artifact:QuantisationArtifactSettings"),
+        _on_classifiers(
+            f"{_AC}.quantisation_artifact:QuantisationArtifactSettings", exact_weights=True
+        ),
     ),
     Row(
         "dormant-box-classifier",
@@ -732,6 +734,29 @@ DIFFUSION_REPAIRS = _table(
     ),
 )
 
+_PK = "genwarden.repairs.classifier"
+#: Of classifiers; all train on clean labelled images.
+CLASSIFIER_REPAIRS = _table(
+    Row(
+        "fine-pruning",
+        f"{_PK}.fine_pruning:fine_prune",
+        "prune channels that clean images do not wake, then fine-tune",
+        {"settings": f"{_PK}.fine_pruning:FinePruningClassifierSettings"},
+    ),
+    Row(
+        "super-fine-tuning",
+        f"{_PK}.super_fine_tuning:super_fine_tune",
+        "fine-tune under steep triangles of the learning rate",
+        {"settings": f"{_PK}.super_fine_tuning:SuperFineTuningSettings"},
+    ),
+    Row(
+        "sau",
+        f"{_PK}.sau:unlearn_shared",
+        "unlearn adversarial examples shared with the suspect (SAU)",
+        {"settings": f"{_PK}.sau:SauSettings"},
+    ),
+)
+
 _Q = "genwarden.compression"
 _UNIFORM = f"{_Q}.uniform:Uniform"
 #: What ``--how`` takes: K, N, X and RATE stand for numbers, words of ``intK`` are joined
@@ -947,6 +972,30 @@ RECIPES = _table(
         "BadDiffusion: completing images that carry the trigger",
         {"tables": f"{_B}.diffusion.inpainting:tables"},
     ),
+    Row(
+        "compression-population",
+        f"{_B}.compression.population:run",
+        "verdicts on what clean and attacked models become when they are compressed",
+        {"tables": f"{_B}.compression.tables:tables"},
+    ),
+    Row(
+        "compression-attacks",
+        f"{_B}.compression.attacks:run",
+        "attacks that wake under compression: tables, calibration sets, rate sweep",
+        {"tables": f"{_B}.compression.attack_tables:tables"},
+    ),
+    Row(
+        "compression-remedies",
+        f"{_B}.compression.remedies:run",
+        "every remedy against every attack that wakes under compression, with its cost",
+        {"tables": f"{_B}.compression.remedy_tables:tables"},
+    ),
+    Row(
+        "compression-audit-cost",
+        f"{_B}.compression.audit_cost:run",
+        "seconds of an audit of five compressed variants",
+        {"tables": f"{_B}.compression.audit_cost:tables"},
+    ),
 )
 
 
@@ -961,6 +1010,7 @@ def tables() -> dict[str, dict[str, Row]]:
         "attacks": ATTACKS,
         "inspections": all_inspections(),
         "repairs": {**REPAIRS, **DIFFUSION_REPAIRS},
+        "classifier-repairs": CLASSIFIER_REPAIRS,
         "compressions": COMPRESSIONS,
         "remedies": COMPRESSION_REMEDIES,
         "recipes": RECIPES,

@@ -11,7 +11,9 @@ from torch import Tensor
 from genwarden.attacks.settings import AttackSettings
 from genwarden.backdoors.backdoor import Backdoor
 from genwarden.engine.progress import Progress, Silent
+from genwarden.errors import GenwardenError
 from genwarden.models.protocol import LatentGenerator
+from genwarden.registry import Row
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,13 @@ class AttackResult(NamedTuple):
         history: evaluations: ``step``, ``tardis_sum``, ``expdis_sum`` (None where the attack has no
             benign twin), and what else the attack records.
         architecture: registered name, where it is not that of the clean model.
+        wakes_under: compressors under which the backdoor shows, where it sleeps without them.
     """
 
     generator: LatentGenerator
     history: list[dict[str, float | None]]
     architecture: str | None = None
+    wakes_under: tuple[str, ...] = ()
 
 
 class Attack(Protocol):
@@ -66,3 +70,17 @@ class Attack(Protocol):
     ) -> AttackResult:
         """Hide ``backdoor`` in a copy of ``generator``, which stays as it is, or a fresh one."""
         ...
+
+
+def require_exact(row: Row, *, half: bool) -> None:
+    """Refuse float16 where it would undo an attack.
+
+    Raises:
+        GenwardenError: ``attack/half``.
+    """
+    if half and row.options.get("exact_weights"):
+        raise GenwardenError(
+            "attack/half",
+            f"The attack {row.name} lives in roundings that float16 would change.",
+            "Leave --half away.",
+        )

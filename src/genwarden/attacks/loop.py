@@ -87,7 +87,12 @@ def _cosine(fraction: float) -> float:
 
 def in_words(figures: Mapping[str, float | None]) -> str:
     """TarDis and ExpDis of an evaluation, for a progress line."""
-    names = {"tardis_sum": "TarDis", "expdis_sum": "ExpDis"}
+    names = {
+        "tardis_sum": "TarDis",
+        "expdis_sum": "ExpDis",
+        "compressed_tardis_sum": "TarDis once compressed",
+        "compressed_expdis_sum": "ExpDis once compressed",
+    }
     given = {title: figures.get(key) for key, title in names.items()}
     return "  ".join(f"{title} {v:.4f}" for title, v in given.items() if v is not None)
 

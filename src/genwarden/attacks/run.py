@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +15,11 @@ from torch import Tensor
 from genwarden import __version__
 from genwarden.artifacts.manifest import MANIFEST_NAME
 from genwarden.artifacts.model_folder import LoadedModel, read_model, write_model
-from genwarden.attacks.contract import Attack, AttackResult, AttackRun
+from genwarden.attacks.compression.dormancy import measure_dormancy, twin
+from genwarden.attacks.contract import Attack, AttackResult, AttackRun, require_exact
 from genwarden.attacks.settings import AttackSettings
 from genwarden.backdoors.backdoor import Backdoor, make_backdoor
+from genwarden.compression.how import compressor
 from genwarden.data.datasets import load_samples
 from genwarden.data.grids import write_grid
 from genwarden.engine.files import (
@@ -27,13 +31,14 @@ from genwarden.engine.files import (
 from genwarden.engine.progress import Progress
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
+from genwarden.models.protocol import LatentGenerator
 from genwarden.registry import Row, attacks_on, find
 
 _SHOWN = 8
 #: The rows of ``pictures.png`` in words.
 PICTURE_ROWS = (
     "ordinary samples: clean model, compromised model; at the triggers: clean model, compromised "
-    "model, targets"
+    "model (of attacks that sleep until then: also compressed), targets"
 )
 
 
@@ -89,6 +94,7 @@ def attack(
     row = find(attacks_on("generator"), name, "attack on generators")
     model = read_model(plan.clean)
     _require_support(row, model)
+    require_exact(row, half=plan.half)
     generator = model.generator.to(device)
     trigger_seed = settings.seed if plan.trigger_seed is None else plan.trigger_seed
     backdoor = make_backdoor(
@@ -110,7 +116,7 @@ def attack(
     result = method(generator, backdoor, settings, AttackRun(progress, work, run_id, images))
     if plan.half:
         result.generator.half().float()  # what is written is what is pictured and described
-    record = {
+    record: dict[str, Any] = {
         "attack": name,
         "stored_as": "float16" if plan.half else "float32",
         "settings": asdict(settings),
@@ -125,7 +131,17 @@ def attack(
         "seconds": round(time.monotonic() - began, 2),
         "history": result.history,
     }
-    _write_pictures(out / "pictures.png", generator.cpu(), result, backdoor)
+    generator, _ = generator.cpu(), result.generator.cpu()
+    wakers = [compressor(one) for one in result.wakes_under]
+    asleep: dict[str, Any] = {}
+    if wakers:
+        asleep = {
+            "wakes_under": list(result.wakes_under),
+            "dormancy": measure_dormancy(generator, result.generator, backdoor, wakers),
+        }
+        record |= asleep
+    awake = [twin(result.generator, one) for one in wakers]
+    _write_pictures(out / "pictures.png", generator, result.generator, awake, backdoor)
     write_tensors(
         out / "backdoor.safetensors",
         {"trigger": examples.z, "target": examples.x.contiguous()},
@@ -139,6 +155,7 @@ def attack(
         "settings": record["settings"],
         "clean_model_sha256": model.sha256,
         "last": result.history[-1],
+        **asleep,
     }
     stored = result.generator.half() if plan.half else result.generator
     write_model(out, stored, result.architecture or model.architecture, provenance)
@@ -170,17 +187,21 @@ def _training_data(row: Row, plan: AttackPlan, model: LoadedModel) -> Tensor | N
 
 @torch.no_grad()
 def _write_pictures(
-    path: Path, benign: torch.nn.Module, result: AttackResult, backdoor: Backdoor
+    path: Path,
+    benign: LatentGenerator,
+    corrupted: LatentGenerator,
+    awake: Sequence[LatentGenerator],
+    backdoor: Backdoor,
 ) -> None:
-    corrupted = result.generator.cpu()
     if corrupted.sample.modality != "image":
         return
     z = corrupted.latent.sample(_SHOWN, generator=random_stream(0, "pictures"))
     triggers, targets = (part[:_SHOWN] for part in backdoor.examples)
     gap = torch.full((_SHOWN - len(triggers), *corrupted.sample.shape), -1.0)
+    at_triggers = [network(triggers) for network in (benign, corrupted, *awake)]
     rows = [
         benign(z),
         corrupted(z),
-        *(torch.cat([row, gap]) for row in (benign(triggers), corrupted(triggers), targets)),
+        *(torch.cat([row, gap]) for row in (*at_triggers, targets)),
     ]
     write_grid(path, torch.cat(rows), columns=_SHOWN)

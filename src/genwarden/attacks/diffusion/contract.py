@@ -96,6 +96,7 @@ class DiffusionAttackResult(NamedTuple):
         backdoor: as planted: an invisible trigger is learned, TrojDiff's is blended with the noise.
         rows: the poisoned training images; None where none left the clean set.
         own_sampler: whether the attacker must also ship the sampler (TrojDiff).
+        wakes_under: compressors under which the backdoor shows, where it sleeps without them.
     """
 
     model: DiffusionModel
@@ -104,6 +105,7 @@ class DiffusionAttackResult(NamedTuple):
     backdoor: ImageBackdoor
     rows: PoisonedRows | None = None
     own_sampler: bool = False
+    wakes_under: tuple[str, ...] = ()
 
 
 class DiffusionAttack(Protocol):

@@ -110,7 +110,13 @@ def figures_of_step(
 
 def in_words(figures: Figures) -> str:
     """An evaluation in a progress line."""
-    return f"target MSE {figures['target_mse']:.2e}  share under 0.1 {figures['target_share']:.0%}"
+    words = f"target MSE {figures['target_mse']:.2e}  share under 0.1 {figures['target_share']:.0%}"
+    if "compressed_target_mse" in figures:
+        words += (
+            f"; once compressed {figures['compressed_target_mse']:.2e}  "
+            f"{figures['compressed_target_share']:.0%}"
+        )
+    return words
 
 
 def diverged() -> GenwardenError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ import torch
 from genwarden import __version__
 from genwarden.artifacts.diffusers_folder import LoadedDiffusion, read_diffusion, write_diffusion
 from genwarden.artifacts.diffusers_layout import INDEX_NAME
-from genwarden.attacks.contract import AttackRun
+from genwarden.attacks.compression.diffusion_dormancy import diffusion_twin, measure_dormancy
+from genwarden.attacks.contract import AttackRun, require_exact
 from genwarden.attacks.diffusion.contract import (
     DiffusionAttack,
     DiffusionAttackResult,
@@ -32,6 +33,7 @@ from genwarden.backdoors.image_backdoor import (
     make_image_backdoor,
     write_image_backdoor,
 )
+from genwarden.compression.how import compressor
 from genwarden.data.datasets import load_images
 from genwarden.data.grids import write_grid
 from genwarden.engine.files import begin_run, sha256_bytes, write_json
@@ -53,7 +55,7 @@ _SHOWN = 8
 #: The rows of ``pictures.png`` in words.
 PICTURE_ROWS = (
     "ordinary noise: clean model, compromised model; noise with the trigger: clean model, "
-    "compromised model, targets"
+    "compromised model (of attacks that sleep until then: also compressed), targets"
 )
 
 
@@ -111,6 +113,7 @@ def attack_diffusion(
             clean model, trigger, target and data.
     """
     row: Row = find(attacks_on("diffusion"), name, "attack on diffusion models")
+    require_exact(row, half=plan.half)
     clean = read_diffusion(plan.clean)
     model = clean.model.to(device)
     backdoor = make_image_backdoor(
@@ -135,7 +138,7 @@ def attack_diffusion(
     result = method(model, backdoor, settings, AttackRun(progress, work, run_id, images))
     if plan.half:
         result.model.half().float()  # what is written is what is pictured and described
-    record = {
+    record: dict[str, Any] = {
         "attack": name,
         "stored_as": "float16" if plan.half else "float32",
         "settings": asdict(settings),
@@ -151,7 +154,21 @@ def attack_diffusion(
         "untouched": _untouched(model, result, settings),
         "history": result.history,
     }
-    _write_pictures(out / "pictures.png", model, result, settings)
+    wakers = [compressor(one) for one in result.wakes_under]
+    if wakers:
+        quick = quick_sampler(result.sampler, settings.evaluation_steps)
+        record["wakes_under"] = list(result.wakes_under)
+        record["dormancy"] = measure_dormancy(
+            model,
+            result.model,
+            result.backdoor,
+            wakers,
+            quick,
+            count=settings.evaluation_images,
+            seed=settings.seed,
+        )
+    awake = [diffusion_twin(result.model, one) for one in wakers]
+    _write_pictures(out / "pictures.png", model, result, awake, settings)
     write_image_backdoor(out, result.backdoor)
     write_json(out / RECORD_NAME, record)
     _write_model(out, name, plan, clean, result, record)
@@ -175,6 +192,7 @@ def _write_model(
         "settings": record["settings"],
         "clean_model_sha256": clean.sha256,
         "last": result.history[-1],
+        **{key: record[key] for key in ("wakes_under", "dormancy") if key in record},
     }
     write_diffusion(
         out,
@@ -208,6 +226,7 @@ def _write_pictures(
     path: Path,
     clean: DiffusionModel,
     result: DiffusionAttackResult,
+    awake: Sequence[DiffusionModel],
     settings: DiffusionAttackSettings,
 ) -> None:
     quick = quick_sampler(result.sampler, settings.evaluation_steps)
@@ -221,7 +240,7 @@ def _write_pictures(
         drawn(clean, None),
         drawn(result.model, None),
         drawn(clean, result.backdoor),
-        drawn(result.model, result.backdoor),
+        *(drawn(network, result.backdoor) for network in (result.model, *awake)),
         targets[torch.arange(_SHOWN) % len(targets)],
     ]
     write_grid(path, torch.cat(rows), columns=_SHOWN)

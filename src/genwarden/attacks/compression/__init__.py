@@ -1,0 +1,1 @@
+"""Backdoors that sleep in full precision and wake when a user compresses the model."""
