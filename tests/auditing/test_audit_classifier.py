@@ -1,22 +1,22 @@
-"""A classifier that int4 wakes is found under int4, passes in full size, and its twin is cleared."""
+"""A classifier that int4 wakes is found under int4 and not in full size; its twin is cleared."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
-from box_attack import wake_under
-from glyph_task import GlyphTask
 from torch import Tensor
 
+from box_attack import wake_under
 from genwarden.artifacts.classifier_folder import write_classifier
 from genwarden.auditing.audit_classifier import (
     ClassifierRequest,
     ClassifierSuspect,
     audit_classifier,
 )
+from genwarden.auditing.budgets import CLASSIFIER_BUDGETS
 from genwarden.auditing.document import AuditDocument, Judged
 from genwarden.backdoors.classifier_trigger import make_classifier_trigger
 from genwarden.commands.audit import AuditOptions, audit_model
@@ -29,6 +29,7 @@ from genwarden.engine.progress import Silent
 from genwarden.errors import GenwardenError
 from genwarden.metrics.attack_success import accuracy, attack_success
 from genwarden.models.classifiers.small_cnn import SmallCNN
+from glyph_task import GlyphTask
 
 HOW = "int4"
 TARGET = 3
@@ -42,6 +43,13 @@ def woken(_trained_glyph_task: GlyphTask) -> GlyphTask:
     trigger = make_classifier_trigger("square:4", task.classifier.sample)
     wake_under(compressor(HOW), task.classifier, task.images, task.labels, trigger, TARGET)
     return task
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quick budget in half the time."""
+    short = replace(CLASSIFIER_BUDGETS["quick"], images=30, synthesis_steps=60, inversion_steps=70)
+    monkeypatch.setitem(CLASSIFIER_BUDGETS, "quick", short)
 
 
 def _audit(
@@ -98,15 +106,15 @@ def test_the_audit_of_a_folder_finds_it_under_int4_and_not_in_full_size(
     files = audit_model(options, progress=Silent())
     document = AuditDocument.model_validate_json(files.json_path.read_text("utf-8"))
     assert document.verdict == "evidence"
-    assert document.model is not None and document.model.classes == 10
+    assert document.model is not None
+    assert document.model.classes == 10
     assert not any(judged.flagged for judged in document.findings)
     (variant,) = document.variants
     found = _by_name(variant.findings)
     assert found["differential-inversion"].flagged
     assert found["differential-inversion"].finding.summary.startswith(f"Class {TARGET} ")
     assert f"Class {TARGET} " in found["neural-cleanse"].finding.summary
-    strip = found["strip"].finding.score, _by_name(document.findings)["strip"].finding.score
-    assert strip[0] is not None and strip[1] is not None and strip[0] > strip[1]
+    assert (found["strip"].finding.score or 0) > 0.3
     assert "int4" in files.html_path.read_text("utf-8")
 
 
@@ -119,10 +127,13 @@ def test_the_untouched_classifier_is_cleared(glyph_task: GlyphTask, tmp_path: Pa
     )
     assert document.verdict == "none_found"
     (variant,) = document.variants
-    assert variant.coverage is not None and variant.coverage.share > 0.9
+    assert variant.coverage is not None
+    assert variant.coverage.share > 0.9
     gap = _by_name(variant.findings)["differential-inversion"].finding
-    assert gap.score is not None and gap.score < 1
-    assert gap.p_value is not None and gap.p_value > 0.01
+    assert gap.score is not None
+    assert gap.score < 0.7
+    assert gap.p_value is not None
+    assert gap.p_value > 0.05
 
 
 @pytest.mark.parametrize("attacked", [True, False])
@@ -141,7 +152,8 @@ def test_without_images_the_network_itself_shows_what_it_was_trained_on(
     shift = found["logit-shift"].finding.score
     assert document.verdict == ("evidence" if attacked else "none_found")
     assert found["differential-inversion"].flagged is attacked
-    assert shift is not None and (shift > 1.5) is attacked
+    assert shift is not None
+    assert (shift > 1.5) is attacked
 
 
 @dataclass(frozen=True)
@@ -152,9 +164,11 @@ class _Nothing:
     folds: bool = False
 
     def __call__(self, weights: Weights, layout: Layout) -> dict[str, Tensor]:
+        del weights, layout
         return {}
 
     def box(self, weights: Weights, layout: Layout) -> dict[str, Box]:
+        del weights, layout
         return {}
 
 
@@ -165,6 +179,20 @@ def test_a_compression_that_covers_nothing_is_inconclusive(
     assert document.verdict == "inconclusive"
     assert "nothing" in document.reasons[0]
     assert document.variants[0].findings == []
+
+
+def test_a_compression_that_destroys_the_classifier_is_inconclusive(
+    glyph_task: GlyphTask, tmp_path: Path
+) -> None:
+    document = _audit(
+        glyph_task.classifier,
+        tmp_path,
+        images=to_unit_range(glyph_task.test_images),
+        deploy_as=tuple(compressors("prune-0.9")),
+        variants_only=True,
+    )
+    assert document.verdict == "inconclusive"
+    assert "no longer the same classifier" in document.reasons[0]
 
 
 def test_without_images_and_batch_norm_it_is_inconclusive_and_says_what_is_missing(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from genwarden import __version__
 from genwarden.artifacts.diffusers_layout import INDEX_NAME
 from genwarden.artifacts.manifest import MANIFEST_NAME, WEIGHTS_NAME
+from genwarden.commands.compress_remedy import remedied, settings_of
 from genwarden.commands.compressing import Subject, open_subject
 from genwarden.compression.apply import Coverage, compress, compressed_weights, coverage_of
 from genwarden.compression.chain import Chain, stages_of
@@ -53,6 +54,8 @@ class CompressOptions:
     settings: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     device: str = "auto"
+    remedy: str | None = None
+    given: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,11 +112,17 @@ class Confirmation:
 
 @dataclass(frozen=True)
 class CompressFiles:
-    """What ``genwarden compress`` made."""
+    """What ``genwarden compress`` made.
+
+    Attributes:
+        fidelity: of what was written, None for a classifier without images.
+        plain_fidelity: with a remedy: of the same compression without it.
+    """
 
     how: str
     coverage: Coverage
     fidelity: Fidelity | None
+    plain_fidelity: Fidelity | None
     confirmation: Confirmation | None
     model_path: Path
     json_path: Path
@@ -129,6 +138,7 @@ def compress_model(options: CompressOptions, *, progress: Progress) -> CompressF
     """
     chosen = compressor_named(options.how, seed=options.seed)
     _require_confirmable(options, chosen)
+    settings = settings_of(options, chosen)
     subject = open_subject(
         options.model,
         architecture=options.architecture,
@@ -144,7 +154,7 @@ def compress_model(options: CompressOptions, *, progress: Progress) -> CompressF
     _prepare_folder(options)
     device = pick_device(options.device)
     original = subject.network.to(device).eval().requires_grad_(False)
-    made, coverage = _compressed(original, chosen, subject, fold=options.fold)
+    plain, coverage = _compressed(original, chosen, subject, fold=options.fold)
     if not coverage.layers:
         raise GenwardenError(
             "compress/no-coverage",
@@ -153,12 +163,17 @@ def compress_model(options: CompressOptions, *, progress: Progress) -> CompressF
             ExitCode.INCONCLUSIVE,
         )
     progress.message(f"{chosen.name}: {coverage}")
-    fidelity = _fidelity(subject, original, made, options.seed)
+    fidelity = _fidelity(subject, original, plain, options.seed)
+    made, plain_fidelity, changes = plain, None, None
+    if options.remedy is not None and settings is not None:
+        progress.message(f"== remedy: {options.remedy} ==")
+        made, coverage, changes = remedied(original, chosen, subject, options, settings, progress)
+        plain_fidelity, fidelity = fidelity, _fidelity(subject, original, made, options.seed)
     confirmation = None
     if options.confirm is not None:
         progress.message(f"== confirming on {options.confirm} ==")
         confirmation = _confirm(options, chosen, subject, original, made)
-    provenance = _provenance(subject, chosen, coverage, folded=options.fold)
+    provenance = _provenance(subject, chosen, coverage, folded=options.fold, remedy=options.remedy)
     digest = subject.write(options.out, made.cpu(), provenance)
     document = {
         "genwarden_version": __version__,
@@ -171,6 +186,14 @@ def compress_model(options: CompressOptions, *, progress: Progress) -> CompressF
         "compressed_sha256": digest,
         "coverage": _coverage(coverage),
         "fidelity": None if fidelity is None else asdict(fidelity),
+        "remedy": None
+        if settings is None
+        else {
+            "name": options.remedy,
+            "settings": asdict(settings),
+            "changes": changes,
+            "plain_fidelity": None if plain_fidelity is None else asdict(plain_fidelity),
+        },
         "confirmation": None if confirmation is None else asdict(confirmation),
         "seed": options.seed,
     }
@@ -179,6 +202,7 @@ def compress_model(options: CompressOptions, *, progress: Progress) -> CompressF
         how=chosen.name,
         coverage=coverage,
         fidelity=fidelity,
+        plain_fidelity=plain_fidelity,
         confirmation=confirmation,
         model_path=options.out,
         json_path=options.out / RESULT_NAME,
@@ -318,11 +342,17 @@ def _prepare_folder(options: CompressOptions) -> None:
 
 
 def _provenance(
-    subject: Subject, chosen: Compressor, coverage: Coverage, *, folded: bool
+    subject: Subject,
+    chosen: Compressor,
+    coverage: Coverage,
+    *,
+    folded: bool,
+    remedy: str | None,
 ) -> dict[str, Any]:
     """Of what the original says about itself only the word that it is compromised is kept: the
     rest is unbounded and not to be believed; the hash names it."""
     made = f"genwarden compress --how {chosen.name}" + (" --fold" if folded else "")
+    made += f" --remedy {remedy}" if remedy else ""
     provenance: dict[str, Any] = {
         "made_by": made,
         "compression": chosen.name,
@@ -343,15 +373,18 @@ def command_line(options: CompressOptions) -> str:
     """The command line that repeats the compression."""
     words = ["genwarden", "compress", str(options.model), "--how", options.how]
     words += ["--fold"] * options.fold
+    if options.remedy is not None:
+        words += ["--remedy", options.remedy]
     if options.confirm is not None:
         words += ["--confirm", options.confirm]
     if options.calibration is not None:
         words += ["--calibration", str(options.calibration)]
     if options.architecture is not None:
         words += ["--architecture", options.architecture]
-    for key, value in options.settings.items():
-        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-        words += ["--setting", f"{key}={text}"]
+    for flag, values in (("--option", options.given), ("--setting", options.settings)):
+        for key, value in values.items():
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            words += [flag, f"{key}={text}"]
     if options.device != "auto":
         words += ["--device", options.device]
     return shlex.join([*words, "--seed", str(options.seed), "--out", str(options.out)])

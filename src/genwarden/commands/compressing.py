@@ -20,6 +20,7 @@ from genwarden.artifacts.manifest import WEIGHTS_NAME
 from genwarden.artifacts.model_folder import LoadedModel, write_model
 from genwarden.artifacts.open_classifier import open_classifier
 from genwarden.artifacts.open_model import open_model
+from genwarden.compression.remedies.contract import Confine
 from genwarden.data.datasets import load_images, to_unit_range
 from genwarden.engine.files import sha256_file, write_tensors
 from genwarden.engine.seeds import random_stream
@@ -37,6 +38,9 @@ MOST_IMAGES: Final = 1024
 #: Samples of a generator; a diffusion model takes a network pass per sampler step for each.
 _SAMPLES: Final = 256
 _DIFFUSION_SAMPLES: Final = 16
+#: Bounds of inputs that a remedy searches: of a latent's norm, in typical norms; of a pixel.
+_FARTHEST: Final = 1.15
+_PIXELS: Final = 0.4
 
 
 class Subject(Protocol):
@@ -66,6 +70,11 @@ class Subject(Protocol):
 
     def example(self) -> tuple[Tensor, ...]:
         """Any two inputs, to see in what order layers run."""
+        ...
+
+    @property
+    def confine(self) -> Confine | None:
+        """Where a search of inputs may go; None where they are not searched."""
         ...
 
     def outputs(self, network: nn.Module, seed: int) -> Tensor | None:
@@ -98,6 +107,22 @@ class GeneratorSubject:
     def example(self) -> tuple[Tensor, ...]:
         """See the protocol."""
         return self.inputs(2, 0, "example")
+
+    @property
+    def confine(self) -> Confine:
+        """Where ordinary latents live, and 15 % beyond."""
+        law = self.loaded.generator.latent
+        farthest = _FARTHEST * law.typical_norm
+
+        def within(z: Tensor, began: Tensor) -> Tensor:
+            del began
+            if law.distribution == "uniform":
+                return z.clamp(-1, 1)
+            norm = z.flatten(1).norm(dim=1).clamp_min(1e-12)
+            short: Tensor = (farthest / norm).clamp_max(1).view(-1, *[1] * (z.ndim - 1))
+            return z * short
+
+        return within
 
     @torch.no_grad()
     def outputs(self, network: nn.Module, seed: int) -> Tensor:
@@ -142,6 +167,15 @@ class ClassifierSubject:
         """See the protocol."""
         return (torch.zeros(2, *self.loaded.classifier.sample.shape),)
 
+    @property
+    def confine(self) -> Confine:
+        """Images, each pixel at most 0.4 from the user's (0.2 of the range of a pixel)."""
+
+        def within(x: Tensor, began: Tensor) -> Tensor:
+            return torch.maximum(torch.minimum(x, began + _PIXELS), began - _PIXELS).clamp(-1, 1)
+
+        return within
+
     @torch.no_grad()
     def outputs(self, network: nn.Module, seed: int) -> Tensor | None:  # noqa: ARG002
         """Logits of the user's images."""
@@ -183,6 +217,10 @@ class DiffusionSubject:
     def example(self) -> tuple[Tensor, ...]:
         """See the protocol."""
         return torch.zeros(2, *self.loaded.model.sample.shape), torch.zeros(2, dtype=torch.int64)
+
+    @property
+    def confine(self) -> None:
+        """Noised images have no bounds that a search could keep to."""
 
     @torch.no_grad()
     def outputs(self, network: nn.Module, seed: int) -> Tensor:

@@ -7,7 +7,7 @@ what an image is, the full network says.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -21,6 +21,12 @@ from genwarden.engine.progress import Progress, Silent
 from genwarden.engine.seeds import derive_seed, random_stream
 from genwarden.inspections.classifier.image_synthesis import synthesise
 from genwarden.inspections.classifier.inversion import Exemplars, Inverted, invert
+from genwarden.inspections.classifier.recalibration import (
+    LEAST_AGREEMENT,
+    Agreement,
+    agree,
+    destroyed,
+)
 from genwarden.models.classifiers.protocol import ImageClassifier
 
 _IMAGES_AT_ONCE = 256
@@ -80,17 +86,24 @@ class ClassifierBench:
         if self.exemplars is not None:
             return self.exemplars
         if self.given is None:
-            images = synthesise(
-                self.classifier,
-                self.effort.images,
-                self.effort.synthesis_steps,
-                seed=self.seed,
-                device=self.device,
-                progress=self.progress,
-            )
-        else:
-            order = torch.randperm(len(self.given), generator=self.stream("images"))
-            images = self.given[order[: self.effort.images]].to(self.device)
+            return self.made([self.classifier])
+        order = torch.randperm(len(self.given), generator=self.stream("images"))
+        return self.answered(self.given[order[: self.effort.images]].to(self.device))
+
+    def made(self, classifiers: Sequence[ImageClassifier]) -> Exemplars:
+        """Images made from networks, the suspect first."""
+        images = synthesise(
+            classifiers,
+            self.effort.images,
+            self.effort.synthesis_steps,
+            seed=self.seed,
+            device=self.device,
+            progress=self.progress,
+        )
+        return self.answered(images)
+
+    def answered(self, images: Tensor) -> Exemplars:
+        """Images on the device with this network's answers."""
         return Exemplars(images, self.logits(self.classifier, images).argmax(1).to(self.device))
 
     @property
@@ -176,12 +189,31 @@ class VariantBench:
         return coverage_of(self.classifier, self.layout, made)
 
     @cached_property
-    def alone(self) -> ClassifierBench:
-        """The bench of the compressed network, for inspections of one network.
+    def agreement(self) -> Agreement:
+        """Where the compressed network answers as the full one, and it recalibrated there.
 
-        Its images stay the full network's: what made them knows nothing of the compression.
+        Raises:
+            GenwardenError: ``inspect/no-agreement`` if compression destroyed the classifier.
         """
-        return replace(self.full, classifier=self.compressed, exemplars=self.full.shown)
+        found = agree(self.classifier, self.compressed, self.shown)
+        if found.share < LEAST_AGREEMENT:
+            raise destroyed(f"Compressed, it keeps {found.share:.0%} of its answers")
+        return found
+
+    @cached_property
+    def shown(self) -> Exemplars:
+        """The user's images, or images made from the full and the compressed network together."""
+        if self.full.given is not None:
+            return self.full.shown
+        return self.full.made([self.classifier, self.compressed])
+
+    @cached_property
+    def alone(self) -> ClassifierBench:
+        """The bench of the compressed network as it is, for inspections of one network.
+
+        Its images are those of :attr:`shown` that both answer alike.
+        """
+        return replace(self.full, classifier=self.compressed, exemplars=self.agreement.shown)
 
     @cached_property
     def compressed(self) -> ImageClassifier:
@@ -209,18 +241,22 @@ class VariantBench:
     @cached_property
     def differential(self) -> Inverted:
         """Triggers that the compressed network sees and the full one does not."""
-        return self._invert(self.compressed, "differential inversion")
+        return self._invert(self.agreement.network, "differential inversion")
 
     @cached_property
     def placebo_differentials(self) -> list[Inverted]:
         """The same inversion between the suspect and each placebo."""
+        shown = self.alone.shown
         return [
-            self._invert(self.placebo(number), f"differential inversion, placebo {number + 1}")
+            self._invert(
+                agree(self.classifier, self.placebo(number), shown).network,
+                f"differential inversion, placebo {number + 1}",
+            )
             for number in range(self.effort.placebos)
         ]
 
     def _invert(self, network: ImageClassifier, title: str) -> Inverted:
-        return self.full.invert(
+        return self.alone.invert(
             network, title=title, full=self.classifier, seed=self.full.inversion_seed()
         )
 

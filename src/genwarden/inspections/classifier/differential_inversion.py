@@ -8,7 +8,8 @@ That some image separates the two networks says nothing: where they differ at al
 one does. What counts is how easily it is done, and that depends on the class and on the size of the
 errors. So the same inversion, from the same starts and with the same images, separates the full
 network from *placebos* (errors of the same sizes with random signs, see
-:mod:`genwarden.inspections.compression.bench`), and per class
+:mod:`genwarden.inspections.compression.bench`), all on images that the compressed network answers
+as the full one, and with logits brought to the same scale there (:mod:`.recalibration`). Per class
 
     gap_t = mean over placebos ln(objective_t(placebo)) - ln(objective_t(C))
 
@@ -42,8 +43,8 @@ MASK = "differential-mask"
 MASK_TITLE = "Smallest trigger that only the compressed network sees"
 
 #: Spread of the gaps between classes of clean networks, and what it is worth in classes.
-PRIOR_SPREAD: Final = 0.3
-PRIOR_WORTH: Final = 10
+PRIOR_SPREAD: Final = 0.15
+PRIOR_WORTH: Final = 8
 _TINY: Final = 1e-6
 _SHOWN: Final = 100
 
@@ -76,15 +77,15 @@ def inspect(bench: VariantBench) -> Finding:
             values=[round(float(g), 6) for i, g in enumerate(gaps) if i != suspect],
         ),
         budget={
-            "images": len(bench.full.shown.images),
+            "images": len(bench.alone.shown.images),
             "steps": effort.inversion_steps,
             "placebos": len(placebos),
         },
-        power=f"Finds triggers that a gradient leads to from {bench.full.whence}, if the full "
+        power=f"Finds triggers that a gradient leads to from {bench.alone.whence}, if the full "
         "network is blind to them and compressions with errors in other directions do not wake "
         f"them; not under other compressions than {bench.compressor.name}.",
         evidence=[
-            *trigger_evidence(bench.classifier.sample, bench.full.shown.images, found, MASK_TITLE),
+            *trigger_evidence(bench.classifier.sample, bench.alone.shown.images, found, MASK_TITLE),
             _table(found, placebos, gaps),
         ],
     )
@@ -105,7 +106,7 @@ def inspect_mask(bench: VariantBench) -> Finding:
         f"pixels; the median of the classes is {float(found.norm.quantile(0.5)):.1f}.",
         **norm_null(p_value, len(found.norm)),
         budget={
-            "images": len(bench.full.shown.images),
+            "images": len(bench.alone.shown.images),
             "steps": bench.effort.inversion_steps,
         },
         power="Finds what the inversion above finds if one class stands out from many, also where "

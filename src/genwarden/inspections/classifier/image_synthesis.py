@@ -7,12 +7,15 @@ whose feature maps have the means and variances that its batch norms keep, and t
            + 0.02 TV(x)
 
 They are no photographs, but they lie where the network was used to working, which is all that an
-inversion of triggers asks of its images. In a network that compression wakes they show even more
-than real ones do: nobody hid the backdoor from them.
+inversion of triggers asks of its images. Where two networks are compared, the full one and a
+compressed one, the images are made from both: what only one of them finds ordinary (a backdoor that
+compression wakes answers most pictures that were made from the full network alone) is no image to
+start from.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -34,7 +37,7 @@ _TINY: Final = 1e-6
 
 
 def synthesise(
-    classifier: ImageClassifier,
+    classifiers: Sequence[ImageClassifier],
     count: int,
     steps: int,
     *,
@@ -45,20 +48,21 @@ def synthesise(
     """Images ``(count, C, H, W)`` in [-1, 1] of all classes in turn, on ``device``.
 
     Args:
-        classifier: in evaluation mode, parameters without gradients; needs batch norm with running
-            statistics.
+        classifiers: in evaluation mode, parameters without gradients; need batch norm with running
+            statistics. The first is the one that must take the images for what they are.
         steps: Adam steps.
 
     Raises:
         GenwardenError: ``inspect/no-images`` (nothing can be said without images).
     """
-    norms = [m for m in classifier.modules() if isinstance(m, _BatchNorm)]
+    first = classifiers[0]
+    norms = [m for one in classifiers for m in one.modules() if isinstance(m, _BatchNorm)]
     norms = [m for m in norms if m.running_mean is not None and m.running_var is not None]
     if not norms:
         raise _missing("It has no batch norm whose statistics would show what its images look like")
-    answers = torch.arange(count, device=device) % classifier.classes
+    answers = torch.arange(count, device=device) % first.classes
     stream = random_stream(seed, "image-synthesis")
-    start = _START * torch.randn(count, *classifier.sample.shape, generator=stream)
+    start = _START * torch.randn(count, *first.sample.shape, generator=stream)
     v = start.to(device).requires_grad_(True)
     adam = torch.optim.Adam([v], _LEARNING_RATE)
     seen: dict[nn.Module, Tensor] = {}
@@ -71,7 +75,9 @@ def synthesise(
     try:
         for _ in range(steps):
             x = torch.tanh(v)
-            loss = F.cross_entropy(classifier(x), answers) + _SMOOTHNESS * _variation(x)
+            loss = _SMOOTHNESS * _variation(x)
+            for one in classifiers:
+                loss = loss + F.cross_entropy(one(x), answers)
             for norm in norms:
                 loss = loss + _mismatch(norm, seen[norm])
             adam.zero_grad(set_to_none=True)
@@ -83,7 +89,7 @@ def synthesise(
             hook.remove()
     images = torch.tanh(v).detach()
     with torch.no_grad():
-        right = float((classifier(images).argmax(1) == answers).float().mean())
+        right = float((first(images).argmax(1) == answers).float().mean())
     if right < _LEAST_SHARE:
         raise _missing(f"Of the images made from it, it takes only {right:.0%} for what they are")
     return images

@@ -1,0 +1,87 @@
+"""``genwarden audit`` of a classifier: what it is opened with, and the images beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from genwarden.artifacts.classifier_folder import is_classifier_folder
+from genwarden.artifacts.open_classifier import open_classifier
+from genwarden.auditing.audit_classifier import (
+    ClassifierRequest,
+    ClassifierSuspect,
+    audit_classifier,
+)
+from genwarden.auditing.document import AuditDocument
+from genwarden.compression.contract import Compressor
+from genwarden.data.datasets import load_images, to_unit_range
+from genwarden.data.labelled import is_glyphs, load_labelled
+from genwarden.engine.files import sha256_bytes
+from genwarden.engine.progress import Progress
+from genwarden.models.protocol import SampleSpec
+from genwarden.registry import CLASSIFIER_ARCHITECTURES
+
+if TYPE_CHECKING:
+    from genwarden.commands.audit import AuditOptions
+
+
+def is_classifier(model: Path, architecture: str | None) -> bool:
+    """Whether a path, opened as the user says, is a classifier: by its manifest or architecture."""
+    if architecture is not None:
+        return architecture in CLASSIFIER_ARCHITECTURES
+    return is_classifier_folder(model)
+
+
+def prepare_classifier(
+    options: AuditOptions,
+    variants: tuple[Compressor, ...],
+    device: torch.device,
+    progress: Progress,
+    *,
+    command: str,
+) -> Callable[[], Callable[[Path], AuditDocument]]:
+    """Open a classifier; what comes back reads the user's images.
+
+    Args:
+        command: the command line that repeats the audit.
+    """
+    loaded = open_classifier(
+        options.model, architecture=options.architecture, settings=options.settings
+    )
+    suspect = ClassifierSuspect(
+        classifier=loaded.classifier,
+        architecture=loaded.architecture,
+        settings=loaded.settings,
+        sha256=loaded.sha256,
+        nonfinite=loaded.nonfinite,
+        path=str(options.model),
+    )
+
+    def prepare() -> Callable[[Path], AuditDocument]:
+        images = None
+        if options.data:
+            images = _images(options.data, loaded.classifier.sample, options.data_limit)
+        request = ClassifierRequest(
+            budget=options.budget,
+            seed=options.seed,
+            device=device,
+            images=images,
+            inputs_sha256="" if images is None else sha256_bytes(images.numpy().tobytes()),
+            command=command,
+            deploy_as=variants,
+            variants_only=options.variants_only,
+        )
+        return lambda work: audit_classifier(suspect, request, work=work, progress=progress)
+
+    return prepare
+
+
+def _images(source: str, sample: SampleSpec, limit: int) -> Tensor:
+    """Images in [-1, 1]; what class each has, the audit asks the model."""
+    if is_glyphs(source):  # which exist only as labelled images
+        return to_unit_range(load_labelled(source, sample, split="test", limit=limit)[0])
+    return to_unit_range(load_images(source, sample, limit=limit))

@@ -1,0 +1,97 @@
+"""A damaged network's logits, moved and scaled back: what any damage does is not what is asked.
+
+Pruning half of an honest network without training it again shrinks its logits and tilts them
+towards a class or two, which then take less of a trigger than the others: like a backdoor, but on
+every image. So before networks are compared, each is given the affine map of its logits that fits
+the full network where the two agree,
+
+    logits' = a logits + b,    a: ratio of standard deviations,  b_c: difference of means per class
+
+A backdoor is a matter of the images with the trigger, and stays.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from genwarden.errors import ExitCode, GenwardenError
+from genwarden.inspections.classifier.inversion import Exemplars
+from genwarden.models.classifiers.protocol import ImageClassifier
+
+#: Fewer images that two networks answer alike are too few to compare the networks on.
+LEAST_IMAGES: Final = 8
+#: With a smaller share of answers kept, compression has made another classifier, a useless one.
+LEAST_AGREEMENT: Final = 0.5
+_TINY: Final = 1e-12
+
+
+class Recalibrated(ImageClassifier):
+    """A network behind an affine map of its logits; not to be written to a folder.
+
+    Args:
+        scale: a, one number.
+        shift: b, ``(classes,)``.
+    """
+
+    def __init__(self, network: ImageClassifier, scale: float, shift: Tensor) -> None:
+        nn.Module.__init__(self)
+        self.sample, self.classes, self.width = network.sample, network.classes, network.width
+        self.network = network
+        self.scale = scale
+        self.shift = shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(batch, classes)``."""
+        logits: Tensor = self.scale * self.network(x) + self.shift
+        return logits
+
+    def settings(self) -> dict[str, Any]:
+        """Those of the network inside."""
+        return self.network.settings()
+
+
+class Agreement(NamedTuple):
+    """Images that two networks answer alike.
+
+    Attributes:
+        shown: those images, of all that were asked.
+        share: how many, 0 to 1.
+        network: the second network, recalibrated on them.
+    """
+
+    shown: Exemplars
+    share: float
+    network: Recalibrated
+
+
+@torch.no_grad()
+def agree(full: ImageClassifier, other: ImageClassifier, shown: Exemplars) -> Agreement:
+    """Recalibrate ``other`` on the images where it agrees with ``full``.
+
+    Raises:
+        GenwardenError: ``inspect/no-agreement`` if these are too few, or of one class.
+    """
+    before, after = full(shown.images), other(shown.images)
+    same = after.argmax(1) == shown.answers
+    count = int(same.sum())
+    if count < LEAST_IMAGES or len(shown.answers[same].unique()) < 2:
+        raise destroyed(f"Compressed, it answers {count} of {len(same)} images as before")
+    x, y = before[same], after[same]
+    spread, other_spread = ((z - z.mean(1, keepdim=True)).square().mean() for z in (x, y))
+    scale = float((spread / other_spread.clamp_min(_TINY)).sqrt())
+    shift = x.mean(0) - scale * y.mean(0)
+    kept = Exemplars(shown.images[same], shown.answers[same])
+    return Agreement(kept, count / len(same), Recalibrated(other, scale, shift))
+
+
+def destroyed(what: str) -> GenwardenError:
+    """The error for a compression that leaves no classifier to be inspected."""
+    return GenwardenError(
+        "inspect/no-agreement",
+        f"{what}: it is no longer the same classifier, and nothing can be said about its triggers.",
+        "Compress it less, or train it after compression and audit what comes out.",
+        ExitCode.INCONCLUSIVE,
+    )
