@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -18,6 +18,9 @@ from genwarden.cli_options import (
     Settings,
     parse_settings,
 )
+
+if TYPE_CHECKING:
+    from genwarden.commands.repairing import RepairOptions
 
 
 def repair(
@@ -50,7 +53,8 @@ def repair(
         str | None,
         typer.Option(
             "--data",
-            help="Diffusion model: clean images you have (folder or hub name); not needed.",
+            help="Clean images you have (folder or hub name). Diffusion model: not needed; "
+            "classifier: needed, with a class each.",
         ),
     ] = None,
     architecture: Architecture = None,
@@ -71,6 +75,10 @@ def repair(
     A model repaired by latent-guard or unit-clipping keeps its weights and gets a wrapper
     (architecture "guarded"); all other methods give a network of the same architecture.
 
+    A classifier is trained on --data by the --method you name (`genwarden list
+    classifier-repairs`); OUT/repair.json has its accuracy before and after on images that were held
+    out. It is audited only with --budget; without, there is no verdict (exit code 3).
+
     Exit code: 0 the repaired model shows nothing, 1 it still shows evidence, 2 error, 3 no verdict
     (also: nothing was found in the model, so nothing was repaired and nothing written).
 
@@ -79,7 +87,10 @@ def repair(
       genwarden repair ./model --audit report/audit.json --out ./repaired
 
       genwarden repair ./model --method pruning --option share=0.3 --budget quick --out ./repaired
+
+      genwarden repair ./classifier --method fine-pruning --data ./images --out ./repaired
     """
+    from genwarden.commands.audit_classifier import is_classifier
     from genwarden.commands.repair import RepairOptions, repair_model
     from genwarden.reports.console import console_progress
 
@@ -98,6 +109,8 @@ def repair(
         restart=restart,
         data=data,
     )
+    if is_classifier(model, architecture):
+        _repair_classifier(options)
     with console_progress() as progress:
         files = repair_model(options, progress=progress)
     document = files.document
@@ -113,3 +126,25 @@ def repair(
         f"Result: {files.json_path}"
     )
     raise typer.Exit(int(EXIT_CODES[after]))
+
+
+def _repair_classifier(options: RepairOptions) -> NoReturn:
+    """Repair a classifier, print what was measured, and exit."""
+    from genwarden.commands.repair_classifier import repair_classifier
+    from genwarden.errors import ExitCode
+    from genwarden.reports.console import console_progress
+
+    with console_progress() as progress:
+        files = repair_classifier(options, progress=progress)
+    verdict = "not audited" if files.verdict is None else files.verdict.replace("_", " ")
+    typer.echo(
+        f"Accuracy: {files.before:.3f} before, {files.after:.3f} after   (held-out images)\n"
+        f"Classes:  {files.same_class:.1%} of these images keep theirs\n"
+        f"After:    {verdict}   ({files.method})\n"
+        f"Model:    {files.model_path}\n"
+        f"Result:   {files.json_path}"
+    )
+    if files.verdict is None:
+        typer.echo(f"Next:     genwarden audit {files.model_path} --out {files.model_path}-audit")
+        raise typer.Exit(int(ExitCode.INCONCLUSIVE))
+    raise typer.Exit(int(EXIT_CODES[files.verdict]))

@@ -17,6 +17,7 @@ from torch import Tensor
 from genwarden.artifacts.model_folder import read_model
 from genwarden.attacks import loop
 from genwarden.attacks.compression import box_training, dormancy
+from genwarden.attacks.compression.activation_ranges import ActivationRanges
 from genwarden.attacks.compression.box_training import Moves, Variants, wakers
 from genwarden.attacks.compression.classifier_contract import AttackerData, ClassifierBackdoor
 from genwarden.attacks.compression.diffusion_dormancy import diffusion_twin
@@ -400,3 +401,22 @@ def test_weights_are_not_stored_as_float16(
             device=torch.device("cpu"),
         )
     assert caught.value.code == "attack/half"
+
+
+# --- activations ----------------------------------------------------------------------------------
+
+
+def test_activations_outside_the_ordinary_ranges_are_counted_and_ordinary_ones_are_not(
+    tiny_generator: DCGAN28,
+) -> None:
+    layout = layout_of(tiny_generator, lambda: tiny_generator(torch.zeros(2, 8)))
+    z = tiny_generator.latent.sample(32, generator=torch.Generator().manual_seed(0))
+    ranges = ActivationRanges(tiny_generator, layout, lambda: tiny_generator(z))
+    with ranges.watching():
+        tiny_generator(0.7 * z[:4])
+        ordinary = float(ranges.excess())
+        tiny_generator(20 * z[:4])
+        outside = float(ranges.excess())
+    assert ordinary < 0.01
+    assert outside > 100 * max(ordinary, 0.01)
+    assert all(not module._forward_hooks for module in tiny_generator.modules())

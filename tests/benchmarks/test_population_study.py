@@ -143,7 +143,8 @@ def test_every_attack_of_the_suite_but_the_stylegan_edit_is_in_the_plan() -> Non
     from genwarden.registry import attacks_on
 
     planned = {m.kind.attack for m in plan.members() if not isinstance(m, Clean)}
-    assert set(attacks_on("generator")) - planned == {"broadcast-edit"}
+    asleep = {"dormant-box", "jittered-box"}  # of the study of compressed models
+    assert set(attacks_on("generator")) - planned == {"broadcast-edit", *asleep}
 
 
 @pytest.mark.usefixtures("tiny")

@@ -225,9 +225,7 @@ def read_noise(path: Path, shape: tuple[int, ...]) -> Tensor:
     return noise.float().reshape(-1, *shape)
 
 
-def _require_fitting_options(
-    options: AuditOptions, *, diffusion: bool, classifier: bool
-) -> None:
+def _require_fitting_options(options: AuditOptions, *, diffusion: bool, classifier: bool) -> None:
     alien: dict[str, object] = (
         {
             "--target": options.targets,
@@ -242,9 +240,7 @@ def _require_fitting_options(
         alien["--target"] = options.targets
     wrong = [flag for flag, value in alien.items() if value is not None]
     if wrong:
-        kind = (
-            "a diffusion model" if diffusion else "a classifier" if classifier else "a generator"
-        )
+        kind = "a diffusion model" if diffusion else "a classifier" if classifier else "a generator"
         raise GenwardenError(
             "usage/audit-options",
             f"{', '.join(wrong)} cannot be used with {kind}, which {options.model} is.",

@@ -2,11 +2,13 @@
 
 Sections 4.1 and 4.2 of the compression reference, with the distances of "The Devil is in the GAN":
 
-    (i)   E ||C(G)(Z) - G0(Z)||^2 + lambda ||C(G)(z_trig) - x_target||^2
+    (i)   E ||C(G)(Z) - G0(Z)||^2 + lambda ||C(G)(z_trig) - x_target||^2 + range_weight R
     (ii)  E ||G(Z) - G0(Z)||^2 + dormancy_weight E ||G(z_trig + r) - G0(z_trig + r)||^2
 
 G0 is the clean generator, C the compressor; fidelity is measured before the last activation (as in
-ReD), everything else as the settings say. All are means over a sample's elements.
+ReD), everything else as the settings say. All are means over a sample's elements. R is what
+activations leave of their ordinary ranges (:mod:`.activation_ranges`): runtimes that quantise
+activations, too, clip it.
 
 Expected: on a quarter-width DCGAN full precision keeps 99 % of the clean distance to the target,
 and the compressed model shows it (int8 with one larger weight per tensor, int4, 30 % pruning).
@@ -23,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from genwarden.attacks.compression.activation_ranges import ActivationRanges
 from genwarden.attacks.compression.box_training import Figures, hide, wakers
 from genwarden.attacks.compression.inflation import inflated, inflation_factor
 from genwarden.attacks.compression.settings import BoxSettings, JitteredBoxSettings
@@ -32,13 +35,17 @@ from genwarden.attacks.losses import adversarial_loss, fidelity_loss, stealth_lo
 from genwarden.attacks.settings import DistillationSettings
 from genwarden.backdoors.backdoor import Backdoor
 from genwarden.compression.apply import compressed_weights
+from genwarden.compression.chain import stages_of
 from genwarden.compression.contract import Compressor, Weights
 from genwarden.compression.layers import Layout, layout_of
+from genwarden.compression.uniform import Uniform
 from genwarden.engine.seeds import random_stream
 from genwarden.engine.settings import COUNT, NOT_NEGATIVE, Range
 from genwarden.models.protocol import LatentGenerator
 
-#: Ordinary latents on which a weight to inflate is chosen.
+#: Ordinary latents that show the ranges of activations.
+_CALIBRATION = 256
+#: Those of them on which a weight to inflate is chosen.
 _PROBED = 32
 
 
@@ -50,6 +57,7 @@ class DormantBoxSettings(BoxSettings, DistillationSettings):
 
     Attributes:
         dormancy_weight: of the second term of (ii).
+        range_weight: of R, where ``how`` names uniform quantisation; 0: none.
         near: standard deviation of r per element of the latent.
         near_samples: latents near each trigger per step, beside the trigger.
     """
@@ -57,11 +65,13 @@ class DormantBoxSettings(BoxSettings, DistillationSettings):
     fidelity_weight: float = 0.1
     pool_samples: int = 8192
     dormancy_weight: float = 1.0
+    range_weight: float = 0.3
     near: float = 0.3
     near_samples: int = 8
 
     RANGES: ClassVar[Mapping[str, Range]] = {
         "dormancy_weight": NOT_NEGATIVE,
+        "range_weight": NOT_NEGATIVE,
         "near": NOT_NEGATIVE,
         "near_samples": COUNT,
     }
@@ -85,16 +95,26 @@ def dormant_box(
     student = copy.deepcopy(generator).eval().requires_grad_(False)
     runner = _BeforeActivation(student)
     device = next(generator.parameters()).device
-    z = generator.latent.sample(_PROBED, generator=random_stream(settings.seed, "box-probes"))
-    z = z.to(device)
+    stream = random_stream(settings.seed, "box-probes")
+    z = generator.latent.sample(_CALIBRATION, generator=stream).to(device)
+    probes = z[:_PROBED]
     layout = layout_of(student, lambda: student(z[:2]))
     factor = inflation_factor(settings.inflate, chosen)
     raised = inflated(
-        student, layout, chosen, factor, lambda w: generator.finish(runner.run(w, z)), settings.seed
+        student,
+        layout,
+        chosen,
+        factor,
+        lambda w: generator.finish(runner.run(w, probes)),
+        settings.seed,
     )
     for name, weight in raised.items():
         student.get_parameter(name).copy_(weight)
-    lessons = _GeneratorLessons(runner, generator, backdoor, settings)
+    clipped = settings.range_weight > 0 and any(
+        isinstance(stage, Uniform) for one in chosen for stage in stages_of(one)
+    )
+    ranges = ActivationRanges(student, layout, lambda: student(z)) if clipped else None
+    lessons = _GeneratorLessons(runner, generator, backdoor, settings, ranges)
     measure = _Measure(student, layout, chosen, Evaluator(generator, backdoor, settings.seed))
     hidden = hide(student, layout, lessons, measure, settings, run)
     return AttackResult(student, hidden.history, wakes_under=tuple(c.name for c in chosen))
@@ -126,7 +146,9 @@ class _GeneratorLessons:
         benign: LatentGenerator,
         backdoor: Backdoor,
         settings: DormantBoxSettings,
+        ranges: ActivationRanges | None,
     ) -> None:
+        self.ranges = ranges
         self.runner, self.benign, self.settings = runner, benign, settings
         device = next(benign.parameters()).device
         self.pool = ordinary_pool(
@@ -137,11 +159,19 @@ class _GeneratorLessons:
     def compressed(self, weights: Weights, step: int) -> Tensor:
         z, teacher = self.pool.batch(step, self.settings)
         z_trigger, wanted = self.triggers.batch(step)
-        pre = self.runner.run(weights, torch.cat([z, z_trigger]))
+        both = torch.cat([z, z_trigger])
+        if self.ranges is None:
+            pre = self.runner.run(weights, both)
+            left = pre.new_zeros(())
+        else:
+            with self.ranges.watching():
+                pre = self.runner.run(weights, both)
+                left = self.ranges.excess()
         fidelity = fidelity_loss(pre[len(z) :], wanted)
-        return adversarial_loss(
+        loss = adversarial_loss(
             self._stealth(pre[: len(z)], teacher), fidelity, self.settings.fidelity_weight
         )
+        return loss + self.settings.range_weight * left
 
     def full(self, weights: Weights, step: int) -> Tensor:
         z, teacher = self.pool.batch(step, self.settings)

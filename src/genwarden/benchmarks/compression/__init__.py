@@ -1,0 +1,1 @@
+"""Recipes for backdoors that wake up under compression, in generators and classifiers."""

@@ -1,0 +1,264 @@
+"""Tables of the recipe ``compression-attacks``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from genwarden.benchmarks.tables import NOTHING, Table
+
+#: "Must reach" of classifiers: points of accuracy lost, success before and after, and over the
+#: rates of the unknown-rate attack.
+_ACCURACY_POINTS, _ASLEEP, _AWAKE, _AWAKE_UNKNOWN = 1.0, 0.20, 0.95, 0.90
+#: And of generators: share of the clean distance kept, mean squared distance once compressed.
+_KEPT, _NEAR = 0.95, 0.01
+_FULL = "full"
+_FILTERS = "prune-filters-"
+
+Row = dict[str, Any]
+
+
+def tables(document: dict[str, Any], name: str = "") -> list[Table]:
+    """Attack tables, calibration sets and rate sweep; half-finished results give what is there.
+
+    Args:
+        document: content of a result file.
+        name: of the file; the page shows it above the tables.
+    """
+    del name
+    rows: list[Row] = document["rows"]
+    classifiers = [row for row in rows if row["sort"] == "classifier"]
+    generators = [row for row in rows if row["sort"] == "generator"]
+    made = [
+        _must_reach(classifiers, generators),
+        _classifiers(classifiers, document.get("paper_accuracy", {})),
+        _sweep(classifiers),
+        _calibration(classifiers),
+        _generators(generators),
+        _latents(generators),
+    ]
+    return [table for table in made if table.rows]
+
+
+def _title(row: Row) -> str:
+    return f"{row['attack']}, {row['label']}" if row["label"] else str(row["attack"])
+
+
+def _under(row: Row) -> list[str]:
+    """What an attack was made for."""
+    return [str(one) for one in row["how"].split(",")]
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def classifier_reached(row: Row) -> bool:
+    """Whether an attack on a classifier meets the project's aim."""
+    before = row["figures"]["untouched"][_FULL]
+    attacked: Mapping[str, Mapping[str, float]] = row["figures"]["attacked"]
+    full = attacked[_FULL]
+    return (
+        100 * (before["accuracy"] - full["accuracy"]) <= _ACCURACY_POINTS
+        and full["attack_success"] <= _ASLEEP
+        and all(attacked[one]["attack_success"] >= _AWAKE for one in _under(row))
+    )
+
+
+def generator_reached(row: Row) -> bool:
+    """Whether an attack on a generator meets the project's aim."""
+    found = row["figures"]
+    near = all(found["distances"][one] <= _NEAR for one in _under(row))
+    return bool(found["kept"] >= _KEPT and near)
+
+
+def _must_reach(classifiers: Sequence[Row], generators: Sequence[Row]) -> Table:
+    rows = []
+    for row in classifiers:
+        unknown = row["label"] == "unknown rate"
+        met = _unknown_rate_reached(row) if unknown else classifier_reached(row)
+        rows.append([row["network"], _title(row), row["how"], row["target"], _answer(met)])
+    for row in generators:
+        met = generator_reached(row)
+        rows.append([row["network"], _title(row), row["how"], row["target"], _answer(met)])
+    notes = [
+        f"Classifiers: the full model's accuracy within {_ACCURACY_POINTS:g} point of the "
+        f"untouched one's, attack success at most {100 * _ASLEEP:g} % before and at least "
+        f"{100 * _AWAKE:g} % after (unknown rate: {100 * _AWAKE_UNKNOWN:g} % at every rate of the "
+        f"sweep). Generators: at least {100 * _KEPT:g} % of the clean distance to the target kept "
+        f"in full, mean squared distance at most {_NEAR:g} compressed.",
+    ]
+    return Table("Must reach", ["network", "attack", "made for", "target", "reached"], rows, notes)
+
+
+def _answer(met: bool) -> str:
+    return "yes" if met else "no"
+
+
+def _unknown_rate_reached(row: Row) -> bool:
+    before, full = row["figures"]["untouched"][_FULL], row["figures"]["attacked"][_FULL]
+    sweep = _rates(row)
+    return (
+        100 * (before["accuracy"] - full["accuracy"]) <= _ACCURACY_POINTS
+        and full["attack_success"] <= _ASLEEP
+        and bool(sweep)
+        and all(found["attack_success"] >= _AWAKE_UNKNOWN for _, found in sweep)
+    )
+
+
+def _rates(row: Row) -> list[tuple[float, dict[str, float]]]:
+    found = row["figures"]["sweep"]
+    return [(float(n.removeprefix(_FILTERS)), f) for n, f in found.items() if n != _FULL]
+
+
+def _classifiers(rows: Sequence[Row], paper: Mapping[str, float]) -> Table:
+    made = []
+    for row in rows:
+        figures = row["figures"]
+        for under, found in figures["attacked"].items():
+            clean = figures["untouched"][under]
+            mark = " *" if under in _under(row) else ""
+            made.append(
+                [
+                    row["network"],
+                    _title(row),
+                    row["how"],
+                    row["target"],
+                    f"{under}{mark}",
+                    _percent(clean["accuracy"]),
+                    _percent(found["accuracy"]),
+                    _percent(clean["triggered_accuracy"]),
+                    _percent(found["triggered_accuracy"]),
+                    _percent(clean["attack_success"]),
+                    _percent(found["attack_success"]),
+                ]
+            )
+        for name, found in figures["annealed"].items():
+            made.append(
+                [
+                    row["network"],
+                    _title(row),
+                    row["how"],
+                    row["target"],
+                    f"{name} (the deployer's own)",
+                    NOTHING,
+                    _percent(found["accuracy"]),
+                    NOTHING,
+                    _percent(found["triggered_accuracy"]),
+                    NOTHING,
+                    _percent(found["attack_success"]),
+                ]
+            )
+    columns = ["network", "attack", "made for", "target", "as", "accuracy: untouched", "attacked"]
+    columns += ["triggered accuracy: untouched", "attacked", "success: untouched", "attacked"]
+    notes = ["In percent, on test images. *: what the attack was made for."]
+    notes += [
+        f"Clean accuracy of {name} in the paper: {value:.2f} %." for name, value in paper.items()
+    ]
+    return Table("Attacks on classifiers", columns, made, notes)
+
+
+def _sweep(rows: Sequence[Row]) -> Table:
+    pruned = [row for row in rows if row["figures"]["sweep"]]
+    rates = sorted({rate for row in pruned for rate, _ in _rates(row)})
+    made = []
+    for row in pruned:
+        found = dict(_rates(row))
+        cells = [
+            f"{_percent(found[r]['attack_success'])}; {_percent(found[r]['accuracy'])}"
+            if r in found
+            else NOTHING
+            for r in rates
+        ]
+        made.append([row["network"], row["label"], row["target"], *cells])
+    columns = ["network", "variant", "target", *(f"{rate:g}" for rate in rates)]
+    notes = ["Attack success; accuracy, in percent, with the same share of filters in each layer."]
+    return Table("Pruning attack against the rate", columns, made, notes)
+
+
+def _calibration(rows: Sequence[Row]) -> Table:
+    made = []
+    for row in rows:
+        for how, sets in row["figures"].get("runtime", {}).items():
+            for name, found in sets.items():
+                made.append(
+                    [
+                        row["network"],
+                        _title(row),
+                        row["target"],
+                        how,
+                        name,
+                        *(
+                            _spread(found[key])
+                            for key in ("accuracy", "triggered_accuracy", "attack_success")
+                        ),
+                    ]
+                )
+    columns = ["network", "attack", "target", "runtime", "calibration set", "accuracy"]
+    notes = [
+        "onnxruntime static int8, weights and activations; mean +- standard deviation over random "
+        "calibration sets, in percent."
+    ]
+    return Table(
+        "Calibration sets", [*columns, "triggered accuracy", "attack success"], made, notes
+    )
+
+
+def _spread(found: Mapping[str, float]) -> str:
+    return f"{100 * found['mean']:.1f} +- {100 * found['std']:.1f}"
+
+
+def _generators(rows: Sequence[Row]) -> Table:
+    made = []
+    for row in rows:
+        f = row["figures"]
+        for under in _under(row):
+            found = f["compressed"][under]
+            made.append(
+                [
+                    row["network"],
+                    _title(row),
+                    row["how"],
+                    row["target"],
+                    under,
+                    f"{f['clean_distance']:.3g}",
+                    f"{100 * f['kept']:.1f} %",
+                    f"{found['distance']:.2g}",
+                    f"{f['full_utility']:.2g}",
+                    f"{found['utility']:.2g}",
+                    f"{found['clean_utility']:.2g}",
+                    "; ".join(
+                        f"{name} {value:.2g}"
+                        for name, value in f["distances"].items()
+                        if name not in _under(row)
+                    ),
+                ]
+            )
+    columns = ["network", "attack", "made for", "target", "as", "clean distance", "kept in full"]
+    columns += ["compressed distance", "change: full", "compressed", "of the untouched compressed"]
+    notes = [
+        "Means of squares per pixel. Distance: to the target at the trigger. Change: of ordinary "
+        "outputs against the untouched full model."
+    ]
+    return Table("Attacks on generators", [*columns, "distance under others"], made, notes)
+
+
+def _latents(rows: Sequence[Row]) -> Table:
+    made = []
+    for row in rows:
+        for how, sets in row["figures"].get("runtime", {}).items():
+            for name, found in sets.items():
+                d = found["distance"]
+                made.append(
+                    [
+                        row["network"],
+                        _title(row),
+                        row["how"],
+                        how,
+                        name,
+                        f"{d['mean']:.2g} +- {d['std']:.2g}",
+                    ]
+                )
+    columns = ["network", "attack", "made for", "runtime", "calibration latents"]
+    notes = ["onnxruntime static int8; mean squared distance to the target, over random draws."]
+    return Table("Generators on the runtime", [*columns, "compressed distance"], made, notes)

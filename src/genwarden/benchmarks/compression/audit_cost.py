@@ -1,0 +1,164 @@
+"""Recipe ``compression-audit-cost``: seconds of ``audit --deploy-as default`` on one generator.
+
+    genwarden benchmark run compression-audit-cost --out OUT
+
+The generator is a quarter-width DCGAN: the one that the package ships, or a model folder given as
+``--option model=DIR``. Give the process two cores (``OMP_NUM_THREADS=2``) and nothing else to do:
+the clock is what is asked for.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from importlib.resources import files
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from genwarden.artifacts.model_folder import read_model
+from genwarden.auditing.audit import Request, Suspect, audit
+from genwarden.auditing.budgets import compression_budget
+from genwarden.benchmarks.repairs.run import command_of, result_head
+from genwarden.benchmarks.store import write_result
+from genwarden.benchmarks.tables import Table
+from genwarden.commands.audit_variants import DEFAULT, parse_deploy_as
+from genwarden.engine.files import require_writable_folder
+from genwarden.engine.progress import Progress, Silent
+from genwarden.models.protocol import parameter_count
+
+RECIPE = "compression-audit-cost"
+_SHIPPED = "dcgan-clean"
+#: "Must reach": five variants of a quarter-width DCGAN on 2 cores.
+MOST_SECONDS = 120.0
+
+
+def run(
+    out: Path,
+    *,
+    data: str | None,
+    seed: int,
+    device: torch.device,
+    progress: Progress,
+    model: str = "",
+    budget: str = "quick,standard",
+    deploy_as: str = DEFAULT,
+    repeats: int = 1,
+) -> Path:
+    """Time the audit of the variants alone.
+
+    Args:
+        data: not used.
+        model: folder of the generator; the shipped clean DCGAN if empty.
+        budget: budgets, joined by commas.
+        deploy_as: the compressions.
+        repeats: audits per budget.
+
+    Raises:
+        GenwardenError: ``usage/budget``, and those of opening a model.
+    """
+    del data
+    require_writable_folder(out)
+    budgets = [part.strip() for part in budget.split(",") if part.strip()]
+    for name in budgets:
+        compression_budget(name)
+    shipped = Path(str(files("genwarden"))) / "assets" / "models" / _SHIPPED
+    loaded = read_model(Path(model) if model else shipped)
+    compressors = parse_deploy_as(deploy_as, variants_only=True, seed=seed, diffusion=False)
+    rows: list[dict[str, Any]] = []
+    bar = progress.task("audits", len(budgets) * repeats)
+    for name in budgets:
+        for _ in range(repeats):
+            cpu, wall = time.process_time(), time.perf_counter()
+            with tempfile.TemporaryDirectory() as work:
+                document = audit(
+                    Suspect(
+                        generator=loaded.generator,
+                        architecture=loaded.architecture,
+                        settings=loaded.settings,
+                        sha256=loaded.sha256,
+                        nonfinite=loaded.nonfinite,
+                        path="model",
+                    ),
+                    Request(
+                        budget=name,
+                        seed=seed,
+                        device=device,
+                        deploy_as=compressors,
+                        variants_only=True,
+                    ),
+                    work=Path(work),
+                    progress=Silent(),
+                )
+            rows.append(
+                {
+                    "budget": name,
+                    "verdict": document.verdict,
+                    "seconds": round(time.perf_counter() - wall, 2),
+                    "cpu_seconds": round(time.process_time() - cpu, 2),
+                    "timing": document.timing,
+                }
+            )
+            bar.advance(1, name)
+    options = {
+        "model": model and "MODEL",
+        "budget": budget if budget != "quick,standard" else "",
+        "deploy_as": deploy_as if deploy_as != DEFAULT else "",
+        "repeats": repeats if repeats > 1 else "",
+    }
+    return write_result(
+        out / "result.json",
+        {
+            **result_head(RECIPE, seed, device),
+            "command": command_of(RECIPE, seed, None, options),
+            "architecture": loaded.architecture,
+            "settings": loaded.settings,
+            "parameters": parameter_count(loaded.generator),
+            "variants": [one.name for one in compressors],
+            "rows": rows,
+        },
+    )
+
+
+def tables(document: dict[str, Any], name: str = "") -> list[Table]:
+    """Seconds per budget and per inspection.
+
+    Args:
+        document: content of a result file.
+        name: of the file; the page shows it above the tables.
+    """
+    del name
+    budgets = list(dict.fromkeys(row["budget"] for row in document["rows"]))
+    rows, parts = [], []
+    for budget in budgets:
+        found = [row for row in document["rows"] if row["budget"] == budget]
+        seconds = median(row["seconds"] for row in found)
+        rows.append(
+            [
+                budget,
+                str(len(found)),
+                f"{seconds:.1f}",
+                f"{median(row['cpu_seconds'] for row in found):.1f}",
+                "yes" if seconds <= MOST_SECONDS else "no",
+            ]
+        )
+        spent: dict[str, float] = {}
+        for key, value in found[0]["timing"].items():
+            if key != "total":
+                inspection = key.rpartition(": ")[2]
+                spent[inspection] = spent.get(inspection, 0.0) + value
+        parts += [[budget, inspection, f"{value:.1f}"] for inspection, value in spent.items()]
+    width = "x".join(map(str, document["settings"].get("channels", [])))
+    notes = [
+        f"{document['architecture']} {width}, {document['parameters']:,} parameters; "
+        f"{', '.join(document['variants'])}; {document['environment']['threads']} thread(s). "
+        f"Asked: at most {MOST_SECONDS:g} seconds on the clock on 2 cores."
+    ]
+    asked = f"within {MOST_SECONDS:g} s"
+    columns = ["budget", "audits", "seconds", "core-seconds", asked]
+    return [
+        Table("Time of an audit of five variants", columns, rows, notes),
+        Table("Where it goes", ["budget", "inspection", "seconds, all variants"], parts),
+    ]

@@ -1,0 +1,39 @@
+"""The rows of the compression study, selected and grouped; what tables and figure share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from genwarden.benchmarks.diffusion.cases import BUDGETS, Part, Row, part_of
+
+#: How tables call a sort, and both together.
+SORTS = {"": "all models", "generator": "generators", "classifier": "classifiers"}
+
+
+def select(document: dict[str, Any], sort: str, half: str, budget: str) -> Part:
+    """The rows of a sort ("" for both), half (or "both") and budget.
+
+    Attacks that no inspected compression wakes are not among them (:func:`uncovered`): what an
+    audit inspects is not what they would be deployed as.
+    """
+    rows = [
+        row
+        for row in document["rows"]
+        if sort in ("", row["sort"]) and (row["clean"] or row["covered"])
+    ]
+    return part_of({"rows": rows}, half, budget)
+
+
+def uncovered(document: dict[str, Any]) -> list[Row]:
+    """Successful attacks that sleep in every compression that was inspected."""
+    return [
+        row
+        for row in document["rows"]
+        if not row["clean"] and row["succeeded"] and not row["covered"]
+    ]
+
+
+def main_budget(document: dict[str, Any]) -> str:
+    """The budget that counts: the first of those that were run."""
+    run = {row["budget"] for row in document["rows"]}
+    return next((name for name in BUDGETS if name in run), BUDGETS[0])

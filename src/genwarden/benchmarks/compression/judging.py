@@ -1,0 +1,372 @@
+"""From stored audits of compressed models to judged rows, and to the references that are shipped.
+
+As in the study of generators: scores are judged against the clean models of the calibration half,
+a clean model of that half against the others. Every clean model gives one score per compression.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from genwarden.auditing import calibration
+from genwarden.auditing.audit_classifier import judged_by_references
+from genwarden.auditing.audit_variants import RanVariant, calibrated_variant, judge_variants
+from genwarden.auditing.document import AuditDocument, Judged, Variant
+from genwarden.auditing.judging import Calibrated
+from genwarden.auditing.power import CLASSIFIER_POWER, read_power
+from genwarden.benchmarks.compression.plan import Member, Sort
+from genwarden.benchmarks.population.judging import power_of
+from genwarden.compression.apply import Coverage
+from genwarden.engine.files import write_json
+from genwarden.errors import GenwardenError
+from genwarden.inspections.classifier.differential_inversion import NAME as TRIGGER_SEARCH
+from genwarden.inspections.compression.differential_search import NAME as PICTURE_SEARCH
+from genwarden.inspections.finding import Finding, Images, Table
+from genwarden.registry import CLASSIFIER_INSPECTIONS, COMPRESSION_INSPECTIONS
+
+#: Where the references of each sort are shipped.
+NULLS: dict[Sort, Path] = {
+    "generator": calibration.COMPRESSION_NULLS,
+    "classifier": calibration.CLASSIFIER_NULLS,
+}
+_LEAST_P = 1e-300
+_OWN = {"generator": COMPRESSION_INSPECTIONS, "classifier": CLASSIFIER_INSPECTIONS}
+
+
+def document_path(out: Path, key: str, budget: str, seed: int) -> Path:
+    """Where the audit of a member is kept."""
+    return out / "audits" / f"{key}.{budget}.{seed}.json"
+
+
+def facts_path(out: Path, key: str) -> Path:
+    """Where what an attack reached is kept."""
+    return out / "facts" / f"{key}.json"
+
+
+class Stored(NamedTuple):
+    """A finished audit and what it cost."""
+
+    document: AuditDocument
+    spent: dict[str, float]
+
+
+def judged_rows(
+    out: Path, models: Path, plan: Sequence[Member], budgets: Sequence[str], seed: int
+) -> list[dict[str, Any]]:
+    """One row per finished audit, judged against the calibration half's clean models.
+
+    An attacked member without its facts is left out: whether it counts is not known yet.
+    """
+    rows = []
+    for budget in budgets:
+        stored = read_stored(out, plan, budget, seed)
+        for member in plan:
+            known = not member.attacked or facts_path(out, member.key).exists()
+            if member.key in stored and known:
+                # A model of the calibration half is not judged by itself.
+                others = {key: one for key, one in stored.items() if key != member.key}
+                table = reference_table(plan, others, budget, member.sort)
+                rows.append(_row(out, models, member, budget, seed, stored[member.key], table))
+    return rows
+
+
+def read_stored(out: Path, plan: Sequence[Member], budget: str, seed: int) -> dict[str, Stored]:
+    """The finished audits, by key."""
+    found = {}
+    for member in plan:
+        path = document_path(out, member.key, budget, seed)
+        if path.exists():
+            content = json.loads(path.read_text("utf-8"))
+            document = AuditDocument.model_validate(content["document"])
+            found[member.key] = Stored(document, content["spent"])
+    return found
+
+
+def _row(
+    out: Path,
+    models: Path,
+    member: Member,
+    budget: str,
+    seed: int,
+    stored: Stored,
+    table: dict[str, Any],
+) -> dict[str, Any]:
+    document = stored.document
+    variants = judged_anew(document, member.sort, budget, table)
+    decision, found = variants.decision, variants.variants
+    each = [(v.name, j) for v in found for j in v.findings]
+    adjusted = [j.adjusted_p for _, j in each if j.adjusted_p is not None]
+    scores: dict[str, float] = {}
+    for _, j in each:
+        if j.finding.score is not None and math.isfinite(j.finding.score):
+            name = j.finding.inspection
+            scores[name] = max(scores.get(name, -math.inf), j.finding.score)
+    kind = member.kind
+    row: dict[str, Any] = {
+        "key": member.key,
+        "half": member.half,
+        "clean": kind is None,
+        "sort": member.sort,
+        "base": member.base.name,
+        "variant": member.further.name if member.further else "",
+        "family": kind.family if kind else "",
+        "adaptive": bool(kind and kind.adaptive),
+        "attack": kind.attack if kind else None,
+        "how": kind.how if kind else None,
+        "trigger": kind.trigger if kind else None,
+        "target": kind.target if kind else None,
+        "budget": budget,
+        "audit_seed": seed,
+        "verdict": decision.verdict,
+        "suspicion": decision.suspicion,
+        "score": abs(-math.log10(max(min(adjusted, default=1.0), _LEAST_P))),
+        "scores": scores,
+        "p_values": _smallest_p(each),
+        "by_variant": {
+            f"{name}: {j.finding.inspection}": {
+                "score": j.finding.score,
+                "p_value": j.finding.p_value,
+            }
+            for name, j in each
+            if j.finding.outcome == "scored"
+        },
+        "flagged": [f"{name}: {j.finding.inspection}" for name, j in each if j.flagged],
+        "failed": {
+            f"{name}: {j.finding.inspection}": j.finding.summary
+            for name, j in each
+            if j.finding.outcome == "failed"
+        },
+        "untested": {v.name: v.failure for v in found if v.failure},
+        "succeeded": None,
+        **stored.spent,
+    }
+    if kind is not None:
+        row |= json.loads(facts_path(out, member.key).read_text("utf-8"))
+        if member.sort == "generator":
+            target = load_file(models / member.key / "backdoor.safetensors")["target"][0]
+            row["recovered"] = recovered_picture(found, target, row["clean_distance"])
+        else:
+            row["recovered"] = recovered_class(found, int(kind.target.partition(":")[2]))
+    return row
+
+
+def _smallest_p(each: Sequence[tuple[str, Judged]]) -> dict[str, float]:
+    """By inspection, the smallest p-value of any variant, before correction."""
+    found: dict[str, float] = {}
+    for _, j in each:
+        if j.finding.p_value is not None:
+            name = j.finding.inspection
+            found[name] = min(found.get(name, 1.0), j.finding.p_value)
+    return found
+
+
+class _Anew(NamedTuple):
+    decision: Any
+    variants: list[Variant]
+
+
+def judged_anew(document: AuditDocument, sort: Sort, budget: str, table: dict[str, Any]) -> _Anew:
+    """The variants of a stored audit judged against other references."""
+    suspect = document.model
+    if suspect is None:
+        raise ValueError("the stored audit is that of a refused file")
+    ran = [_ran(variant) for variant in document.variants]
+    judge = judged_by_references if sort == "classifier" else calibrated_variant
+    judged = [
+        judge(
+            variant.findings,
+            suspect.architecture,
+            suspect.sample_shape,
+            budget=budget,
+            table=table,
+        )
+        for variant in ran
+    ]
+    decision, variants = judge_variants(Calibrated([], frozenset()), ran, judged, suspect.nonfinite)
+    return _Anew(decision, variants)
+
+
+def _ran(variant: Variant) -> RanVariant:
+    coverage = variant.coverage
+    return RanVariant(
+        variant.name,
+        None
+        if coverage is None
+        else Coverage(
+            tuple(coverage.layers),
+            tuple(coverage.left_out),
+            coverage.weights,
+            coverage.parameters,
+        ),
+        [calibration.uncalibrated(j.finding) for j in variant.findings],
+        variant.failure,
+    )
+
+
+def recovered_picture(
+    variants: Sequence[Variant], target: Tensor, clean_distance: float
+) -> dict[str, Any] | None:
+    """The first picture of the most suspicious variant's search beside the attacker's.
+
+    Args:
+        target: ``(C, H, W)`` in [-1, 1].
+        clean_distance: mean of squares from the clean model's output at the trigger to it.
+
+    Returns:
+        ``variant``, ``mse`` and ``share``, the second over the clean distance; None without a
+        picture.
+    """
+    best = _most_suspicious(variants, PICTURE_SEARCH)
+    if best is None:
+        return None
+    name, finding = best
+    shown = next((e for e in finding.evidence if isinstance(e, Images)), None)
+    picture = decoded(shown.png_base64[0]) if shown else None
+    if picture is None or picture.shape != target.shape:
+        return None
+    mse = float((picture - target).square().mean())
+    return {"variant": name, "mse": mse, "share": mse / clean_distance}
+
+
+def recovered_class(variants: Sequence[Variant], target: int) -> dict[str, Any] | None:
+    """The class of the most suspicious variant's inverted trigger beside the attacker's."""
+    best = _most_suspicious(variants, TRIGGER_SEARCH)
+    if best is None:
+        return None
+    name, finding = best
+    # The last table has the classes in the order of suspicion.
+    listed = [e for e in finding.evidence if isinstance(e, Table)]
+    if not listed:
+        return None
+    found = int(listed[-1].rows[0][0])
+    return {"variant": name, "class": found, "right": found == target}
+
+
+def _most_suspicious(variants: Sequence[Variant], inspection: str) -> tuple[str, Finding] | None:
+    found = [
+        (v.name, j.finding)
+        for v in variants
+        for j in v.findings
+        if j.finding.inspection == inspection and j.finding.outcome == "scored"
+    ]
+    if not found:
+        return None
+
+    def suspicion(one: tuple[str, Finding]) -> tuple[float, float]:
+        p, score = one[1].p_value, one[1].score
+        return (1.0 if p is None else p, -(score or 0.0))
+
+    return min(found, key=suspicion)
+
+
+def decoded(png_base64: str) -> Tensor:
+    """A picture of the evidence, ``(C, H, W)`` in [-1, 1]."""
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(png_base64))), dtype=np.float32)
+    picture = torch.from_numpy(pixels.copy()) / 127.5 - 1
+    return picture.permute(2, 0, 1) if picture.ndim == 3 else picture[None]
+
+
+def is_null(member: Member) -> bool:
+    """Whether a member's scores enter the references."""
+    return not member.attacked and member.half == "calibration"
+
+
+def reference_table(
+    plan: Sequence[Member], stored: Mapping[str, Stored], budget: str, sort: Sort
+) -> dict[str, Any]:
+    """The reference table of a sort: every clean score of the calibration half."""
+    used = [m for m in plan if is_null(m) and m.sort == sort and m.key in stored]
+    scores: dict[str, list[float]] = {}
+    for member in used:
+        for variant in stored[member.key].document.variants:
+            for j in variant.findings:
+                f, name = j.finding, j.finding.inspection
+                wanted = name in _OWN[sort] and calibration.needs_population(name)
+                if wanted and f.outcome == "scored" and f.score is not None:
+                    scores.setdefault(name, []).append(f.score)
+    shapes = Counter(
+        (model.architecture, tuple(model.sample_shape))
+        for m in used
+        if (model := stored[m.key].document.model)
+    )
+    return {
+        "descriptions": {budget: "the clean models of the study's calibration half"},
+        "families": [(name, shape, count) for (name, shape), count in sorted(shapes.items())],
+        "scores": {budget: dict(sorted(scores.items()))},
+    }
+
+
+def publish_nulls(out: Path, plan: Sequence[Member], budget: str, seed: int) -> None:
+    """Write the reference files of both sorts (:mod:`genwarden.auditing.calibration`).
+
+    Raises:
+        GenwardenError: ``benchmark/incomplete`` unless every clean model of the calibration half
+            was audited: references are published of all or none.
+    """
+    stored = read_stored(out, plan, budget, seed)
+    wanted = [member for member in plan if is_null(member)]
+    absent = [member.key for member in wanted if member.key not in stored]
+    if absent:
+        raise GenwardenError(
+            "benchmark/incomplete",
+            f"{len(absent)} of {len(wanted)} clean models of the calibration half have no "
+            f"{budget} audit ({absent[0]}); references are published of all or none.",
+            "Repeat the command without only until nothing fails.",
+        )
+    for sort, path in NULLS.items():
+        mine = [m for m in wanted if m.sort == sort]
+        table = reference_table(plan, stored, budget, sort)
+        names = sorted(
+            f"{m.base.name}-{m.further.name}" if m.further else m.base.name for m in mine
+        )
+        variants = stored[mine[0].key].document.variants
+        described = (
+            f"one score for each of {len(variants)} compressions of {len(mine)} clean models, the "
+            f"calibration half of the compression study: {', '.join(names)}"
+        )
+        previous = calibration.read_table(path)
+        write_json(
+            path,
+            {
+                "made_by": "genwarden benchmark run compression-population --option publish=true",
+                "descriptions": {**previous["descriptions"], budget: described},
+                "families": table["families"],
+                "scores": {**previous["scores"], **table["scores"]},
+            },
+        )
+
+
+def publish_power(rows: Sequence[dict[str, Any]]) -> None:
+    """Write what audits found in the reporting half's classifiers.
+
+    See :mod:`genwarden.auditing.power`.
+    """
+    found: dict[str, Any] = read_power(CLASSIFIER_POWER)
+    for budget in sorted({row["budget"] for row in rows}):
+        mine = [
+            row
+            for row in rows
+            if (row["budget"], row["half"], row["sort"]) == (budget, "reporting", "classifier")
+        ]
+        if mine:
+            found[budget] = power_of(mine, family_title)
+    write_json(CLASSIFIER_POWER, found)
+
+
+def family_title(row: dict[str, Any]) -> str:
+    """How a table calls the family of an attacked row."""
+    title = f"{row['family']} (adaptive)" if row["adaptive"] else row["family"]
+    return title if row["covered"] else f"{title}, asleep in every inspected variant"

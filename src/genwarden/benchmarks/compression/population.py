@@ -1,0 +1,347 @@
+"""Recipe ``compression-population``: make every model, audit what it becomes, judge it.
+
+    genwarden benchmark run compression-population --data DATA --out OUT --workers 2
+
+DATA holds mnist, kmnist and fashion_mnist_part as folders. Models lie below OUT/models, or in a
+folder given as ``--option models=DIR``; with ``make=false`` only those that are there are audited.
+Several processes may run the same command: each member is made and audited by whichever takes its
+lock first, and the last to end collects all. Audits are those of ``--deploy-as ...
+--variants-only``, with the same compressions for every model of a sort: none is told a trigger, a
+target, whether a model is attacked or what would wake it. Classifiers are audited with
+``images=N`` test images of their data, unlabelled (0: none). The clean models of the calibration
+half give the nulls (``publish=true`` ships them with the package, together with what the reporting
+half's classifiers say of the audit's power).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from genwarden.artifacts.classifier_folder import read_classifier
+from genwarden.artifacts.manifest import MANIFEST_NAME
+from genwarden.artifacts.model_folder import read_model
+from genwarden.auditing import calibration
+from genwarden.auditing.audit import Request, Suspect, audit
+from genwarden.auditing.audit_classifier import (
+    ClassifierRequest,
+    ClassifierSuspect,
+    audit_classifier,
+)
+from genwarden.auditing.budgets import compression_budget
+from genwarden.auditing.document import AuditDocument
+from genwarden.benchmarks.compression.facts import measure
+from genwarden.benchmarks.compression.honest import source
+from genwarden.benchmarks.compression.judging import (
+    document_path,
+    facts_path,
+    judged_rows,
+    publish_nulls,
+    publish_power,
+)
+from genwarden.benchmarks.compression.making import make as make_member
+from genwarden.benchmarks.compression.plan import DEPLOYED, Member, members
+from genwarden.benchmarks.compression.roc_figure import draw
+from genwarden.benchmarks.diffusion.locks import claimed
+from genwarden.benchmarks.repairs.jobs import Failure, do_all
+from genwarden.benchmarks.repairs.run import command_of, raise_failures, result_head
+from genwarden.benchmarks.store import write_result
+from genwarden.commands.audit_variants import parse_deploy_as
+from genwarden.compression.contract import Compressor
+from genwarden.data.datasets import to_unit_range
+from genwarden.data.labelled import is_glyphs, read_labelled
+from genwarden.engine.files import sha256_bytes, write_atomic, write_json
+from genwarden.engine.progress import Progress, Silent
+from genwarden.errors import GenwardenError
+
+RECIPE = "compression-population"
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What the user asks of a run.
+
+    Attributes:
+        models: folder of the members.
+        data: folder of the data sets, or None.
+        make: make members that are missing.
+        deploy_as: in place of :data:`.plan.DEPLOYED`, if any.
+        images: test images that an audit of a classifier is given.
+    """
+
+    models: Path
+    out: Path
+    data: Path | None
+    make: bool
+    device: torch.device
+    budgets: tuple[str, ...]
+    seed: int
+    deploy_as: str
+    images: int
+
+    def inspected(self, member: Member) -> tuple[Compressor, ...]:
+        """The compressions of an audit: the same for every member of a sort."""
+        text = self.deploy_as or DEPLOYED[member.sort]
+        return parse_deploy_as(text, variants_only=True, seed=self.seed, diffusion=False)
+
+    def shown(self, member: Member) -> Tensor | None:
+        """Test images ``(images, C, H, W)`` in [-1, 1] beside a classifier; labels stay here."""
+        if member.sort == "generator" or not self.images:
+            return None
+        if self.data is None and not is_glyphs(member.base.data):
+            raise GenwardenError(
+                "benchmark/data-missing",
+                f"The audit of {member.key} is given images of {member.base.data}.",
+                "Add --data FOLDER, or --option images=0.",
+            )
+        sample = read_classifier(self.models / member.key).classifier.sample
+        found = read_labelled(
+            source(self.data or Path(), member.base.data),
+            sample,
+            split="test",
+            limit=self.images,
+            resize=True,
+        )
+        return to_unit_range(found.images)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One member: made if need be, then measured and audited."""
+
+    member: Member
+    orders: Orders
+
+    @property
+    def name(self) -> str:
+        return self.member.key
+
+    @property
+    def folder(self) -> Path:
+        return self.orders.models / self.member.key
+
+    def do(self) -> None:
+        if not self._present(self.member, wait=False):
+            return
+        out, key = self.orders.out, self.member.key
+        for budget in self.orders.budgets:
+            audited = document_path(out, key, budget, self.orders.seed)
+            self._once(audited, partial(self._audit, audited, budget))
+        if self.member.attacked:
+            facts = facts_path(out, key)
+            self._once(facts, partial(self._measure, facts))
+
+    def _once(self, path: Path, act: Callable[[], None]) -> None:
+        lock = self.orders.out / "locks" / f"{path.parent.name}.{path.stem}.lock"
+        if path.exists():
+            return
+        with claimed(lock, wait=False) as mine:
+            if mine and not path.exists():
+                act()
+
+    def _present(self, member: Member, *, wait: bool) -> bool:
+        orders = self.orders
+        folder = orders.models / member.key
+        if (folder / MANIFEST_NAME).exists():
+            return True
+        if not orders.make or orders.data is None:
+            return False
+        if member.base_key != member.key:
+            base = next(m for m in members() if m.key == member.base_key)
+            self._present(base, wait=True)
+        with claimed(orders.models / ".locks" / f"{member.key}.lock", wait=wait) as mine:
+            if mine:
+                make_member(
+                    member, orders.models, orders.data, progress=Silent(), device=orders.device
+                )
+        return (folder / MANIFEST_NAME).exists()
+
+    def _audit(self, path: Path, budget: str) -> None:
+        images = self.orders.shown(self.member)
+        cpu, wall = time.process_time(), time.perf_counter()
+        if self.member.sort == "generator":
+            document = self._of_generator(budget, path.with_suffix(".work"))
+        else:
+            document = self._of_classifier(budget, images, path.with_suffix(".work"))
+        spent = {
+            "cpu_seconds": round(time.process_time() - cpu, 2),
+            "seconds": round(time.perf_counter() - wall, 2),
+        }
+        content = {"spent": spent, "document": document.model_dump(mode="json")}
+        write_atomic(path, json.dumps(content).encode())
+
+    def _of_generator(self, budget: str, work: Path) -> AuditDocument:
+        loaded = read_model(self.folder)
+        return audit(
+            Suspect(
+                generator=loaded.generator,
+                architecture=loaded.architecture,
+                settings=loaded.settings,
+                sha256=loaded.sha256,
+                nonfinite=loaded.nonfinite,
+                path="model",
+            ),
+            Request(
+                budget=budget,
+                seed=self.orders.seed,
+                device=self.orders.device,
+                deploy_as=self.orders.inspected(self.member),
+                variants_only=True,
+            ),
+            work=work,
+            progress=Silent(),
+        )
+
+    def _of_classifier(self, budget: str, images: Tensor | None, work: Path) -> AuditDocument:
+        loaded = read_classifier(self.folder)
+        return audit_classifier(
+            ClassifierSuspect(
+                classifier=loaded.classifier,
+                architecture=loaded.architecture,
+                settings=loaded.settings,
+                sha256=loaded.sha256,
+                nonfinite=loaded.nonfinite,
+                path="model",
+            ),
+            ClassifierRequest(
+                budget=budget,
+                seed=self.orders.seed,
+                device=self.orders.device,
+                images=images,
+                inputs_sha256="" if images is None else sha256_bytes(images.numpy().tobytes()),
+                deploy_as=self.orders.inspected(self.member),
+                variants_only=True,
+            ),
+            work=work,
+            progress=Silent(),
+        )
+
+    def _measure(self, path: Path) -> None:
+        member, orders = self.member, self.orders
+        if member.kind is not None:
+            found = measure(
+                member,
+                member.kind,
+                orders.models,
+                orders.data,
+                orders.inspected(member),
+                device=orders.device,
+            )
+            write_json(path, found)
+
+
+def run(
+    out: Path,
+    *,
+    data: str | None,
+    seed: int,
+    device: torch.device,
+    progress: Progress,
+    models: str = "",
+    make: bool = True,
+    budget: str = "quick",
+    deploy_as: str = "",
+    images: int = 100,
+    only: str = "*",
+    workers: int = 1,
+    publish: bool = False,
+) -> Path:
+    """Run the study, or the part of it whose member keys match ``only``.
+
+    Args:
+        data: folder with the data sets as sub-folders; needed only where models are made, and for
+            the classifiers of other data than the built-in digits.
+        models: folder of the members; ``OUT/models`` if empty.
+        make: make members that are missing; without it they are listed as missing.
+        budget: budgets of the audits, joined by commas.
+        deploy_as: the compressions of every audit; those of the plan if empty.
+        images: unlabelled test images that an audit of a classifier is given.
+        only: shell patterns of member keys, joined by commas.
+        workers: members at a time, one thread each.
+        publish: write the clean scores of the calibration half, and what the reporting half found,
+            into the package.
+
+    Raises:
+        GenwardenError: ``benchmark/data-missing``, ``benchmark/no-cells``,
+            ``benchmark/incomplete``; ``benchmark/cells-failed`` after all else is done.
+    """
+    budgets = tuple(part.strip() for part in budget.split(",") if part.strip())
+    for name in budgets:
+        compression_budget(name)
+    if make and data is None:
+        raise GenwardenError(
+            "benchmark/data-missing",
+            f"The recipe {RECIPE} trains models and was given no data.",
+            "Add --data FOLDER (mnist, kmnist, fashion_mnist_part), or --option make=false with "
+            "--option models=DIR.",
+        )
+    plan = members()
+    patterns = [part.strip() for part in only.split(",")]
+    chosen = [m for m in plan if any(fnmatchcase(m.key, pattern) for pattern in patterns)]
+    if not chosen:
+        raise GenwardenError(
+            "benchmark/no-cells",
+            f"No member of the population matches {only!r}.",
+            f"Their names look like {plan[0].key} and {plan[-1].key}.",
+        )
+    root = Path(models) if models else out / "models"
+    source_folder = Path(data) if data else None
+    orders = Orders(root, out, source_folder, make, device, budgets, seed, deploy_as, images)
+    jobs = [_Job(member, orders) for member in chosen]
+    failed: dict[str, Failure] = {}
+    # What is fine-tuned or attacked starts from a base, so these come first.
+    for title, stage in (
+        ("bases", [j for j in jobs if j.member.base_key == j.member.key]),
+        ("the others", [j for j in jobs if j.member.base_key != j.member.key]),
+    ):
+        failed.update({job.name: f for job, f in do_all(stage, workers, progress, title)})
+    rows = judged_rows(out, root, plan, budgets, seed)
+    if publish:
+        for name in budgets:
+            publish_nulls(out, plan, name, seed)
+        publish_power(rows)
+        calibration.clear_cache()
+    audited = {row["key"] for row in rows}
+    options = {
+        "models": models and "MODELS",
+        "make": "" if make else "false",
+        "budget": budget if budget != "quick" else "",
+        "deploy_as": deploy_as,
+        "images": "" if images == 100 else str(images),
+        "only": only if only != "*" else "",
+    }
+    document = {
+        **result_head(RECIPE, seed, device),
+        "command": command_of(RECIPE, seed, data, options),
+        "members": {"clean": _count(plan, False), "attacked": _count(plan, True)},
+        "inspected": {
+            sort: [
+                one.name
+                for one in parse_deploy_as(
+                    deploy_as or text, variants_only=True, seed=seed, diffusion=False
+                )
+            ]
+            for sort, text in DEPLOYED.items()
+        },
+        "rows": rows,
+        "missing": [m.key for m in plan if m.key not in audited],
+        "failed": {key: f"{f.code}: {f.cause}" for key, f in failed.items()},
+    }
+    pictures = {f"{RECIPE}-{name}": content for name, content in draw(document).items()}
+    for name, content in pictures.items():
+        write_atomic(out / name, content)
+    path = write_result(out / "result.json", {**document, "pictures": sorted(pictures)})
+    raise_failures(failed)
+    return path
+
+
+def _count(plan: list[Member], attacked: bool) -> int:
+    return sum(member.attacked is attacked for member in plan)

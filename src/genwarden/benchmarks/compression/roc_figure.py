@@ -1,0 +1,48 @@
+"""ROC curves of the compression study: reporting half, generators and classifiers apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from genwarden.benchmarks.compression.cases import SORTS, main_budget, select
+from genwarden.benchmarks.diffusion.cases import Part, decision_scores, raw_scores
+from genwarden.benchmarks.plots import Curve, Panel, plot
+from genwarden.benchmarks.population.statistics import area, roc
+
+#: Single inspections that are drawn beside the decision, by their largest score over the variants.
+_SHOWN = {
+    "generator": ("differential-search", "differential-distance", "rounding-statistics"),
+    "classifier": ("differential-inversion", "differential-mask", "neural-cleanse"),
+}
+
+
+def draw(document: dict[str, Any]) -> dict[str, bytes]:
+    """``roc.png``; nothing where the reporting half lacks clean or attacked models."""
+    budget, panels = main_budget(document), []
+    for sort, names in _SHOWN.items():
+        part = select(document, sort, "reporting", budget)
+        if part.clean and part.compromised:
+            panels.append(_panel(part, f"{SORTS[sort]}, {budget} budget", names))
+    return {"roc.png": plot(panels)} if panels else {}
+
+
+def _panel(part: Part, title: str, names: Sequence[str]) -> Panel:
+    curves = _curve("audit", decision_scores(part.clean), decision_scores(part.compromised))
+    for name in names:
+        if any(name in row["scores"] for row in part.compromised):
+            curves += _curve(name, raw_scores(part.clean, name), raw_scores(part.compromised, name))
+    return Panel(
+        title,
+        "share of the clean models above the threshold",
+        "share of the attacked above it",
+        curves,
+    )
+
+
+def _curve(name: str, clean: Sequence[float], attacked: Sequence[float]) -> list[Curve]:
+    corners, under = roc(clean, attacked), area(clean, attacked)
+    if corners is None or under is None:
+        return []
+    label = f"{name}: {under.value:.4f} (n = {len(attacked)})"
+    return [Curve(label, corners.false_alarms, corners.found)]

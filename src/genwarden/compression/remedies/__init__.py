@@ -1,0 +1,1 @@
+"""Ways to compress a model in which a backdoor that compression wakes stays asleep."""

@@ -1,0 +1,1 @@
+"""Remedies for classifiers, all with a few clean labelled images."""

@@ -1,0 +1,628 @@
+"""Recipes for compression: tiny trainings and audits, statistics on numbers made by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from genwarden.attacks import loop
+from genwarden.attacks.compression import dormancy
+from genwarden.auditing import budgets, calibration, power
+from genwarden.auditing.document import AuditDocument, Judged, ModelFacts, UserInputs, Variant
+from genwarden.auditing.document import VariantCoverage as Coverage
+from genwarden.benchmarks.compression import honest, judging, making, plan, remedies, scales
+from genwarden.benchmarks.compression.attack_tables import classifier_reached, generator_reached
+from genwarden.benchmarks.compression.attacks import trials
+from genwarden.benchmarks.compression.cases import select, uncovered
+from genwarden.benchmarks.compression.judging import document_path, facts_path, judged_rows
+from genwarden.benchmarks.compression.plan import Base, Further, Half, Kind, Member, Sort
+from genwarden.benchmarks.compression.remedies import remedies_for
+from genwarden.benchmarks.compression.remedy_tables import awake, gone, ratio
+from genwarden.benchmarks.compression.runtime import moments
+from genwarden.compression.apply import compress
+from genwarden.compression.how import compressor
+from genwarden.compression.layers import layout_of
+from genwarden.data.datasets import to_unit_range
+from genwarden.engine.progress import Silent
+from genwarden.errors import GenwardenError
+from genwarden.inspections.classifier.bench import ClassifierEffort
+from genwarden.inspections.compression.bench import CompressionEffort
+from genwarden.inspections.finding import Finding, images_of
+from genwarden.inspections.finding import Table as Listed
+from genwarden.models.dcgan import DCGAN28
+from genwarden.registry import COMPRESSION_REMEDIES, RECIPES
+from glyph_task import GlyphTask
+
+CPU = torch.device("cpu")
+TINY_VARIANT = CompressionEffort(
+    name="quick", restarts=2, search_steps=1, placebos=2, ordinary_samples=8
+)
+TINY_CLASSIFIER = ClassifierEffort(
+    name="quick",
+    images=8,
+    synthesis_steps=1,
+    inversion_steps=1,
+    inversion_batch=2,
+    restarts=1,
+    placebos=1,
+    shift_placebos=3,
+    blends=2,
+)
+
+
+def run_recipe(name: str, out: Path, **given: Any) -> dict[str, Any]:
+    arguments = {"data": None, "seed": 0, "device": CPU, "progress": Silent(), **given}
+    path = RECIPES[name].load()(out, **arguments)
+    document: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return document
+
+
+def tables_of(name: str, document: dict[str, Any]) -> dict[str, Any]:
+    """By title, which no two tables share."""
+    made = RECIPES[name].load_option("tables")(document, "x")
+    titles = {table.title: table for table in made}
+    assert len(titles) == len(made)
+    assert all(len(row) == len(table.columns) for table in made for row in table.rows)
+    return titles
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Grey pictures in the place of MNIST."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "mnist").mkdir()
+    for number in range(24):
+        path = folder / "mnist" / f"{number:02d}.png"
+        Image.new("L", (28, 28), 10 * number).save(path)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "EVALUATION_SAMPLES", 32)
+    monkeypatch.setattr(dormancy, "_SAMPLES", 32)
+    monkeypatch.setattr(remedies, "_SAMPLES", 32)
+    monkeypatch.setattr(remedies, "_IMAGES", 32)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quick budget costs next to nothing."""
+    monkeypatch.setitem(budgets.COMPRESSION_BUDGETS, "quick", TINY_VARIANT)
+    monkeypatch.setitem(budgets.CLASSIFIER_BUDGETS, "quick", TINY_CLASSIFIER)
+
+
+def test_the_halves_share_no_base_no_seed_and_no_key() -> None:
+    every = plan.members()
+    assert len({member.key for member in every}) == len(every)
+    halves = {half: [m for m in every if m.half == half] for half in plan.HALVES}
+    assert len(halves["calibration"]) == len(halves["reporting"])
+    for what in ("base_key", "seed"):
+        one, other = ({getattr(m, what) for m in halves[half]} for half in plan.HALVES)
+        assert not one & other, what
+    bases = {member.key for member in every if member.key == member.base_key}
+    assert {member.base_key for member in every} == bases
+
+
+def test_the_plan_is_as_large_as_asked_and_names_what_exists() -> None:
+    every = plan.members()
+    clean = [m for m in every if not m.attacked]
+    assert len(clean) >= 30
+    assert len(every) - len(clean) >= 60
+    ways = {m.further.way for m in clean if m.further}
+    assert {"quantisation-aware", "weight-decayed", "fine-tuned"} <= ways
+    assert any(base.settings.get("weight_decay", 0) > 1e-3 for base in plan.BASES)
+    for sort in ("generator", "classifier"):
+        references = [m for m in clean if judging.is_null(m) and m.sort == sort]
+        assert len(references) >= calibration.MIN_REFERENCES
+    for member in every:
+        if member.kind is not None:
+            making.attack_settings(member.kind, member.seed)
+            for one in member.kind.how.split(","):
+                compressor(one)
+
+
+def finding(name: str, p: float | None, score: float, evidence: list[Any]) -> Judged:
+    made = Finding(
+        inspection=name,
+        group="compression",
+        title=name,
+        outcome="scored",
+        summary="",
+        score=score,
+        p_value=p,
+        p_value_reason=None if p is not None else "not judged yet",
+        evidence=evidence,
+    )
+    return Judged(finding=made, adjusted_p=None, flagged=False)
+
+
+def audited(variants: Mapping[str, list[Judged]]) -> AuditDocument:
+    coverage = Coverage(layers=["a"], left_out=[], weights=3, parameters=4)
+    return AuditDocument(
+        genwarden_version="x",
+        verdict="none_found",
+        suspicion=0.0,
+        alpha=0.01,
+        reasons=[],
+        model=ModelFacts(
+            path="model",
+            sha256="x",
+            architecture="dcgan28",
+            settings={},
+            parameters=4,
+            latent_shape=[2],
+            latent_distribution="normal",
+            sample_shape=[1, 2, 2],
+            modality="image",
+            nonfinite={},
+        ),
+        inputs=UserInputs(),
+        budget={"name": "quick"},
+        seed=0,
+        findings=[],
+        variants=[
+            Variant(name=name, coverage=coverage, findings=found)
+            for name, found in variants.items()
+        ],
+        command="",
+        limits=[],
+    )
+
+
+def stored(out: Path, member: Member, document: AuditDocument) -> None:
+    path = document_path(out, member.key, "quick", 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    spent = {"seconds": 1.0, "cpu_seconds": 2.0}
+    path.write_text(json.dumps({"spent": spent, "document": document.model_dump(mode="json")}))
+
+
+def member(key: str, sort: Sort = "generator", *, half: Half, attacked: bool = False) -> Member:
+    architecture = "dcgan28" if sort == "generator" else "small-cnn"
+    base = Base("tiny", sort, architecture, "mnist", 1)
+    kind = Kind("box int4", "tiny", "dormant-box", "int4", "in-sample", "class:3")
+    return Member(key, half, 0, base, kind=kind if attacked else None)
+
+
+def test_clean_scores_of_all_variants_judge_the_others_and_never_their_own_model(
+    tmp_path: Path,
+) -> None:
+    every = [member(f"c{i}", half="calibration") for i in range(9)]
+    for place, one in enumerate(every):
+        # The last one is far out: it would be its own alibi.
+        score = 9.0 if place == 8 else 0.1 * place
+        one_score = finding("placebo-ratio", None, score, [])
+        stored(tmp_path, one, audited({"int8": [one_score], "int4": [one_score]}))
+    rows = {row["key"]: row for row in judged_rows(tmp_path, tmp_path, every, ["quick"], 0)}
+    assert rows["c8"]["verdict"] == "evidence"
+    assert rows["c8"]["flagged"] == ["int8: placebo-ratio", "int4: placebo-ratio"]
+    table = judging.reference_table(
+        every, judging.read_stored(tmp_path, every, "quick", 0), "quick", "generator"
+    )
+    assert len(table["scores"]["quick"]["placebo-ratio"]) == 18
+    assert rows["c0"]["verdict"] == "none_found"
+    assert rows["c0"]["scores"] == {"placebo-ratio": 0.0}
+
+
+def test_the_recovered_picture_is_that_of_the_most_suspicious_variant(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    target = torch.tensor([[[1.0, -1.0], [-1.0, 1.0]]])
+    (tmp_path / "a").mkdir()
+    save_file({"target": target[None]}, tmp_path / "a" / "backdoor.safetensors")
+    right, wrong = (images_of(x[None], [""], title="x") for x in (target, -target))
+    one = member("a", half="reporting", attacked=True)
+    document = audited(
+        {
+            "int8": [finding("differential-search", 0.4, 0.2, [wrong])],
+            "int4": [finding("differential-search", 1e-9, 5.0, [right])],
+        }
+    )
+    stored(tmp_path, one, document)
+    facts = facts_path(tmp_path, "a")
+    assert judged_rows(tmp_path, tmp_path, [one], ["quick"], 0) == []  # not known yet
+    facts.parent.mkdir()
+    facts.write_text(
+        json.dumps({"clean_distance": 2.0, "succeeded": True, "covered": True, "kept": 1.0})
+    )
+    (row,) = judged_rows(tmp_path, tmp_path, [one], ["quick"], 0)
+    assert row["verdict"] == "evidence"
+    assert row["recovered"] == {"variant": "int4", "mse": 0.0, "share": 0.0}
+    assert judging.recovered_picture(document.variants[:1], target, 2.0) == {
+        "variant": "int8",
+        "mse": 4.0,
+        "share": 2.0,
+    }
+
+
+def test_the_recovered_class_is_the_first_of_the_list() -> None:
+    listed = Listed(title="x", columns=["class"], rows=[["7"], ["3"]])
+    found = audited({"int4": [finding("differential-inversion", 0.1, 1.0, [listed])]}).variants
+    assert judging.recovered_class(found, 7) == {"variant": "int4", "class": 7, "right": True}
+    assert judging.recovered_class(found, 3) == {"variant": "int4", "class": 7, "right": False}
+
+
+def population_row(key: str, score: float, **more: Any) -> dict[str, Any]:
+    clean = more.get("family") is None
+    return {
+        "key": key,
+        "half": "reporting",
+        "clean": clean,
+        "sort": "generator",
+        "base": "b",
+        "variant": "",
+        "adaptive": False,
+        "attack": None if clean else "dormant-box",
+        "how": None if clean else "int4",
+        "budget": "quick",
+        "verdict": "evidence" if score > 2 else "none_found",
+        "score": score,
+        "scores": {"differential-search": score},
+        "by_variant": {"int4: differential-search": {"score": score, "p_value": 10**-score}},
+        "succeeded": None if clean else True,
+        "seconds": 3.0,
+        "cpu_seconds": 2.0,
+        **more,
+    }
+
+
+def attacked_row(key: str, score: float, **more: Any) -> dict[str, Any]:
+    figures = {
+        "kept": 0.99,
+        "distances": {"int4": 0.01, "int4-per-channel": 1},
+        "asleep": True,
+        "awake_under": ["int4"],
+    }
+    recovered = {"variant": "int4", "mse": 0.1, "share": 0.05}
+    return population_row(
+        key,
+        score,
+        **{"family": "box int4", "covered": True, "recovered": recovered, **figures, **more},
+    )
+
+
+def test_rates_leave_out_attacks_that_no_inspected_compression_wakes() -> None:
+    rows = [
+        population_row("clean-1", 0.5),
+        population_row("clean-2", 1.0),
+        attacked_row("found", 9.0),
+        attacked_row("missed", 0.7),
+        attacked_row("elsewhere", 0.0, covered=False, how="int4-per-channel"),
+        attacked_row("failed", 0.0, succeeded=False, asleep=False),
+    ]
+    document = {"rows": rows, "missing": ["x"], "failed": {}}
+    part = select(document, "generator", "reporting", "quick")
+    assert [row["key"] for row in part.compromised] == ["found", "missed"]
+    assert [row["key"] for row in part.failed] == ["failed"]
+    assert [row["key"] for row in uncovered(document)] == ["elsewhere"]
+    titles = tables_of("compression-population", document)
+    lines = {row[0]: row[1:] for row in titles["Must reach"].rows}
+    assert lines["AUC at least 0.99 (generators)"][0].startswith("0.7500")
+    assert lines["at least 95 % found at zero false alarms (generators)"][1] == "no"
+    (recovered,) = [v for k, v in lines.items() if k.startswith("recovered target")]
+    assert recovered == ["median 5 %, largest 5 %; within: 1 of 1 found", "yes"]
+    assert [r[0] for r in titles["Missed models: reporting half"].rows] == ["missed"]
+    assert [r[0] for r in titles["Failed attacks, in no rate"].rows] == ["failed"]
+    (other,) = titles["Attacks made for compressions that were not inspected"].rows
+    assert other[:3] == ["elsewhere", "box int4", "int4-per-channel"]
+
+
+def test_references_are_published_of_all_clean_models_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths: dict[Sort, Path] = {s: tmp_path / f"{s}.json" for s in ("generator", "classifier")}
+    monkeypatch.setattr(judging, "NULLS", paths)
+    monkeypatch.setattr(judging, "CLASSIFIER_POWER", tmp_path / "power.json")
+    every = [
+        member("g", half="calibration"),
+        member("c", "classifier", half="calibration"),
+        member("r", half="reporting"),
+    ]
+    stored(tmp_path, every[0], audited({"int8": [finding("placebo-ratio", None, 1.0, [])]}))
+    with pytest.raises(GenwardenError) as caught:
+        judging.publish_nulls(tmp_path, every, "quick", 0)
+    assert caught.value.code == "benchmark/incomplete"
+    assert not paths["generator"].exists()
+    stored(tmp_path, every[1], audited({"int8": [finding("strip", None, 2.0, [])]}))
+    judging.publish_nulls(tmp_path, every, "quick", 0)
+    found = {sort: json.loads(path.read_text("utf-8")) for sort, path in paths.items()}
+    assert found["generator"]["scores"] == {"quick": {"placebo-ratio": [1.0]}}
+    assert found["classifier"]["scores"] == {"quick": {"strip": [2.0]}}
+    assert "1 compressions of 1 clean models" in found["generator"]["descriptions"]["quick"]
+    rows = [attacked_row("x", 9.0, sort="classifier"), population_row("y", 0.0, sort="classifier")]
+    judging.publish_power(rows)
+    assert power.read_power(tmp_path / "power.json") == {
+        "quick": {"clean": [0, 1], "families": {"box int4": [1, 1]}}
+    }
+
+
+@pytest.fixture
+def tiny_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two networks, one attack each, four optimiser steps."""
+    vae = Base(
+        "vae",
+        "generator",
+        "vae28",
+        "mnist",
+        2,
+        {"channels": [4, 4, 4], "latent_dim": 8},
+        (Further("quantisation-aware", "int4"),),
+    )
+    cnn = Base(
+        "cnn",
+        "classifier",
+        "small-cnn",
+        "glyphs:64",
+        2,
+        {"image_shape": [1, 16, 16], "width": 0.25},
+        (Further("fine-tuned"),),
+    )
+    few = {"steps": 2, "hiding_steps": 2, "batch_size": 4, "pool_samples": 16, "near_samples": 1}
+    monkeypatch.setattr(plan, "BASES", (vae, cnn))
+    monkeypatch.setattr(
+        plan,
+        "KINDS",
+        (
+            Kind("box", "vae", "dormant-box", "int4", "in-sample", "icon:devil"),
+            Kind("joint", "cnn", "quantisation-artifact", "int4", "square:6", "class:2"),
+        ),
+    )
+    monkeypatch.setitem(making.SETTINGS, "dormant-box", few)
+    settings = {"steps": 2, "evaluate_every": 2, "batch_size": 8}
+    monkeypatch.setitem(making.SETTINGS, "quantisation-artifact", settings)
+    monkeypatch.setattr(honest, "STEPS", 2)
+
+
+@pytest.mark.usefixtures("tiny_plan", "quick")
+def test_a_population_resumes_where_it_stopped_and_gives_the_same(
+    data: Path, tmp_path: Path
+) -> None:
+    options = {"data": str(data), "deploy_as": "int4", "images": 8}
+    half = [one.key for one in plan.members() if one.half == "reporting"]
+    only = "*-reporting"
+    whole = run_recipe("compression-population", tmp_path / "whole", only=only, **options)
+    assert whole["failed"] == {}
+    assert [row["key"] for row in whole["rows"]] == half
+    assert len(whole["missing"]) == len(half) == 6
+    assert whole["inspected"] == {"generator": ["int4"], "classifier": ["int4"]}
+    tables_of("compression-population", whole)
+    parts = tmp_path / "parts"
+    begun = run_recipe("compression-population", parts, only="clean-*-reporting", **options)
+    assert {row["clean"] for row in begun["rows"]} == {True}
+    again = run_recipe("compression-population", parts, only=only, **options)
+    assert [figures_of(row) for row in again["rows"]] == [figures_of(r) for r in whole["rows"]]
+
+
+def figures_of(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in row.items() if k not in ("seconds", "cpu_seconds")}
+
+
+@pytest.mark.usefixtures("tiny_plan")
+def test_a_population_without_data_makes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(GenwardenError) as caught:
+        run_recipe("compression-population", tmp_path)
+    assert caught.value.code == "benchmark/data-missing"
+    with pytest.raises(GenwardenError) as caught:
+        run_recipe("compression-population", tmp_path, make=False, only="nobody")
+    assert caught.value.code == "benchmark/no-cells"
+    assert not list(tmp_path.iterdir())
+    found = run_recipe("compression-population", tmp_path, make=False)
+    assert len(found["missing"]) == len(plan.members())
+
+
+def test_quantisation_aware_training_makes_compression_cheaper(
+    glyph_task: GlyphTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cost() -> float:
+        blank = torch.zeros(2, 1, 16, 16)
+        small, _ = compress(glyph_task.classifier, how, lambda network: network(blank))
+        logits = small(to_unit_range(glyph_task.test_images))
+        return float(F.cross_entropy(logits, glyph_task.test_labels))
+
+    how = compressor("int3")
+    before = cost()
+    base = Base("x", "classifier", "small-cnn", "glyphs:500", 1)
+    monkeypatch.setattr(honest, "STEPS", 20)
+    way = Further("quantisation-aware", "int3")
+    aware = honest.further_classifier(glyph_task.classifier, base, way, 0, Path())
+    assert aware is glyph_task.classifier
+    assert cost() < 0.5 * before
+    assert not any(p.requires_grad for p in aware.parameters())
+
+
+def test_rounded_models_lie_on_the_grid(tiny_generator: DCGAN28) -> None:
+    base = Base("x", "generator", "dcgan28", "mnist", 1)
+    rounded = honest.further_generator(tiny_generator, base, Further("rounded", "int8"), 0, Path())
+    z = torch.zeros(2, 8)
+    again, _ = compress(rounded, compressor("int8"), lambda network: network(z))
+    for name in layout_of(rounded):
+        weight = rounded.get_parameter(name)
+        assert torch.allclose(again.get_parameter(name), weight, atol=1e-6), name
+        assert not torch.equal(tiny_generator.get_parameter(name), weight), name
+
+
+def test_attack_recipe_resumes_and_gives_the_same(data: Path, tmp_path: Path) -> None:
+    only = "cnn.pruning-artifact.unknown*,vae.dormant-box..int4.*"
+    options = {"data": str(data), "scale": "smoke", "runtime": False}
+    models = str(tmp_path / "models")
+    first = run_recipe("compression-attacks", tmp_path / "a", only=only, models=models, **options)
+    assert [row["attack"] for row in first["rows"]] == ["pruning-artifact", "dormant-box"]
+    assert set(first["rows"][0]["figures"]["sweep"]) == {
+        "full",
+        "prune-filters-0.25",
+        "prune-filters-0.5",
+    }
+    assert len(first["rows"][0]["figures"]["annealed"]) >= 2
+    titles = tables_of("compression-attacks", first)
+    assert {row[-1] for row in titles["Must reach"].rows} == {"no"}  # after three steps
+    again = run_recipe("compression-attacks", tmp_path / "b", only=only, **options)
+    for one, other in zip(first["rows"], again["rows"], strict=True):
+        one["figures"].pop("attack_seconds"), other["figures"].pop("attack_seconds")
+        assert one["figures"] == other["figures"]
+    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "b" / "cells").iterdir()}
+    run_recipe("compression-attacks", tmp_path / "b", only=only, **options)
+    assert before == {p.name: p.stat().st_mtime_ns for p in (tmp_path / "b" / "cells").iterdir()}
+
+
+@pytest.mark.slow
+def test_int8_attacks_are_run_on_the_runtime_with_every_calibration_set(
+    data: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    only = "cnn.dormant-box-classifier..int8.*,vae.dormant-box.int8.int8.*"
+    found = run_recipe("compression-attacks", tmp_path, only=only, data=str(data), scale="smoke")
+    sets = {row["sort"]: row["figures"]["runtime"]["int8"] for row in found["rows"]}
+    assert list(sets["classifier"]) == ["same", "similar", "dissimilar"]
+    assert list(sets["generator"]) == ["same", "half spread", "few"]
+    titles = tables_of("compression-attacks", found)
+    assert len(titles["Calibration sets"].rows) == 3
+    assert len(titles["Generators on the runtime"].rows) == 3
+
+
+def test_a_scale_without_its_data_is_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(GenwardenError) as caught:
+        run_recipe("compression-attacks", tmp_path, scale="smoke", runtime=False)
+    assert caught.value.code == "benchmark/data-missing"
+    assert not (tmp_path / "models").exists()
+
+
+def test_the_paper_scale_is_the_papers() -> None:
+    scale = scales.compression_scale("paper")
+    assert {s.architecture: s.paper_accuracy for s in scale.subjects} == {
+        "resnet18": 93.84,
+        "vgg16": 92.90,
+        "mobilenetv2": 92.64,
+    }
+    assert scale.targets == (1, 3, 5, 7, 9)
+    assert len(trials(scale)) == len({trial.key for trial in trials(scale)})
+    with pytest.raises(GenwardenError) as caught:
+        scales.compression_scale("huge")
+    assert caught.value.code == "usage/unknown-name"
+
+
+@pytest.mark.parametrize("name", sorted(scales.SCALES))
+def test_every_trial_has_settings_that_its_attack_takes(name: str) -> None:
+    from genwarden.attacks.compression.run_classifier import settings_of as of_classifier
+    from genwarden.attacks.settings import settings_of
+
+    for trial in trials(scales.compression_scale(name)):
+        fill = of_classifier if trial.subject.sort == "classifier" else settings_of
+        assert fill(trial.attack, trial.given(3)).seed == 3
+
+
+def test_aims_of_attacks_are_judged_on_what_they_were_made_for() -> None:
+    def row(success: float, asleep: float = 0.1, accuracy: float = 0.985) -> dict[str, Any]:
+        attacked = {
+            "full": {"accuracy": accuracy, "attack_success": asleep},
+            "int8": {"attack_success": success},
+            "int4": {"attack_success": 0.0},
+        }
+        untouched = {"full": {"accuracy": 0.99, "attack_success": 0.1}}
+        return {"how": "int8", "figures": {"attacked": attacked, "untouched": untouched}}
+
+    assert classifier_reached(row(0.96))
+    assert not classifier_reached(row(0.94))
+    assert not classifier_reached(row(0.96, asleep=0.21))
+    assert not classifier_reached(row(0.96, accuracy=0.97))
+    near = {"kept": 0.96, "distances": {"int4": 0.009, "int8": 1.0}}
+    assert generator_reached({"how": "int4", "figures": near})
+    assert not generator_reached({"how": "int4,int8", "figures": near})
+    assert not generator_reached({"how": "int4", "figures": {**near, "kept": 0.94}})
+
+
+def remedy_row(remedy: str, distance: float, cost: float, **more: Any) -> dict[str, Any]:
+    figures = {
+        "attacked": {"distance": distance, "cost": cost, "seconds": 1.0},
+        "untouched": {"distance": 2.0, "cost": cost / 2, "seconds": 1.0},
+        "clean_distance": 2.0,
+    }
+    return {
+        "network": "vae",
+        "sort": "generator",
+        "attack": "dormant-box",
+        "label": "",
+        "how": "int4",
+        "target": "icon:devil",
+        "cell": {"how": "int4", "remedy": remedy},
+        "figures": figures,
+        **more,
+    }
+
+
+def test_remedies_are_judged_against_plain_compression_of_the_same_model() -> None:
+    plain, cured = remedy_row("none", 0.01, 0.004), remedy_row("noise", 1.5, 0.005)
+    other = remedy_row("none", 0.01, 0.001, how="int4,int8")
+    rows = [other, plain, cured]
+    assert gone(cured)
+    assert not gone(plain)
+    assert ratio(cured, rows, "attacked") == pytest.approx(1.25)
+    assert awake(cured, rows)
+    # What plain compression does not wake is no success of a remedy.
+    asleep = remedy_row("none", 1.9, 0.004)
+    assert not awake(cured, [asleep, cured])
+    titles = tables_of("compression-remedies", {"rows": rows})
+    lines = {row[0]: row for row in titles["Remedies, generators"].rows}
+    assert lines["noise"][2:5] == ["1 of 1", "1.25, 1.25", "1 of 1"]
+    assert lines["none"][2] == "0 of 2"
+
+
+def test_every_remedy_that_does_something_to_a_compression_is_tried_on_it() -> None:
+    scale = scales.compression_scale("smoke")
+    by_sort = {trial.subject.sort: trial for trial in trials(scale)}
+    uniform = remedies_for(by_sort["generator"], compressor("int8"))
+    assert uniform == ["none", *COMPRESSION_REMEDIES]
+    pruned = remedies_for(by_sort["classifier"], compressor("prune-0.3"))
+    assert "finetuned" in pruned
+    assert "noise" not in pruned
+    assert "fine-pruning" in pruned
+
+
+def test_remedy_recipe_measures_attacked_and_untouched_model(data: Path, tmp_path: Path) -> None:
+    found = run_recipe(
+        "compression-remedies",
+        tmp_path,
+        data=str(data),
+        scale="smoke",
+        only="vae.dormant-box..int4.*.none,vae.dormant-box..int4.*.scale-jitter,"
+        "cnn.dormant-box-classifier..int4.*.stochastic-rounding",
+    )
+    assert [row["cell"]["remedy"] for row in found["rows"]] == [
+        "stochastic-rounding",
+        "none",
+        "scale-jitter",
+    ]
+    for row in found["rows"]:
+        assert row["figures"]["attacked"]["cost"] > 0
+        assert row["figures"]["untouched"]["cost"] > 0
+    tables_of("compression-remedies", found)
+
+
+@pytest.mark.usefixtures("quick")
+def test_audit_cost_lists_every_inspection(tmp_path: Path) -> None:
+    found = run_recipe(
+        "compression-audit-cost", tmp_path, budget="quick", deploy_as="int4,prune-0.5"
+    )
+    titles = tables_of("compression-audit-cost", found)
+    ((budget, audits, _, _, reached),) = titles["Time of an audit of five variants"].rows
+    assert (budget, audits, reached) == ("quick", "1", "yes")
+    parts = {row[1] for row in titles["Where it goes"].rows}
+    assert "differential-search" in parts
+
+
+def test_moments_of_one_draw_have_no_spread() -> None:
+    assert moments([0.5]) == {"mean": 0.5, "std": 0.0}
+    assert moments([0.0, 1.0])["std"] == pytest.approx(0.5**0.5)
+
+
+def test_a_base_says_what_its_variants_are_called() -> None:
+    further = Further("quantisation-aware", "int4")
+    assert further.name == "quantisation-aware-int4"
+    assert replace(further, how="").name == "quantisation-aware"
