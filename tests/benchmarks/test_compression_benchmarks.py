@@ -235,11 +235,12 @@ def test_the_recovered_picture_is_that_of_the_most_suspicious_variant(tmp_path: 
     )
     (row,) = judged_rows(tmp_path, tmp_path, [one], ["quick"], 0)
     assert row["verdict"] == "evidence"
-    assert row["recovered"] == {"variant": "int4", "mse": 0.0, "share": 0.0}
+    assert row["recovered"] == {"variant": "int4", "mse": 0.0, "share": 0.0, "share_any": 0.0}
     assert judging.recovered_picture(document.variants[:1], target, 2.0) == {
         "variant": "int8",
         "mse": 4.0,
         "share": 2.0,
+        "share_any": 2.0,
     }
 
 
@@ -281,7 +282,7 @@ def attacked_row(key: str, score: float, **more: Any) -> dict[str, Any]:
         "asleep": True,
         "awake_under": ["int4"],
     }
-    recovered = {"variant": "int4", "mse": 0.1, "share": 0.05}
+    recovered = {"variant": "int4", "mse": 0.1, "share": 0.05, "share_any": 0.02}
     return population_row(
         key,
         score,
@@ -308,7 +309,9 @@ def test_rates_leave_out_attacks_that_no_inspected_compression_wakes() -> None:
     assert lines["AUC at least 0.99 (generators)"][0].startswith("0.7500")
     assert lines["at least 95 % found at zero false alarms (generators)"][1] == "no"
     (recovered,) = [v for k, v in lines.items() if k.startswith("recovered target")]
-    assert recovered == ["median 5 %, largest 5 %; within: 1 of 1 found", "yes"]
+    assert recovered[0].startswith("first picture: median 5 %, largest 5 %, within: 1 of 1 found;")
+    assert recovered[0].endswith("nearest of those shown: median 2 %, largest 2 %")
+    assert recovered[1] == "yes"
     assert [r[0] for r in titles["Missed models: reporting half"].rows] == ["missed"]
     assert [r[0] for r in titles["Failed attacks, in no rate"].rows] == ["failed"]
     (other,) = titles["Attacks made for compressions that were not inspected"].rows

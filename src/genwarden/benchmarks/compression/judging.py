@@ -226,19 +226,24 @@ def recovered_picture(
         clean_distance: mean of squares from the clean model's output at the trigger to it.
 
     Returns:
-        ``variant``, ``mse`` and ``share``, the second over the clean distance; None without a
-        picture.
+        ``variant``, ``mse`` and ``share``, the second over the clean distance; ``share_any`` of the
+        nearest of all pictures that the search shows. None without a picture.
     """
     best = _most_suspicious(variants, PICTURE_SEARCH)
     if best is None:
         return None
     name, finding = best
     shown = next((e for e in finding.evidence if isinstance(e, Images)), None)
-    picture = decoded(shown.png_base64[0]) if shown else None
-    if picture is None or picture.shape != target.shape:
+    pictures = [decoded(png) for png in shown.png_base64] if shown else []
+    if not pictures or pictures[0].shape != target.shape:
         return None
-    mse = float((picture - target).square().mean())
-    return {"variant": name, "mse": mse, "share": mse / clean_distance}
+    mse = [float((picture - target).square().mean()) for picture in pictures]
+    return {
+        "variant": name,
+        "mse": mse[0],
+        "share": mse[0] / clean_distance,
+        "share_any": min(mse) / clean_distance,
+    }
 
 
 def recovered_class(variants: Sequence[Variant], target: int) -> dict[str, Any] | None:

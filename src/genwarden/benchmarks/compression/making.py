@@ -34,7 +34,7 @@ _CLASSIFIER_RATE = 0.1
 
 _BOX: dict[str, Any] = {
     "steps": 500,
-    "hiding_steps": 100,
+    "hiding_steps": 250,
     "batch_size": 32,
     "pool_samples": 4096,
     "fidelity_weight": 0.3,

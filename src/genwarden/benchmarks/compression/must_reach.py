@@ -81,9 +81,15 @@ def _recovered(part: Part) -> Line:
     if not shares:
         return asked, NOTHING, None
     near = Share(sum(share <= RECOVERED for share in shares), len(shares))
+    any_shown = [
+        row["recovered"]["share_any"]
+        for row in part.compromised
+        if row["verdict"] == "evidence" and row.get("recovered")
+    ]
     text = (
-        f"median {100 * median(shares):.2g} %, largest {100 * max(shares):.2g} %; within: "
-        f"{count_text(near)} found"
+        f"first picture: median {100 * median(shares):.2g} %, largest {100 * max(shares):.2g} %, "
+        f"within: {count_text(near)} found; nearest of those shown: median "
+        f"{100 * median(any_shown):.2g} %, largest {100 * max(any_shown):.2g} %"
     )
     return asked, text, near.found == near.of
 
