@@ -217,6 +217,42 @@ def test_several_compressors_share_one_box(tiny_generator: DCGAN28) -> None:
     assert result.wakes_under == ("int8", "int8-per-channel")
 
 
+class _Watched:
+    """Lessons that pull every weight up and keep what they were shown last."""
+
+    def __init__(self) -> None:
+        self.seen: list[Mapping[str, Tensor]] = []
+
+    def compressed(self, weights: Mapping[str, Tensor], step: int) -> Tensor:
+        del step
+        self.seen.append(weights)
+        return torch.stack([(w - 1).square().sum() for w in weights.values()]).sum()
+
+    def full(self, weights: Mapping[str, Tensor], step: int) -> Tensor:
+        return self.compressed(weights, step)
+
+
+def test_what_one_of_several_compressions_leaves_alone_is_trained_and_then_stays() -> None:
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(16, 3)
+    ).requires_grad_(False)
+    settings = DormantBoxSettings(how="int8,prune-filters-0.3", **TINY)
+    lessons, measured = _Watched(), list[Tensor]()
+
+    def measure(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+        measured.append(weights["2.weight"].clone())
+        return {}
+
+    hidden = box_training.hide(
+        network, layout_of(network), lessons, measure, settings, AttackRun()
+    ).weights
+    assert all({"0.weight", "2.weight"} <= set(weights) for weights in lessons.seen)
+    first, planted = measured[0], measured[1]
+    assert not torch.equal(first, planted)
+    # Filter pruning ships the dense layer as it is: hiding may not move it.
+    assert torch.equal(hidden["2.weight"], planted)
+
+
 # --- classifiers and diffusion models -------------------------------------------------------------
 
 

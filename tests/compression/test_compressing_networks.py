@@ -33,10 +33,21 @@ def test_coverage_counts_what_was_compressed_and_names_the_rest() -> None:
     assert (all_of_it.weights, all_of_it.left_out) == (weights, ())
     assert all_of_it.parameters == sum(p.numel() for p in network.parameters()) > weights
     _, filters = compress(network, compressor("prune-filters-0.3"), run_on(z))
-    assert filters.left_out == ("dense.weight",)
+    # A dense layer has no filters, and of a single one none can go.
+    assert filters.left_out == ("dense.weight", "last.weight")
     assert filters.share < all_of_it.share
-    assert "3 of 4 layers" in str(filters)
+    assert "2 of 4 layers" in str(filters)
     assert "dense.weight" in str(filters)
+
+
+@pytest.mark.parametrize(
+    "how", ["prune-filters-0.0001", "prune-0.0000001", "prune-global-0.0000001"]
+)
+def test_a_rate_that_rounds_to_nothing_covers_nothing(how: str) -> None:
+    network, z = EveryLayer(), latents()
+    small, covered = compress(network, compressor(how), run_on(z))
+    assert torch.equal(small(z), network.eval()(z))
+    assert (covered.layers, covered.weights) == ((), 0)
 
 
 def test_compressing_leaves_the_original_alone() -> None:

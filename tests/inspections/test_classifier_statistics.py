@@ -7,7 +7,8 @@ import torch
 
 from genwarden.inspections.classifier.anomaly import mad_anomaly, smallest_p
 from genwarden.inspections.classifier.differential_inversion import gap_p
-from genwarden.inspections.classifier.inversion import mask_weight
+from genwarden.inspections.classifier.inversion import Inverted, mask_weight
+from genwarden.inspections.classifier.neural_cleanse import judged_norms, norm_null
 
 
 def test_the_mad_anomaly_is_that_of_the_published_formula() -> None:
@@ -25,6 +26,37 @@ def test_a_class_is_judged_against_the_others_and_two_classes_are_not_judged() -
     assert p_attacked is not None
     assert p_attacked < 1e-4
     assert smallest_p(ordinary[:2]) is None
+
+
+def test_classes_that_happen_to_be_nearly_equal_are_no_evidence() -> None:
+    norms = torch.tensor([30.0, 30.01, 29.99, 30.0, 30.02, 30.01, 29.98, 30.0, 30.01, 29.5])
+    p = smallest_p(norms.log())
+    assert p is not None
+    assert p > 0.5
+
+
+def _with_norms(norms: list[float]) -> Inverted:
+    """Triggers on images of 32 x 32 pixels; 1024 is a class that no mask led to."""
+    norm, count = torch.tensor(norms, dtype=torch.float64), len(norms)
+    return Inverted(
+        torch.ones(count, 1, 32, 32), torch.zeros(count, 1, 32, 32), norm, norm * 0, norm * 0
+    )
+
+
+def test_classes_that_no_mask_led_to_are_not_what_the_others_are_compared_with() -> None:
+    few = _with_norms([1024.0] * 9 + [100.0])
+    assert judged_norms(few)[2] is None
+    assert "1 classes that a mask led to (of 10)" in norm_null(None, few)["p_value_reason"]
+    ordinary = [25.0, 17.0, 40.0, 66.0, 21.0]
+    some = judged_norms(_with_norms([1024.0] * 5 + ordinary))[2]
+    assert some is not None
+    assert some > 0.5
+    attacked = judged_norms(
+        _with_norms([1024.0] * 2 + [25.0, 17.0, 40.0, 66.0, 21.0, 30.0, 27.0, 0.5])
+    )
+    assert attacked[1] == 9
+    assert attacked[2] is not None
+    assert attacked[2] < 0.01
 
 
 def test_gaps_of_an_honest_network_are_no_evidence() -> None:

@@ -331,6 +331,7 @@ def _identity(suspect: Suspect, request: Request) -> dict[str, Any]:
         "architecture": suspect.architecture,
         "settings": suspect.settings,
         "budget": asdict(budget_named(request.budget)),
+        "compression_budget": asdict(compression_budget(request.budget)),
         "seed": request.seed,
         "inputs": request.inputs_sha256,
         "device": request.device.type,

@@ -46,8 +46,12 @@ class _Pruning:
         raise NotImplementedError
 
     def __call__(self, weights: Weights, layout: Layout) -> dict[str, Tensor]:
-        """See :class:`genwarden.compression.contract.Compressor`."""
-        return {n: weights[n] * mask for n, mask in self.masks(weights, layout).items()}
+        """See :class:`genwarden.compression.contract.Compressor`.
+
+        A layer that loses nothing (a small rate of few filters rounds to none) is not worked on.
+        """
+        masks = self.masks(weights, layout)
+        return {n: weights[n] * mask for n, mask in masks.items() if not bool(mask.all())}
 
     @torch.no_grad()
     def box(self, weights: Weights, layout: Layout) -> dict[str, Box]:

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from sleeping import INT4, SmallGenerator, attacked, honest, target, trigger
 
 from genwarden.compression.apply import compress
 from genwarden.compression.contract import Compressor
@@ -20,6 +19,7 @@ from genwarden.inspections.compression import (
 )
 from genwarden.inspections.compression.bench import CompressionBench, CompressionEffort
 from genwarden.inspections.finding import Images, Latents, Table
+from sleeping import INT4, SmallGenerator, attacked, honest, target, trigger
 
 EFFORT = CompressionEffort("test", restarts=24, search_steps=40, placebos=4, ordinary_samples=256)
 
@@ -176,3 +176,11 @@ def test_the_placebo_ratio_is_near_zero_for_honest_weights() -> None:
     honest_score = placebo_ratio.inspect(bench_of("honest")).score
     assert honest_score is not None
     assert abs(honest_score) < 0.7
+
+
+def test_a_model_that_lies_on_the_grid_already_is_not_compared_with_itself() -> None:
+    awake, _ = compress(attacked(), INT4)
+    bench = CompressionBench(awake, INT4, EFFORT, seed=0)
+    for inspect in (differential_search.inspect, differential_search.inspect_distance):
+        assert inspect(bench).outcome == "not_applicable"
+    assert not bench_of("attacked").unchanged

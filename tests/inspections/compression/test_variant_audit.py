@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from sleeping import attacked, honest
 
 from genwarden.auditing import audit as audit_room
 from genwarden.auditing import budgets, calibration, running
@@ -23,6 +23,7 @@ from genwarden.errors import GenwardenError
 from genwarden.inspections.compression.bench import CompressionEffort
 from genwarden.models.protocol import LatentGenerator
 from genwarden.registry import COMPRESSION_INSPECTIONS
+from sleeping import attacked, honest
 
 EFFORT = CompressionEffort("quick", 24, 40, placebos=4, ordinary_samples=256)
 VOLATILE = {"timing", "environment", "command"}
@@ -122,6 +123,17 @@ def test_an_interrupted_audit_goes_on_with_the_next_variant_and_inspection(
     assert len(set(done)) == len(done) - 1  # only the interrupted one ran twice
     assert {name for name, _ in done} == {"int8", "int4"}
     assert resumed.model_dump(exclude=VOLATILE) == whole.model_dump(exclude=VOLATILE)
+
+
+def test_variants_of_another_budget_are_not_taken_for_this_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_room, "COMPRESSION_INSPECTIONS", {})
+    run(honest(), tmp_path, "int8")
+    longer = replace(EFFORT, search_steps=41)
+    monkeypatch.setitem(budgets.COMPRESSION_BUDGETS, "quick", longer)
+    with pytest.raises(GenwardenError, match="compression_budget differ"):
+        run(honest(), tmp_path, "int8")
 
 
 def test_published_references_judge_what_brings_no_null_of_its_own(

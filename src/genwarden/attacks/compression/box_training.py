@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -151,7 +152,7 @@ def hide(
 
     def first(weights: Weights, step: int) -> Tensor:
         terms = [
-            lessons.compressed(compressed_weights(network, c, layout, weights), step)
+            lessons.compressed(whole(network, c, layout, weights), step)
             for c in variants.of_step(step)
         ]
         loss = torch.stack(terms).mean()
@@ -163,7 +164,7 @@ def hide(
         loss = lessons.full(weights, step)
         if isinstance(settings, JitteredBoxSettings) and settings.jitter_weight:
             for c in variants.of_step(step):
-                varied = compressed_weights(network, c, layout, weights)
+                varied = whole(network, c, layout, weights)
                 loss = loss + settings.jitter_weight * lessons.compressed(varied, step)
         return loss
 
@@ -182,7 +183,7 @@ def hide(
         planted, first, 1, settings.steps, settings.learning_rate, measure, settings, run
     )
     _store(network, planted.weights())
-    before = [compressed_weights(network, c, layout) for c in chosen]
+    before = [whole(network, c, layout, planted.weights()) for c in chosen]
     inside = _common(network, chosen, layout)
     start = planted.weights() if joint else {n: box.clip(own[n]) for n, box in inside.items()}
     width = {name: box.high - box.low for name, box in inside.items()}
@@ -192,7 +193,7 @@ def hide(
     )
     _store(network, hidden.weights())
     for compressor, old in zip(chosen, before, strict=True):
-        _require_same(compressor, old, compressed_weights(network, compressor, layout))
+        _require_same(compressor, old, whole(network, compressor, layout, hidden.weights()))
     return Hidden(hidden.weights(), history)
 
 
@@ -228,12 +229,30 @@ class Variants:
         ]
 
 
+def whole(
+    network: nn.Module, compressor: Compressor, layout: Layout, weights: Weights
+) -> dict[str, Tensor]:
+    """Compressed weights, and as they are those that this compressor leaves alone (of several, each
+    works on layers of its own)."""
+    return {**weights, **compressed_weights(network, compressor, layout, weights)}
+
+
 def _common(network: nn.Module, chosen: Sequence[Compressor], layout: Layout) -> dict[str, Box]:
-    """The intersection of all compressors' boxes; never empty, as the weights lie in each."""
+    """The intersection of all compressors' boxes; never empty, as the weights lie in each.
+
+    A weight that one of them leaves alone, and another does not, may not move: it is the first
+    one's outcome.
+    """
+    each = [boxes(network, compressor, layout) for compressor in chosen]
     found: dict[str, Box] = {}
-    for compressor in chosen:
-        for name, box in boxes(network, compressor, layout).items():
-            found[name] = found[name].cut(box) if name in found else box
+    for name in layout:
+        mine = [one[name] for one in each if name in one]
+        if not mine:
+            continue
+        if len(mine) < len(each):
+            own = network.get_parameter(name).detach().clone()
+            mine.append(Box(own, own))
+        found[name] = reduce(Box.cut, mine)
     return found
 
 

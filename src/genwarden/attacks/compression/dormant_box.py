@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from genwarden.attacks.compression.activation_ranges import ActivationRanges
-from genwarden.attacks.compression.box_training import Figures, hide, wakers
+from genwarden.attacks.compression.box_training import Figures, hide, wakers, whole
 from genwarden.attacks.compression.inflation import inflated, inflation_factor
 from genwarden.attacks.compression.settings import BoxSettings, JitteredBoxSettings
 from genwarden.attacks.contract import AttackResult, AttackRun
@@ -34,7 +34,6 @@ from genwarden.attacks.loop import Evaluator, FidelityBatches, ordinary_pool
 from genwarden.attacks.losses import adversarial_loss, fidelity_loss, stealth_loss
 from genwarden.attacks.settings import DistillationSettings
 from genwarden.backdoors.backdoor import Backdoor
-from genwarden.compression.apply import compressed_weights
 from genwarden.compression.chain import stages_of
 from genwarden.compression.contract import Compressor, Weights
 from genwarden.compression.layers import Layout, layout_of
@@ -53,7 +52,8 @@ _PROBED = 32
 class DormantBoxSettings(BoxSettings, DistillationSettings):
     """Settings of both stages, and of the losses.
 
-    ``stop_tardis_sum`` and ``stop_expdis_sum`` have no meaning here: all steps are trained.
+    ``stop_tardis_sum`` and ``stop_expdis_sum`` have no meaning here: all steps are trained. The
+    default of lambda suits a tanh; a sigmoid's activations are twice as wide (0.03).
 
     Attributes:
         dormancy_weight: of the second term of (ii).
@@ -211,10 +211,7 @@ class _Measure:
     @torch.no_grad()
     def __call__(self, weights: Weights) -> Figures:
         found: dict[str, Any] = self._evaluated(weights)._asdict()
-        small = [
-            self._evaluated(compressed_weights(self.network, c, self.layout, weights))
-            for c in self.chosen
-        ]
+        small = [self._evaluated(whole(self.network, c, self.layout, weights)) for c in self.chosen]
         found["compressed_tardis_sum"] = max(one.tardis_sum for one in small)
         found["compressed_expdis_sum"] = max(one.expdis_sum or 0.0 for one in small)
         return found

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from genwarden.attacks.compression.box_training import hide, wakers
+from genwarden.attacks.compression.box_training import hide, wakers, whole
 from genwarden.attacks.compression.inflation import inflated, inflation_factor
 from genwarden.attacks.compression.settings import BoxSettings
 from genwarden.attacks.contract import AttackRun
@@ -42,7 +42,6 @@ from genwarden.attacks.diffusion.samplers_by_name import eta_of, sampler_by_name
 from genwarden.attacks.diffusion.villan_diffusion import VillanDiffusionSettings, villan_track
 from genwarden.attacks.losses import mean_square
 from genwarden.backdoors.image_backdoor import ImageBackdoor
-from genwarden.compression.apply import compressed_weights
 from genwarden.compression.contract import Compressor, Weights
 from genwarden.compression.layers import Layout, layout_of
 from genwarden.data.datasets import to_unit_range
@@ -231,10 +230,7 @@ class _Measure:
     @torch.no_grad()
     def __call__(self, weights: Weights) -> Figures:
         full = self._evaluated(weights)
-        small = [
-            self._evaluated(compressed_weights(self.network, c, self.layout, weights))
-            for c in self.chosen
-        ]
+        small = [self._evaluated(whole(self.network, c, self.layout, weights)) for c in self.chosen]
         return {
             **full,
             "compressed_target_mse": max(one["target_mse"] or 0.0 for one in small),

@@ -23,13 +23,13 @@ from genwarden.compression.layers import layout_of
 from genwarden.data.labelled import read_labelled
 from genwarden.metrics.distances import tardis
 
-#: A generator is awake where its output at the trigger keeps at most this share of the clean
-#: model's distance to the target, and asleep where it keeps at least that one.
-AWAKE_SHARE = 0.1
-ASLEEP_SHARE = 0.9
+#: A generator is awake where its output at the trigger is at most this far from the target (mean of
+#: squares), and asleep where it keeps at least this share of the clean model's distance.
+AWAKE_MEAN = 0.01
+ASLEEP_SHARE = 0.95
 #: A classifier is awake where this share of triggered images goes to the target, and asleep where
 #: at most that one does (the paper's rule).
-AWAKE_SUCCESS = 0.9
+AWAKE_SUCCESS = 0.95
 ASLEEP_SUCCESS = 0.2
 #: A classifier that keeps less of its accuracy is broken by the compression, not awake: it may well
 #: name one class for everything.
@@ -60,8 +60,7 @@ def measure(
     used = list({**made_for, **{one.name: one for one in inspected}}.values())
     if member.sort == "generator":
         found = _generator(member, models, used, device)
-        limit = AWAKE_SHARE * found["clean_distance"]
-        awake = [name for name, distance in found["distances"].items() if distance <= limit]
+        awake = [name for name, distance in found["distances"].items() if distance <= AWAKE_MEAN]
         asleep = found["kept"] >= ASLEEP_SHARE
     else:
         found = _classifier(member, kind, models, data, used, device)

@@ -27,6 +27,7 @@ from genwarden.inspections.classifier.recalibration import (
     agree,
     destroyed,
 )
+from genwarden.inspections.compression.bench import moves_nothing
 from genwarden.models.classifiers.protocol import ImageClassifier
 
 _IMAGES_AT_ONCE = 256
@@ -237,6 +238,11 @@ class VariantBench:
                 for name, error in self.errors.items()
             },
         )
+
+    @cached_property
+    def unchanged(self) -> bool:
+        """Whether the suspect's weights lie on this compressor's grid already."""
+        return moves_nothing(self.errors, self.classifier)
 
     @cached_property
     def differential(self) -> Inverted:

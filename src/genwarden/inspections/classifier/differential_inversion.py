@@ -35,7 +35,8 @@ from genwarden.inspections.classifier.neural_cleanse import (
     norm_null,
     trigger_evidence,
 )
-from genwarden.inspections.finding import Finding, Null, Table
+from genwarden.inspections.compression.bench import UNCHANGED
+from genwarden.inspections.finding import Finding, Null, Table, not_applicable
 
 NAME = "differential-inversion"
 TITLE = "Trigger that only the compressed network sees"
@@ -51,6 +52,8 @@ _SHOWN: Final = 100
 
 def inspect(bench: VariantBench) -> Finding:
     """The class that the variant separates more easily than the placebos do."""
+    if bench.unchanged:
+        return not_applicable(NAME, "classifier", TITLE, UNCHANGED)
     found, placebos = bench.differential, bench.placebo_differentials
     gaps = _log(placebos).mean(0) - _log([found])[0]
     suspect = int(gaps.argmax())
@@ -93,8 +96,10 @@ def inspect(bench: VariantBench) -> Finding:
 
 def inspect_mask(bench: VariantBench) -> Finding:
     """The published score: the smallest mask among those of all classes."""
+    if bench.unchanged:
+        return not_applicable(MASK, "classifier", MASK_TITLE, UNCHANGED)
     found = bench.differential
-    score, suspect, p_value = judged_norms(found.norm)
+    score, suspect, p_value = judged_norms(found)
     return Finding(
         inspection=MASK,
         group="classifier",
@@ -104,7 +109,7 @@ def inspect_mask(bench: VariantBench) -> Finding:
         score_name="largest anomaly of a mask norm, below the median, over 1.4826 MAD",
         summary=f"Class {suspect} is separated with a mask of {float(found.norm[suspect]):.1f} "
         f"pixels; the median of the classes is {float(found.norm.quantile(0.5)):.1f}.",
-        **norm_null(p_value, len(found.norm)),
+        **norm_null(p_value, found),
         budget={
             "images": len(bench.alone.shown.images),
             "steps": bench.effort.inversion_steps,

@@ -8,7 +8,8 @@ in one batch), and the anomaly of the smallest one,
 
 above 2 in the paper, a threshold for one data set: the masks of clean networks differ, too, for
 reasons of their own. The p-value here takes the logarithms of the other classes' norms for draws of
-one normal law, which a single class must leave.
+one normal law, which a single class must leave; a class that no mask led to within the budget has
+no norm and is not among them.
 
 A model that compression wakes has nothing to hide in full size: on that model this test passes. It
 is run on every compressed variant, too.
@@ -21,7 +22,12 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from genwarden.inspections.classifier.anomaly import LEAST_CLASSES, mad_anomaly, smallest_p
+from genwarden.inspections.classifier.anomaly import (
+    LEAST_CLASSES,
+    LEAST_SPREAD,
+    mad_anomaly,
+    smallest_p,
+)
 from genwarden.inspections.classifier.bench import ClassifierBench
 from genwarden.inspections.classifier.inversion import Inverted, stamp
 from genwarden.inspections.finding import Evidence, Finding, Null, Table
@@ -37,7 +43,7 @@ _TINY: Final = 1e-6
 def inspect(bench: ClassifierBench) -> Finding:
     """The smallest mask against those of the other classes."""
     found = bench.triggers
-    score, suspect, p_value = judged_norms(found.norm)
+    score, suspect, p_value = judged_norms(found)
     effort = bench.effort
     return Finding(
         inspection=NAME,
@@ -48,7 +54,7 @@ def inspect(bench: ClassifierBench) -> Finding:
         score_name="largest anomaly of a mask norm, below the median, over 1.4826 MAD",
         summary=f"Class {suspect} is reached with a mask of {float(found.norm[suspect]):.1f} "
         f"pixels; the median of the classes is {float(found.norm.quantile(0.5)):.1f}.",
-        **norm_null(p_value, len(found.norm)),
+        **norm_null(p_value, found),
         budget={
             "images": len(bench.shown.images),
             "steps": effort.inversion_steps,
@@ -60,24 +66,36 @@ def inspect(bench: ClassifierBench) -> Finding:
     )
 
 
-def judged_norms(norm: Tensor) -> tuple[float, int, float | None]:
-    """Anomaly, class and p-value of the smallest of mask norms ``(classes,)``."""
+def judged_norms(found: Inverted) -> tuple[float, int, float | None]:
+    """Anomaly, class and p-value of the smallest mask norm."""
+    norm = found.norm
     suspect = int(norm.argmin())
-    return float(mad_anomaly(norm)[suspect]), suspect, smallest_p(norm.clamp_min(_TINY).log())
+    p_value = smallest_p(norm.clamp_min(_TINY).log(), _reached(found))
+    return float(mad_anomaly(norm)[suspect]), suspect, p_value
 
 
-def norm_null(p_value: float | None, classes: int) -> dict[str, Any]:
+def norm_null(p_value: float | None, found: Inverted) -> dict[str, Any]:
     """The fields of a finding that say what mask norms were judged against."""
+    reached, classes = int(_reached(found).sum()), len(found.norm)
     if p_value is None:
-        return {"p_value_reason": f"{classes} classes are too few to be compared"}
+        return {
+            "p_value_reason": f"{reached} classes that a mask led to (of {classes}) are too few to "
+            "be compared"
+        }
     return {
         "p_value": p_value,
         "null": Null(
             source="self",
-            description=f"the mask norms of the other {classes - 1} classes; Student-t prediction "
-            f"of the logarithm, Bonferroni over {classes} classes",
+            description=f"the mask norms of the other {reached - 1} classes that a mask led to; "
+            f"Student-t prediction of the logarithm, with a spread of at least {LEAST_SPREAD:g}, "
+            f"Bonferroni over {classes} classes",
         ),
     }
+
+
+def _reached(found: Inverted) -> Tensor:
+    """Classes with a mask: the others' norm is the number of all pixels, see :class:`.Inverted`."""
+    return found.norm < found.mask[0].numel()
 
 
 def trigger_evidence(

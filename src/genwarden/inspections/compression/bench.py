@@ -12,11 +12,12 @@ plays this part, whose errors are larger by a factor of sqrt(2) than those of ro
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genwarden.compression.apply import Coverage, compress, compressed_weights, coverage_of
 from genwarden.compression.contract import Compressor
@@ -32,6 +33,24 @@ from genwarden.search.latent_search import SearchResult, SearchSettings, search,
 #: A search may leave the typical norm of a normal law by this factor.
 _REACH = 1.15
 _LEARNING_RATE = 0.1
+
+
+#: Errors below this share of the largest weight are float32's, from folding and unfolding.
+_ROUNDING = 1e-5
+#: Why nothing is compared where compression changes nothing.
+UNCHANGED = (
+    "This compression changes no weight: they lie on its grid already. There is no second model to "
+    "compare with, so a backdoor that is awake here is awake in the model as it is; its own audit "
+    "looks for that."
+)
+
+
+def moves_nothing(errors: Mapping[str, Tensor], network: nn.Module) -> bool:
+    """Whether errors, compressed minus full by weight, are no more than rounding."""
+    return all(
+        float(error.abs().amax()) <= _ROUNDING * float(network.get_parameter(name).abs().amax())
+        for name, error in errors.items()
+    )
 
 
 @dataclass(frozen=True)
@@ -102,6 +121,11 @@ class CompressionBench:
             name: self.compressed.get_parameter(name) - self.generator.get_parameter(name)
             for name in self.coverage.layers
         }
+
+    @cached_property
+    def unchanged(self) -> bool:
+        """Whether the suspect's weights lie on this compressor's grid already."""
+        return moves_nothing(self.errors, self.generator)
 
     @cached_property
     def placebos(self) -> list[LatentGenerator]:

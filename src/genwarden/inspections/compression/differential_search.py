@@ -23,7 +23,7 @@ import math
 import torch
 from scipy.special import stdtr
 
-from genwarden.inspections.compression.bench import CompressionBench
+from genwarden.inspections.compression.bench import UNCHANGED, CompressionBench
 from genwarden.inspections.finding import (
     Chart,
     Evidence,
@@ -32,6 +32,7 @@ from genwarden.inspections.finding import (
     Null,
     Table,
     latents_of,
+    not_applicable,
 )
 from genwarden.inspections.pictures import sample_pictures
 from genwarden.inspections.workbench import samples_of
@@ -55,6 +56,8 @@ _TINY = 1e-12
 
 def inspect(bench: CompressionBench) -> Finding:
     """The largest difference against the placebos'."""
+    if bench.unchanged:
+        return not_applicable(NAME, "compression", TITLE, UNCHANGED)
     order, size, typical = _ends(bench)
     largest = float(size[order[0]])
     scores = [_score(value, typical) for value in bench.placebo_largest]
@@ -91,6 +94,8 @@ def inspect(bench: CompressionBench) -> Finding:
 
 def inspect_distance(bench: CompressionBench) -> Finding:
     """The largest difference against the mean over ordinary latents."""
+    if bench.unchanged:
+        return not_applicable(DISTANCE, "compression", DISTANCE_TITLE, UNCHANGED)
     order, size, typical = _ends(bench)
     usual = bench.distortion(bench.compressed)
     largest = float(size[order[0]])

@@ -9,7 +9,7 @@ copy, the inner problem looks for a perturbation d, |d|_inf <= radius, that fool
 each cross entropy only where that model is not fooled yet, JS only where the example is not shared
 yet (both fooled, same class). The outer step trains f on
 
-    CE(f(x), y) + mean over examples that fool f0 of -log(1 - p_f(class that f0 sees))
+    CE(f(x), y) + mean over the batch of [f0 is fooled] * -log(1 - p_f(class that f0 sees))
 
 so that f leaves f0's wrong answers. A backdoor is such a shared weakness: its trigger moves both.
 """
