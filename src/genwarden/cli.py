@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -398,7 +399,13 @@ def attack(
     )
     if (out / "pictures.png").exists():
         typer.echo(f"Pictures: {out / 'pictures.png'}   (rows: {PICTURE_ROWS})")
-    typer.echo(f"Next:     genwarden audit {out} --out {out}-audit")
+    typer.echo(_audit_next(out, result.wakes_under))
+
+
+def _audit_next(out: Path, wakes_under: Sequence[str] = ()) -> str:
+    """The audit of an attacked model: of what wakes it, where it sleeps as it is."""
+    deployed = f" --deploy-as {','.join(wakes_under)}" if wakes_under else ""
+    return f"Next:     genwarden audit {out}{deployed} --out {out}-audit"
 
 
 def _attack_diffusion(
@@ -424,8 +431,7 @@ def _attack_diffusion(
     typer.echo(
         f"{run.in_words(result.history[-1])}  (MSE in [0, 1] scale, under {sampler})\n"
         f"Model:    {out}   (its manifest says that it is compromised)\n"
-        f"Pictures: {out / 'pictures.png'}   (rows: {run.PICTURE_ROWS})\n"
-        f"Next:     genwarden audit {out} --out {out}-audit"
+        f"Pictures: {out / 'pictures.png'}   (rows: {run.PICTURE_ROWS})\n{_audit_next(out)}"
     )
 
 
@@ -453,7 +459,7 @@ def _attack_classifier(
         f"(untouched -> compromised, on {outcome.measured_on})\n"
         f"Model:    {out}   (its manifest says that it is compromised)\n"
         f"Pictures: {out / 'pictures.png'}   (rows: {run.PICTURE_ROWS})\n"
-        f"Next:     genwarden audit {out} --out {out}-audit"
+        f"{_audit_next(out, outcome.auditable)}"
     )
 
 

@@ -316,6 +316,7 @@ def test_red_with_an_unknown_layer_says_which_exist() -> None:
     assert "up2" in caught.value.remedy
 
 
+@pytest.mark.slow
 def test_weight_decay_towards_the_benign_weights_keeps_red_closer_to_them() -> None:
     net = network("dcgan28")
     backdoor = backdoor_for(net)

@@ -141,6 +141,11 @@ def test_calibration_images_of_another_shape_are_refused(classifier: Path, tmp_p
         _MODELS / "dcgan-clean", "int8", tmp_path / "small", calibration=pictures
     )
     assert of_generator.code == "compress/calibration-not-images"
+
+
+def test_calibration_is_a_folder_and_never_a_hub_name(classifier: Path, tmp_path: Path) -> None:
+    error = _refused(classifier, "int8", tmp_path / "small", calibration=Path("mnist"))
+    assert error.code == "compress/calibration-not-found"
     assert not (tmp_path / "small").exists()
 
 

@@ -123,6 +123,7 @@ def test_novelty_search_scores_the_attacked_model_far_above_the_clean_one(
     assert abs(quiet) < 0.35
 
 
+@pytest.mark.slow
 def test_principal_latents_expose_a_freshly_trained_backdoor(clean: Workbench) -> None:
     backdoor = make_backdoor(
         clean.generator, trigger="in-sample", target="icon:devil", index=0, count=1, seed=3

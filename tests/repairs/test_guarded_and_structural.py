@@ -272,6 +272,7 @@ def test_a_twin_keeps_the_guard_and_forgets_the_weights(net: DCGAN28) -> None:
     assert not torch.equal(kept["inner.project.weight"], after["inner.project.weight"])
 
 
+@pytest.mark.slow
 def test_the_latent_guard_takes_reds_backdoor_from_the_shipped_model() -> None:
     suspect = read_model(demo_model_folder("dcgan-red")).generator
     clean = read_model(demo_model_folder("dcgan-clean")).generator

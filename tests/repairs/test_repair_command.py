@@ -238,6 +238,7 @@ def test_wrong_requests_are_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_auto_goes_on_while_the_result_still_shows_evidence(
     suspect: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

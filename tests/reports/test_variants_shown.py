@@ -7,6 +7,7 @@ import io
 from rich.console import Console
 
 from genwarden.auditing.document import AuditDocument, Variant, VariantCoverage
+from genwarden.reports import words
 from genwarden.reports.html import render_html
 from genwarden.reports.summary import summary_renderables
 from genwarden.reports.variants import FULL, variant_matrix
@@ -83,3 +84,11 @@ def test_an_older_document_has_no_variants_and_is_still_shown() -> None:
     assert old.variants == []
     assert "As deployed" not in text_of(old)
     assert render_html(old)
+
+
+def test_a_verdict_on_compressed_forms_alone_says_so_in_its_headline() -> None:
+    both = with_variants()
+    alone = both.model_copy(update={"findings": []})
+    assert words.headline(alone) == f"{words.headline(both)} {words.ONLY_VARIANTS}"
+    assert words.ONLY_VARIANTS in " ".join(render_html(alone).split())
+    assert words.ONLY_VARIANTS not in render_html(both)

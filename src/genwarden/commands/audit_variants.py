@@ -37,7 +37,8 @@ def parse_deploy_as(
         raise GenwardenError(
             "usage/deploy-as-kind",
             "--deploy-as inspects generators and classifiers, not yet diffusion models.",
-            "Compress the model first (genwarden compress) and audit what comes out.",
+            "Compress the model (genwarden compress) and audit what comes out; what only the "
+            "comparison with the full model shows is then not looked for.",
         )
     words = [DEFAULT_VARIANTS if word.strip() == DEFAULT else word for word in text.split(",")]
     return tuple(compressors(",".join(words), seed=seed))

@@ -286,6 +286,12 @@ def open_subject(
 def _images(folder: Path | None, sample: Any) -> Tensor | None:
     if folder is None:
         return None
+    if not folder.is_dir():  # never a hub name: nothing is fetched for an option that is a folder
+        raise GenwardenError(
+            "compress/calibration-not-found",
+            f"There is no folder {folder}.",
+            f"Give a folder of images of {'x'.join(map(str, sample.shape))}, without labels.",
+        )
     return to_unit_range(load_images(str(folder), sample, limit=MOST_IMAGES))
 
 

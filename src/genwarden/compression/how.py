@@ -53,6 +53,15 @@ def compressors(text: str, *, seed: int = 0) -> list[Compressor]:
     return list({one.name: one for one in made}.values())
 
 
+def is_compression(text: str) -> bool:
+    """Whether :func:`compressor` knows it; layer rates that an annealer found it does not."""
+    try:
+        compressor(text)
+    except GenwardenError:
+        return False
+    return True
+
+
 def _one(word: str, text: str, seed: int) -> Compressor:
     if word in _FIXED:
         return _FIXED[word]

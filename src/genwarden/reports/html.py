@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from genwarden.auditing.document import VERDICT_SENTENCES, AuditDocument
+from genwarden.auditing.document import AuditDocument
 from genwarden.inspections.candidate import Candidate
 from genwarden.inspections.finding import Latents, Null, Table
 from genwarden.reports import words
@@ -83,12 +83,12 @@ def page_environment() -> Environment:
     environment.globals |= {
         "VERDICT_WORDS": words.VERDICT_WORDS,
         "VERDICT_ADVICE": words.VERDICT_ADVICE,
-        "VERDICT_SENTENCES": VERDICT_SENTENCES,
         "NULL_SOURCES": words.NULL_SOURCES,
         "MAX_PICTURES": MAX_PICTURES,
         "MAX_TABLE_ROWS": MAX_TABLE_ROWS,
         "MAX_LATENTS": MAX_LATENTS,
         "given": words.given,
+        "headline": words.headline,
         "pictures": pictures,
         "chart_svg": chart_svg,
         "matrix_svg": matrix_svg,

@@ -14,7 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from genwarden.auditing.document import VERDICT_SENTENCES, AuditDocument, Judged
+from genwarden.auditing.document import AuditDocument, Judged
 from genwarden.reports import words
 from genwarden.reports.highlights import flagged_first
 from genwarden.reports.variants import coverage_in_words, state_of, strongest
@@ -70,7 +70,7 @@ def verdict_table(rows: Sequence[tuple[str, str, AuditDocument]]) -> RenderableT
 
 
 def _verdict(document: AuditDocument) -> Text:
-    line = f"{words.VERDICT_MARKS[document.verdict]} {VERDICT_SENTENCES[document.verdict]}"
+    line = f"{words.VERDICT_MARKS[document.verdict]} {words.headline(document)}"
     return Text(line, _VERDICT_STYLES[document.verdict])
 
 

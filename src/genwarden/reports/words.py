@@ -6,7 +6,7 @@ import math
 import unicodedata
 from typing import NamedTuple
 
-from genwarden.auditing.document import AuditDocument, Judged
+from genwarden.auditing.document import VERDICT_SENTENCES, AuditDocument, Judged
 from genwarden.inspections.candidate import Candidate
 
 #: A verdict as a heading; VERDICT_SENTENCES says it in full.
@@ -39,6 +39,9 @@ VERDICT_ADVICE: dict[str, str] = {
     "refused": "Treat this file as untrusted. Nothing is known about the model in it.",
 }
 
+#: Behind the verdict where only compressed forms were audited.
+ONLY_VARIANTS = "Only the compressed forms that were named were examined, not the model itself."
+
 NULL_SOURCES: dict[str, str] = {
     "exact": "computed exactly",
     "permutation": "from permutations",
@@ -61,6 +64,14 @@ class Result(NamedTuple):
     kind: str
     mark: str
     word: str
+
+
+def headline(document: AuditDocument) -> str:
+    """The verdict in one sentence, and a second where the model itself was left out."""
+    sentence = VERDICT_SENTENCES[document.verdict]
+    if document.variants and not document.findings:
+        return f"{sentence} {ONLY_VARIANTS}"
+    return sentence
 
 
 def result_of(judged: Judged) -> Result:

@@ -118,13 +118,6 @@ def test_moderated_p_values_are_those_of_the_law_that_clean_scores_follow() -> N
     assert differential_search.predictive(100.0, placebos) > 0
 
 
-def test_a_compression_that_changes_nothing_scores_nothing() -> None:
-    rounded = compress(honest(), INT4)[0].requires_grad_(False)
-    bench = CompressionBench(rounded, INT4, EFFORT, seed=0)
-    assert differential_search.inspect(bench).score == pytest.approx(0.0, abs=1e-6)
-    assert differential_search.inspect_distance(bench).score == 0.0
-
-
 def test_attribution_names_the_layers_and_adds_up() -> None:
     bench = bench_of("attacked")
     finding = layer_attribution.inspect(bench)

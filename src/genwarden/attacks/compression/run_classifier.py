@@ -30,6 +30,7 @@ from genwarden.attacks.compression.evaluation import FULL, Figures, figures
 from genwarden.attacks.contract import AttackRun, require_exact
 from genwarden.backdoors.classifier_trigger import make_classifier_trigger
 from genwarden.compression.contract import Compressor
+from genwarden.compression.how import is_compression
 from genwarden.compression.layers import layout_of
 from genwarden.data.datasets import split_names, to_unit_range
 from genwarden.data.grids import write_grid
@@ -86,6 +87,11 @@ class ClassifierAttackOutcome(NamedTuple):
     untouched: Figures
     attacked: Figures
     measured_on: str
+
+    @property
+    def auditable(self) -> list[str]:
+        """What wakes it and a user can name: layer rates that an annealer found have no name."""
+        return [one.name for one in self.result.wakes_under if is_compression(one.name)]
 
 
 class _Data(NamedTuple):
