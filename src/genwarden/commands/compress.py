@@ -137,8 +137,8 @@ def compress_model(options: CompressOptions, *, progress: Progress) -> CompressF
             a model and of reading images.
     """
     chosen = compressor_named(options.how, seed=options.seed)
-    _require_confirmable(options, chosen)
     settings = settings_of(options, chosen)
+    _require_confirmable(options, chosen)
     subject = open_subject(
         options.model,
         architecture=options.architecture,
