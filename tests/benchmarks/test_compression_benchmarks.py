@@ -22,11 +22,12 @@ from genwarden.benchmarks.compression import honest, judging, making, plan, reme
 from genwarden.benchmarks.compression.attack_tables import classifier_reached, generator_reached
 from genwarden.benchmarks.compression.attacks import trials
 from genwarden.benchmarks.compression.cases import select, uncovered
-from genwarden.benchmarks.compression.judging import document_path, facts_path, judged_rows
+from genwarden.benchmarks.compression.judging import judged_rows
 from genwarden.benchmarks.compression.plan import Base, Further, Half, Kind, Member, Sort
 from genwarden.benchmarks.compression.remedies import remedies_for
 from genwarden.benchmarks.compression.remedy_tables import awake, gone, ratio
 from genwarden.benchmarks.compression.runtime import moments
+from genwarden.benchmarks.member_files import document_path, facts_path, read_stored
 from genwarden.compression.apply import compress
 from genwarden.compression.how import compressor
 from genwarden.compression.layers import layout_of
@@ -205,7 +206,7 @@ def test_clean_scores_of_all_variants_judge_the_others_and_never_their_own_model
     assert rows["c8"]["verdict"] == "evidence"
     assert rows["c8"]["flagged"] == ["int8: placebo-ratio", "int4: placebo-ratio"]
     table = judging.reference_table(
-        every, judging.read_stored(tmp_path, every, "quick", 0), "quick", "generator"
+        every, read_stored(tmp_path, every, "quick", 0), "quick", "generator"
     )
     assert len(table["scores"]["quick"]["placebo-ratio"]) == 18
     assert rows["c0"]["verdict"] == "none_found"

@@ -24,12 +24,13 @@ from genwarden.backdoors.residual import residual_coefficient, rho_bad_diffusion
 from genwarden.benchmarks.diffusion import judging, making, plan, scales
 from genwarden.benchmarks.diffusion.cells import Cell
 from genwarden.benchmarks.diffusion.inpainting import measure as measure_inpainting
-from genwarden.benchmarks.diffusion.judging import document_path, judged_rows, recovery
-from genwarden.benchmarks.diffusion.locks import claimed
+from genwarden.benchmarks.diffusion.judging import judged_rows, recovery
 from genwarden.benchmarks.diffusion.plan import Base, Half, Kind, Member
 from genwarden.benchmarks.diffusion.sampler_matrix import cells as matrix_cells
 from genwarden.benchmarks.diffusion.sampler_matrix import measure
 from genwarden.benchmarks.diffusion.workshop import Subject, Workshop
+from genwarden.benchmarks.locks import claimed
+from genwarden.benchmarks.member_files import document_path
 from genwarden.engine.progress import Silent
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError

@@ -28,6 +28,7 @@ from genwarden.auditing.document import AuditDocument, Judged, Variant
 from genwarden.auditing.judging import Calibrated
 from genwarden.auditing.power import CLASSIFIER_POWER, read_power
 from genwarden.benchmarks.compression.plan import Member, Sort
+from genwarden.benchmarks.member_files import Stored, facts_path, read_stored
 from genwarden.benchmarks.population.judging import power_of
 from genwarden.compression.apply import Coverage
 from genwarden.engine.files import write_json
@@ -44,23 +45,6 @@ NULLS: dict[Sort, Path] = {
 }
 _LEAST_P = 1e-300
 _OWN = {"generator": COMPRESSION_INSPECTIONS, "classifier": CLASSIFIER_INSPECTIONS}
-
-
-def document_path(out: Path, key: str, budget: str, seed: int) -> Path:
-    """Where the audit of a member is kept."""
-    return out / "audits" / f"{key}.{budget}.{seed}.json"
-
-
-def facts_path(out: Path, key: str) -> Path:
-    """Where what an attack reached is kept."""
-    return out / "facts" / f"{key}.json"
-
-
-class Stored(NamedTuple):
-    """A finished audit and what it cost."""
-
-    document: AuditDocument
-    spent: dict[str, float]
 
 
 def judged_rows(
@@ -81,18 +65,6 @@ def judged_rows(
                 table = reference_table(plan, others, budget, member.sort)
                 rows.append(_row(out, models, member, budget, seed, stored[member.key], table))
     return rows
-
-
-def read_stored(out: Path, plan: Sequence[Member], budget: str, seed: int) -> dict[str, Stored]:
-    """The finished audits, by key."""
-    found = {}
-    for member in plan:
-        path = document_path(out, member.key, budget, seed)
-        if path.exists():
-            content = json.loads(path.read_text("utf-8"))
-            document = AuditDocument.model_validate(content["document"])
-            found[member.key] = Stored(document, content["spent"])
-    return found
 
 
 def _row(

@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
@@ -38,11 +36,10 @@ from genwarden.auditing.audit_classifier import (
 )
 from genwarden.auditing.budgets import compression_budget
 from genwarden.auditing.document import AuditDocument
+from genwarden.benchmarks.choosing import matching
 from genwarden.benchmarks.compression.facts import measure
 from genwarden.benchmarks.compression.honest import source
 from genwarden.benchmarks.compression.judging import (
-    document_path,
-    facts_path,
     judged_rows,
     publish_nulls,
     publish_power,
@@ -50,7 +47,8 @@ from genwarden.benchmarks.compression.judging import (
 from genwarden.benchmarks.compression.making import make as make_member
 from genwarden.benchmarks.compression.plan import DEPLOYED, Member, members
 from genwarden.benchmarks.compression.roc_figure import draw
-from genwarden.benchmarks.diffusion.locks import claimed
+from genwarden.benchmarks.locks import claimed
+from genwarden.benchmarks.member_files import document_path, facts_path, once
 from genwarden.benchmarks.repairs.jobs import Failure, do_all
 from genwarden.benchmarks.repairs.run import command_of, raise_failures, result_head
 from genwarden.benchmarks.store import write_result
@@ -134,18 +132,10 @@ class _Job:
         out, key = self.orders.out, self.member.key
         for budget in self.orders.budgets:
             audited = document_path(out, key, budget, self.orders.seed)
-            self._once(audited, partial(self._audit, audited, budget))
+            once(out, audited, partial(self._audit, audited, budget))
         if self.member.attacked:
             facts = facts_path(out, key)
-            self._once(facts, partial(self._measure, facts))
-
-    def _once(self, path: Path, act: Callable[[], None]) -> None:
-        lock = self.orders.out / "locks" / f"{path.parent.name}.{path.stem}.lock"
-        if path.exists():
-            return
-        with claimed(lock, wait=False) as mine:
-            if mine and not path.exists():
-                act()
+            once(out, facts, partial(self._measure, facts))
 
     def _present(self, member: Member, *, wait: bool) -> bool:
         orders = self.orders
@@ -284,14 +274,7 @@ def run(
             "--option models=DIR.",
         )
     plan = members()
-    patterns = [part.strip() for part in only.split(",")]
-    chosen = [m for m in plan if any(fnmatchcase(m.key, pattern) for pattern in patterns)]
-    if not chosen:
-        raise GenwardenError(
-            "benchmark/no-cells",
-            f"No member of the population matches {only!r}.",
-            f"Their names look like {plan[0].key} and {plan[-1].key}.",
-        )
+    chosen = matching(plan, only)
     root = Path(models) if models else out / "models"
     source_folder = Path(data) if data else None
     orders = Orders(root, out, source_folder, make, device, budgets, seed, deploy_as, images)

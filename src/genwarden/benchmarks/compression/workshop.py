@@ -18,7 +18,7 @@ from genwarden.attacks.run import AttackPlan, attack
 from genwarden.attacks.settings import settings_of
 from genwarden.benchmarks.compression.honest import source
 from genwarden.benchmarks.compression.scales import CompressionScale, Subject
-from genwarden.benchmarks.diffusion.locks import claimed
+from genwarden.benchmarks.locks import claimed
 from genwarden.data.labelled import is_glyphs
 from genwarden.engine.progress import Silent
 from genwarden.errors import GenwardenError

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +12,20 @@ import torch
 
 from genwarden import __version__
 from genwarden.artifacts.diffusers_layout import INDEX_NAME
-from genwarden.auditing.audit import environment
-from genwarden.benchmarks.diffusion.locks import claimed
+from genwarden.benchmarks.cell_files import (
+    CellFile,
+    finished_rows,
+    require_workers,
+    scaled_command,
+)
+from genwarden.benchmarks.choosing import matching
 from genwarden.benchmarks.diffusion.scales import DiffusionScale, diffusion_scale
 from genwarden.benchmarks.diffusion.workshop import CLEAN, Subject, Workshop
 from genwarden.benchmarks.repairs.jobs import Failure, do_all
-from genwarden.benchmarks.repairs.run import command_of, raise_failures, result_head
-from genwarden.benchmarks.results import CELLS, read_document
+from genwarden.benchmarks.repairs.run import raise_failures, result_head
 from genwarden.benchmarks.store import write_result
-from genwarden.engine.files import require_writable_folder, write_atomic, write_json
+from genwarden.engine.files import require_writable_folder, write_atomic
 from genwarden.engine.progress import Progress
-from genwarden.errors import GenwardenError
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class _ModelJob:
 
 
 @dataclass(frozen=True)
-class _CellJob:
+class _CellJob(CellFile):
     recipe: str
     shop: Workshop
     cell: Cell
@@ -74,8 +75,8 @@ class _CellJob:
         return self.cell.key
 
     @property
-    def path(self) -> Path:
-        return self.out / CELLS / f"{self.cell.key}.json"
+    def device(self) -> torch.device:
+        return self.shop.device
 
     def identity(self) -> dict[str, Any]:
         """What a finished cell must agree with."""
@@ -94,43 +95,10 @@ class _CellJob:
         plain: dict[str, Any] = json.loads(json.dumps(made))
         return plain
 
-    def finished(self) -> bool:
-        """Whether the file is there.
-
-        Raises:
-            GenwardenError: ``benchmark/other-run`` if it was made with other settings.
-        """
-        if not self.path.exists():
-            return False
-        row = read_document(self.path)
-        other = [key for key, value in self.identity().items() if row.get(key) != value]
-        if other:
-            raise GenwardenError(
-                "benchmark/other-run",
-                f"The cell {self.name} was done with other settings ({', '.join(other)} differ).",
-                "Choose another --out folder, or add --restart to do the chosen cells anew.",
-            )
-        return True
-
-    def do(self) -> None:
-        if self.finished():
-            return
-        with claimed(self.out / "locks" / f"{self.cell.key}.lock", wait=False) as mine:
-            if not mine or self.finished():
-                return
-            cpu, wall = time.process_time(), time.perf_counter()
-            figures = self.cell.measure(self.shop, self.cell)
-            write_json(
-                self.path,
-                {
-                    **self.identity(),
-                    "sha256": self.shop.read(self.cell.subject).sha256,
-                    "figures": figures,
-                    "cpu_seconds": round(time.process_time() - cpu, 2),
-                    "seconds": round(time.perf_counter() - wall, 2),
-                    "environment": environment(self.shop.device),
-                },
-            )
+    def measured(self) -> dict[str, Any]:
+        """See the base."""
+        figures = self.cell.measure(self.shop, self.cell)
+        return {"sha256": self.shop.read(self.cell.subject).sha256, "figures": figures}
 
 
 @dataclass(frozen=True)
@@ -189,10 +157,7 @@ def recipe(
                 after everything else is done and written.
         """
         require_writable_folder(out)
-        if workers < 1:
-            raise GenwardenError(
-                "benchmark/workers", "At least one worker is needed.", "Give --workers 1 or more."
-            )
+        require_workers(workers)
         shop = Workshop(
             scale=diffusion_scale(scale),
             data=Path(data) if data else None,
@@ -225,7 +190,7 @@ def run_cells(
     Raises:
         GenwardenError: ``benchmark/no-cells``; ``benchmark/cells-failed`` after all else is done.
     """
-    chosen = _chosen(orders, cells)
+    chosen = matching(cells, orders.only, f"cell of {orders.recipe}")
     jobs = [_CellJob(orders.recipe, orders.shop, cell, orders.out) for cell in chosen]
     if orders.restart:
         for job in jobs:
@@ -239,18 +204,6 @@ def run_cells(
     path = _collect(orders, cells, failed, draw)
     raise_failures({**lost, **failed})
     return path
-
-
-def _chosen(orders: Orders, cells: Sequence[Cell]) -> list[Cell]:
-    patterns = [part.strip() for part in orders.only.split(",")]
-    chosen = [c for c in cells if any(fnmatchcase(c.key, pattern) for pattern in patterns)]
-    if not chosen:
-        raise GenwardenError(
-            "benchmark/no-cells",
-            f"No cell of {orders.recipe} matches {orders.only!r}.",
-            f"Their names look like {cells[0].key} and {cells[-1].key}.",
-        )
-    return chosen
 
 
 def _make_models(orders: Orders, chosen: Sequence[Cell], progress: Progress) -> dict[str, Failure]:
@@ -276,20 +229,14 @@ def _collect(
     failed: dict[str, Failure],
     draw: Callable[[dict[str, Any]], dict[str, bytes]] | None,
 ) -> Path:
-    shop, found = orders.shop, []
-    for cell in cells:
-        job = _CellJob(orders.recipe, shop, cell, orders.out)
-        if job.path.exists():
-            row = read_document(job.path)
-            if all(row.get(key) == value for key, value in job.identity().items()):
-                found.append({k: v for k, v in row.items() if k not in ("environment", "scale")})
+    shop = orders.shop
+    found = finished_rows(_CellJob(orders.recipe, shop, cell, orders.out) for cell in cells)
     done = {row["key"] for row in found}
-    command = command_of(orders.recipe, shop.seed, str(shop.data or ""), orders.options)
-    if shop.scale.name != "small":
-        command = command.replace(" --out", f" --scale {shop.scale.name} --out", 1)
     document = {
         **result_head(orders.recipe, shop.seed, shop.device),
-        "command": command,
+        "command": scaled_command(
+            orders.recipe, shop.scale.name, shop.seed, str(shop.data or ""), orders.options
+        ),
         "scale": shop.scale.describe(),
         "rows": found,
         "missing": [cell.key for cell in cells if cell.key not in done],

@@ -24,6 +24,7 @@ from genwarden.auditing.judging import judge
 from genwarden.auditing.power import DIFFUSION_POWER, read_power
 from genwarden.backdoors.image_backdoor import ImageBackdoor, read_image_backdoor
 from genwarden.benchmarks.diffusion.plan import Member
+from genwarden.benchmarks.member_files import Stored, facts_path, read_stored
 from genwarden.benchmarks.population.judging import power_of
 from genwarden.engine.files import write_json
 from genwarden.errors import GenwardenError
@@ -63,16 +64,6 @@ def recovery(found: Tensor, truth: Tensor) -> Recovery:
     return Recovery(distance / size, shape, cosine, distance)
 
 
-def document_path(out: Path, key: str, budget: str, seed: int) -> Path:
-    """Where the audit of a member is kept."""
-    return out / "audits" / f"{key}.{budget}.{seed}.json"
-
-
-def facts_path(out: Path, key: str) -> Path:
-    """Where what an attack reached is kept."""
-    return out / "facts" / f"{key}.json"
-
-
 def judged_rows(
     out: Path, models: Path, plan: list[Member], budgets: tuple[str, ...], seed: int
 ) -> list[dict[str, Any]]:
@@ -82,7 +73,7 @@ def judged_rows(
     """
     rows = []
     for budget in budgets:
-        stored = _stored(out, plan, budget, seed)
+        stored = read_stored(out, plan, budget, seed)
         clean = _clean_scores(plan, stored)
         for member in plan:
             known = not member.compromised or facts_path(out, member.key).exists()
@@ -99,29 +90,13 @@ def judged_rows(
     return rows
 
 
-class _Stored(NamedTuple):
-    document: AuditDocument
-    spent: dict[str, float]
-
-
-def _stored(out: Path, plan: list[Member], budget: str, seed: int) -> dict[str, _Stored]:
-    found = {}
-    for member in plan:
-        path = document_path(out, member.key, budget, seed)
-        if path.exists():
-            content = json.loads(path.read_text("utf-8"))
-            document = AuditDocument.model_validate(content["document"])
-            found[member.key] = _Stored(document, content["spent"])
-    return found
-
-
 def _row(
     out: Path,
     models: Path,
     member: Member,
     budget: str,
     seed: int,
-    stored: _Stored,
+    stored: Stored,
     table: dict[str, Any],
 ) -> dict[str, Any]:
     document, suspect = stored.document, stored.document.model
@@ -188,7 +163,7 @@ def _is_null(member: Member) -> bool:
     return not member.compromised and member.half == "calibration"
 
 
-def _clean_scores(plan: list[Member], stored: dict[str, _Stored]) -> dict[str, dict[str, float]]:
+def _clean_scores(plan: list[Member], stored: dict[str, Stored]) -> dict[str, dict[str, float]]:
     """Scores of the calibration half's clean models: by member, then by inspection."""
     return {
         member.key: {
@@ -202,7 +177,7 @@ def _clean_scores(plan: list[Member], stored: dict[str, _Stored]) -> dict[str, d
 
 
 def _families(
-    plan: list[Member], stored: dict[str, _Stored]
+    plan: list[Member], stored: dict[str, Stored]
 ) -> list[tuple[str, tuple[int, ...], int]]:
     """Architecture, sample shape and number of the clean models behind the nulls."""
     shapes = Counter(
@@ -213,7 +188,7 @@ def _families(
     return [(ARCHITECTURE, shape, count) for shape, count in sorted(shapes.items())]
 
 
-def _fitting(plan: list[Member], stored: dict[str, _Stored]) -> set[str]:
+def _fitting(plan: list[Member], stored: dict[str, Stored]) -> set[str]:
     """Clean models of a sample shape that enough of them share to judge raw scores by."""
     enough = {shape for _, shape, n in _families(plan, stored) if n >= calibration.MIN_REFERENCES}
     return {
@@ -256,7 +231,7 @@ def publish_nulls(out: Path, plan: list[Member], budget: str, seed: int) -> None
         GenwardenError: ``benchmark/incomplete`` unless every clean model of the calibration half
             was audited: references are published of all or none.
     """
-    stored = _stored(out, plan, budget, seed)
+    stored = read_stored(out, plan, budget, seed)
     wanted = [member for member in plan if _is_null(member)]
     absent = [member.key for member in wanted if member.key not in stored]
     if absent:

@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,17 +34,17 @@ from genwarden.auditing.audit_diffusion import (
 )
 from genwarden.auditing.budgets import diffusion_budget
 from genwarden.backdoors.image_backdoor import RECORD_NAME, read_image_backdoor
+from genwarden.benchmarks.choosing import matching
 from genwarden.benchmarks.diffusion.judging import (
-    document_path,
-    facts_path,
     judged_rows,
     publish_nulls,
     publish_power,
 )
-from genwarden.benchmarks.diffusion.locks import claimed
 from genwarden.benchmarks.diffusion.making import make
 from genwarden.benchmarks.diffusion.plan import Member, members
 from genwarden.benchmarks.diffusion.roc_figure import draw
+from genwarden.benchmarks.locks import claimed
+from genwarden.benchmarks.member_files import document_path, facts_path, once
 from genwarden.benchmarks.repairs.jobs import Failure, do_all
 from genwarden.benchmarks.repairs.run import command_of, raise_failures, result_head
 from genwarden.benchmarks.results import read_document
@@ -90,18 +88,10 @@ class _Job:
             return
         for budget in self.budgets:
             audited = document_path(self.out, self.member.key, budget, self.seed)
-            self._once(audited, partial(self._audit, audited, budget))
+            once(self.out, audited, partial(self._audit, audited, budget))
         if self.member.compromised:
             facts = facts_path(self.out, self.member.key)
-            self._once(facts, partial(self._measure, facts))
-
-    def _once(self, path: Path, act: Callable[[], None]) -> None:
-        lock = self.out / "locks" / f"{path.parent.name}.{path.stem}.lock"
-        if path.exists():
-            return
-        with claimed(lock, wait=False) as mine:
-            if mine and not path.exists():
-                act()
+            once(self.out, facts, partial(self._measure, facts))
 
     def _present(self, member: Member, *, wait: bool) -> bool:
         folder = self.models / member.key
@@ -209,14 +199,7 @@ def run(
             "--option make=false with --option models=DIR.",
         )
     plan = members()
-    patterns = [part.strip() for part in only.split(",")]
-    chosen = [m for m in plan if any(fnmatchcase(m.key, pattern) for pattern in patterns)]
-    if not chosen:
-        raise GenwardenError(
-            "benchmark/no-cells",
-            f"No member of the population matches {only!r}.",
-            f"Their names look like {plan[0].key} and {plan[-1].key}.",
-        )
+    chosen = matching(plan, only)
     root = Path(models) if models else out / "models"
     source = Path(data) if make and data else None
     jobs = [_Job(m, root, out, source, device, budgets, seed) for m in chosen]

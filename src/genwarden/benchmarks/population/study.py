@@ -18,7 +18,6 @@ import traceback
 from collections.abc import Iterator
 from concurrent.futures import as_completed
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from genwarden.artifacts.model_folder import read_model
 from genwarden.auditing import calibration
 from genwarden.auditing.audit import Request, Suspect, audit, environment
 from genwarden.auditing.budgets import budget as budget_named
+from genwarden.benchmarks.choosing import matching
 from genwarden.benchmarks.population import plan as population_plan
 from genwarden.benchmarks.population.figures import draw
 from genwarden.benchmarks.population.judging import (
@@ -107,14 +107,7 @@ def run(
     _require_data(Path(data))
     seeds = tuple(range(seed, seed + audit_seeds))
     plan = members(seed)
-    patterns = [part.strip() for part in only.split(",")]
-    chosen = [m for m in plan if any(fnmatchcase(m.key, pattern) for pattern in patterns)]
-    if not chosen:
-        raise GenwardenError(
-            "benchmark/no-cells",
-            f"No member of the population matches {only!r}.",
-            f"Their names look like {plan[0].key} and {plan[-1].key}.",
-        )
+    chosen = matching(plan, only)
     jobs = [_Job(m, out, Path(data), device, budgets, seeds) for m in chosen]
     failed: dict[str, str] = {}
     # Compromised models start from clean ones, so these come first.

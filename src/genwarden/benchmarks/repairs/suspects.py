@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from genwarden.artifacts.manifest import MANIFEST_NAME
 from genwarden.artifacts.model_folder import LoadedModel, read_model
 from genwarden.artifacts.weights_file import read_weights
+from genwarden.benchmarks.choosing import matching
 from genwarden.benchmarks.population.making import make
 from genwarden.benchmarks.population.plan import Clean, Member, members
 from genwarden.engine.progress import Silent
@@ -112,16 +112,7 @@ def chosen_members(seed: int, only: str) -> list[Member]:
     Raises:
         GenwardenError: ``benchmark/no-cells``.
     """
-    plan = members(seed)
-    patterns = [part.strip() for part in only.split(",") if part.strip()]
-    chosen = [m for m in plan if any(fnmatchcase(m.key, pattern) for pattern in patterns)]
-    if not chosen:
-        raise GenwardenError(
-            "benchmark/no-cells",
-            f"No member of the population matches {only!r}.",
-            f"Their names look like {plan[0].key} and {plan[-1].key}.",
-        )
-    return chosen
+    return matching(members(seed), only)
 
 
 def bases_of(chosen: Iterable[Member], shelf: Shelf) -> list[Clean]:

@@ -1,0 +1,51 @@
+"""What a study keeps of each member: its audits, what its attack reached, and who is at work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from genwarden.auditing.document import AuditDocument
+from genwarden.benchmarks.choosing import Keyed
+from genwarden.benchmarks.locks import claimed
+
+
+class Stored(NamedTuple):
+    """A finished audit and what it cost."""
+
+    document: AuditDocument
+    spent: dict[str, float]
+
+
+def document_path(out: Path, key: str, budget: str, seed: int) -> Path:
+    """Where the audit of a member is kept."""
+    return out / "audits" / f"{key}.{budget}.{seed}.json"
+
+
+def facts_path(out: Path, key: str) -> Path:
+    """Where what an attack reached is kept."""
+    return out / "facts" / f"{key}.json"
+
+
+def read_stored(out: Path, plan: Iterable[Keyed], budget: str, seed: int) -> dict[str, Stored]:
+    """The finished audits, by key."""
+    found = {}
+    for member in plan:
+        path = document_path(out, member.key, budget, seed)
+        if path.exists():
+            content = json.loads(path.read_text("utf-8"))
+            document = AuditDocument.model_validate(content["document"])
+            found[member.key] = Stored(document, content["spent"])
+    return found
+
+
+def once(out: Path, path: Path, act: Callable[[], None]) -> None:
+    """Let ``act`` write ``path``, unless it is there or another process is at it."""
+    lock = out / "locks" / f"{path.parent.name}.{path.stem}.lock"
+    if path.exists():
+        return
+    with claimed(lock, wait=False) as mine:
+        if mine and not path.exists():
+            act()
