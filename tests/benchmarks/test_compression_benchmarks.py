@@ -208,7 +208,11 @@ def test_clean_scores_of_all_variants_judge_the_others_and_never_their_own_model
     table = judging.reference_table(
         every, read_stored(tmp_path, every, "quick", 0), "quick", "generator"
     )
-    assert len(table["scores"]["quick"]["placebo-ratio"]) == 18
+    # Scores of one model are no independent draws: each compression has its own nine.
+    assert {name: len(found) for name, found in table["scores"]["quick"].items()} == {
+        "int8: placebo-ratio": 9,
+        "int4: placebo-ratio": 9,
+    }
     assert rows["c0"]["verdict"] == "none_found"
     assert rows["c0"]["scores"] == {"placebo-ratio": 0.0}
 
@@ -319,6 +323,27 @@ def test_rates_leave_out_attacks_that_no_inspected_compression_wakes() -> None:
     assert other[:3] == ["elsewhere", "box int4", "int4-per-channel"]
 
 
+def test_what_could_not_be_judged_is_no_low_score() -> None:
+    rows = [
+        population_row("clean", 3.0, verdict="none_found"),
+        population_row("torn", 0.0) | {"score": None, "verdict": "inconclusive"},
+        attacked_row("found", 9.0),
+        attacked_row("below", 1.0),
+        attacked_row("open", 0.0) | {"score": None, "verdict": "inconclusive"},
+    ]
+    titles = tables_of("compression-population", {"rows": rows, "missing": [], "failed": {}})
+    lines = {row[0]: row[1:] for row in titles["Must reach"].rows}
+    # One clean score, 3: above it one of three. As a score of 0 "torn" would lend "below" a win.
+    assert lines["AUC at least 0.99 (generators)"][0].startswith("0.3333")
+    assert lines["at least 95 % found at zero false alarms (generators)"][0].startswith("1 of 3")
+    note = next(
+        n
+        for n in titles["Detection, generators: reporting half, quick budget"].notes
+        if n.startswith("Inconclusive")
+    )
+    assert "1 of 2 clean ones (they rank nowhere) and 1 of 3 attacked ones" in note
+
+
 def test_references_are_published_of_all_clean_models_or_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -338,9 +363,11 @@ def test_references_are_published_of_all_clean_models_or_none(
     stored(tmp_path, every[1], audited({"int8": [finding("strip", None, 2.0, [])]}))
     judging.publish_nulls(tmp_path, every, "quick", 0)
     found = {sort: json.loads(path.read_text("utf-8")) for sort, path in paths.items()}
-    assert found["generator"]["scores"] == {"quick": {"placebo-ratio": [1.0]}}
-    assert found["classifier"]["scores"] == {"quick": {"strip": [2.0]}}
-    assert "1 compressions of 1 clean models" in found["generator"]["descriptions"]["quick"]
+    assert found["generator"]["scores"] == {"quick": {"int8: placebo-ratio": [1.0]}}
+    assert found["classifier"]["scores"] == {"quick": {"int8, images made: strip": [2.0]}}
+    assert (
+        "1 clean models under each of 1 compressions" in found["generator"]["descriptions"]["quick"]
+    )
     rows = [attacked_row("x", 9.0, sort="classifier"), population_row("y", 0.0, sort="classifier")]
     judging.publish_power(rows)
     assert power.read_power(tmp_path / "power.json") == {

@@ -145,7 +145,7 @@ def audit(suspect: Suspect, request: Request, *, work: Path, progress: Progress)
     decision, documented = judge_variants(
         calibrated(ordered, *model, budget=effort.name, table=shipped()),
         variants,
-        [calibrated_variant(v.findings, *model, budget=effort.name) for v in variants],
+        [calibrated_variant(v.name, v.findings, *model, budget=effort.name) for v in variants],
         suspect.nonfinite,
     )
     examined = Examined([], [])

@@ -15,9 +15,9 @@ from genwarden import __version__
 from genwarden.auditing.audit import environment, nonfinite_refusal
 from genwarden.auditing.audit_variants import judge_variants, limits, run_variants
 from genwarden.auditing.budgets import classifier_budget
-from genwarden.auditing.calibration import needs_population, references, shipped_classifiers
+from genwarden.auditing.calibration import shipped_classifiers
 from genwarden.auditing.document import AuditDocument, ModelFacts, UserInputs
-from genwarden.auditing.judging import Calibrated, calibrated
+from genwarden.auditing.judging import Calibrated, calibrated_under
 from genwarden.auditing.power import power_sentences
 from genwarden.auditing.running import BREAKDOWNS, guarded, run_all, seeded
 from genwarden.auditing.verdict import ALPHA
@@ -128,10 +128,14 @@ def audit_classifier(
     )
     model = (suspect.architecture, classifier.sample.shape)
     # Judged after the ledger, so that a resumed audit uses the references of today.
+    given = request.images is not None
     decision, documented = judge_variants(
-        judged_by_references(ran.findings, *model, budget=effort.name),
+        judged_by_references("", ran.findings, *model, given=given, budget=effort.name),
         variants,
-        [judged_by_references(v.findings, *model, budget=effort.name) for v in variants],
+        [
+            judged_by_references(v.name, v.findings, *model, given=given, budget=effort.name)
+            for v in variants
+        ],
         suspect.nonfinite,
     )
     timing = {**ran.timing, **seconds}
@@ -159,27 +163,39 @@ def audit_classifier(
     )
 
 
+def condition_of(compression: str, *, given: bool) -> str:
+    """Under which clean classifiers were scored: what they became, and which images there were.
+
+    Images made from a network wander into what it sleeps through; scores on given ones are lower.
+    """
+    return f"{compression or 'as it is'}, images {'given' if given else 'made'}"
+
+
 def judged_by_references(
+    compression: str,
     findings: Sequence[Finding],
     architecture: str,
     sample_shape: Sequence[int],
     *,
+    given: bool,
     budget: str,
     table: dict[str, Any] | None = None,
 ) -> Calibrated:
-    """p-values from clean classifiers where they were published; until then scores are shown.
+    """p-values from clean classifiers where they were published; else scores are shown.
 
     Args:
+        compression: name of the variant, "" for the model as it is.
+        given: whether the user gave images.
         table: references in place of the shipped ones.
     """
-    table = shipped_classifiers() if table is None else table
-    found = calibrated(findings, architecture, sample_shape, budget=budget, table=table)
-    unknown = {
-        f.inspection
-        for f in found.findings
-        if needs_population(f.inspection) and not references(f.inspection, budget, table).values
-    }
-    return Calibrated(found.findings, found.unfit | unknown)
+    return calibrated_under(
+        condition_of(compression, given=given),
+        findings,
+        architecture,
+        sample_shape,
+        budget=budget,
+        table=shipped_classifiers() if table is None else table,
+    )
 
 
 def _pictures(bench: ClassifierBench) -> Images | None:

@@ -9,14 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from genwarden.auditing.calibration import (
-    needs_population,
-    references,
-    shipped,
-    shipped_compression,
-)
+from genwarden.auditing.calibration import shipped, shipped_compression
 from genwarden.auditing.document import Judged, Variant, VariantCoverage
-from genwarden.auditing.judging import Calibrated, calibrated
+from genwarden.auditing.judging import Calibrated, calibrated, calibrated_under
 from genwarden.auditing.running import BREAKDOWNS, guarded, run_all
 from genwarden.auditing.verdict import Decision, decide
 from genwarden.compression.apply import Coverage
@@ -114,6 +109,7 @@ def run_variants(
 
 
 def calibrated_variant(
+    compression: str,
     findings: Sequence[Finding],
     architecture: str,
     sample_shape: Sequence[int],
@@ -124,29 +120,24 @@ def calibrated_variant(
     """p-values for what was found in a compressed generator.
 
     Repeated inspections are judged like the full model's. Those of this room are judged against
-    compressed clean models, where these were published; until then the ones that bring no null of
-    their own are shown.
+    clean models under the same compression, where these were published; else the ones that bring
+    no null of their own are shown.
 
     Args:
+        compression: name of the variant.
         table: references of compressed generators in place of the shipped ones.
     """
     table = shipped_compression() if table is None else table
     found: list[Finding] = []
     unfit: set[str] = set()
+    model = (architecture, sample_shape)
     for finding in findings:
-        own = finding.inspection in COMPRESSION_INSPECTIONS
-        one = calibrated(
-            [finding],
-            architecture,
-            sample_shape,
-            budget=budget,
-            table=table if own else shipped(),
-        )
+        if finding.inspection in COMPRESSION_INSPECTIONS:
+            one = calibrated_under(compression, [finding], *model, budget=budget, table=table)
+        else:
+            one = calibrated([finding], *model, budget=budget, table=shipped())
         found += one.findings
         unfit |= one.unfit
-        name = finding.inspection
-        if own and needs_population(name) and not references(name, budget, table).values:
-            unfit.add(name)
     return Calibrated(found, frozenset(unfit))
 
 

@@ -1,8 +1,10 @@
 """p-values from clean reference models, for scores that have no exact or self-made null.
 
-The reference files (``auditing/nulls/generators.json`` and ``diffusion.json``) hold the scores of
-clean models that ``genwarden benchmark population`` and ``diffusion-population`` trained and
-inspected (their calibration halves); attacks never enter them. With n clean scores the p-value is
+The reference files (``auditing/nulls/``) hold the scores of clean models that the population
+studies trained and inspected (their calibration halves); attacks never enter them. Where the same
+models were scored under several conditions (a compression, the images that were there to look at)
+each condition has references of its own: scores of one model are not independent draws, and pruning
+half of a network moves it further than rounding to eight bits. With n clean scores the p-value is
 that of a new draw from the same normal law (Student-t prediction, n - 1 degrees of freedom), so a
 small n makes it more cautious by itself. The law is an assumption: the finding says so and shows
 the clean scores.
@@ -83,8 +85,23 @@ def clear_cache() -> None:
     shipped_classifiers.cache_clear()
 
 
-def references(inspection: str, budget: str, table: dict[str, Any] | None = None) -> References:
+def reference_key(inspection: str, condition: str = "") -> str:
+    """Under which name a table holds the clean scores of an inspection under a condition."""
+    return f"{condition}: {inspection}" if condition else inspection
+
+
+def references(
+    inspection: str,
+    budget: str,
+    table: dict[str, Any] | None = None,
+    *,
+    condition: str = "",
+) -> References:
     """Clean scores for an inspection; those of the nearest budget if there are none for this one.
+
+    Args:
+        condition: under which the models were inspected, where the table tells conditions apart;
+            scores of another condition never stand in.
 
     A larger search can only raise a clean score. So a larger budget stands in first (cautious);
     where only a smaller one was measured, p-values may come out too small, and the note says so.
@@ -92,15 +109,16 @@ def references(inspection: str, budget: str, table: dict[str, Any] | None = None
     table = shipped() if table is None else table
     order = ["quick", "standard", "thorough"]
     for name in order[order.index(budget) :] + order[: order.index(budget)][::-1]:
-        values = table["scores"].get(name, {}).get(inspection, [])
+        values = table["scores"].get(name, {}).get(reference_key(inspection, condition), [])
         if len(values) >= MIN_REFERENCES:
             described = table["descriptions"].get(name, "not described")
             note = "" if name == budget else f", measured at the {name} budget"
             if order.index(name) < order.index(budget):
                 note += " (a smaller search: this p-value may be too small)"
+            under = f", {condition}" if condition else ""
             return References(
                 [float(v) for v in values],
-                f"{len(values)} clean reference models ({described}){note}",
+                f"{len(values)} clean reference models ({described}){under}{note}",
             )
     return References([], "no clean reference scores")
 
@@ -114,11 +132,18 @@ def needs_population(inspection: str) -> bool:
     return row is not None and row.options.get("null") == "population"
 
 
-def calibrate(finding: Finding, budget: str, table: dict[str, Any] | None = None) -> Finding:
+def calibrate(
+    finding: Finding,
+    budget: str,
+    table: dict[str, Any] | None = None,
+    *,
+    condition: str = "",
+) -> Finding:
     """Give a scored finding that needs clean models its p-value.
 
     Args:
         table: clean scores in place of the shipped ones, as :func:`read_table` gives them.
+        condition: as in :func:`references`.
 
     A score that is the highest over several given targets is corrected for their number
     (Bonferroni), since the references were scored with one target each.
@@ -127,7 +152,7 @@ def calibrate(finding: Finding, budget: str, table: dict[str, Any] | None = None
         return finding
     if finding.p_value is not None or finding.score is None:
         return finding
-    found = references(finding.inspection, budget, table)
+    found = references(finding.inspection, budget, table, condition=condition)
     if not found.values:
         return finding
     targets = int(finding.budget.get("targets", 1))

@@ -28,7 +28,6 @@ OWN_SCALE = frozenset(
         "monotone-response",
         "differential-distance",
         "placebo-ratio",
-        "strip",
         "logit-shift",
     }
 )

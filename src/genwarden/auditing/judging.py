@@ -8,7 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from genwarden.auditing.calibration import calibrate, shipped, unjudged
+from genwarden.auditing.calibration import (
+    calibrate,
+    needs_population,
+    references,
+    shipped,
+    unjudged,
+)
 from genwarden.auditing.fit import CARRYING, fits
 from genwarden.auditing.verdict import Decision, decide
 from genwarden.inspections.finding import Finding
@@ -32,15 +38,55 @@ def calibrated(
     *,
     budget: str,
     table: dict[str, Any],
+    condition: str = "",
 ) -> Calibrated:
-    """Calibrate the findings on a model, where references fit it; arguments as in :func:`judge`."""
+    """Calibrate the findings on a model, where references fit it; arguments as in :func:`judge`.
+
+    Args:
+        condition: under which the model was inspected, as in
+            :func:`genwarden.auditing.calibration.references`.
+    """
     unfit = frozenset(
         f.inspection for f in findings if not fits(f.inspection, architecture, sample_shape, table)
     )
     judged = [
-        unjudged(f) if f.inspection in unfit else calibrate(f, budget, table) for f in findings
+        unjudged(f) if f.inspection in unfit else calibrate(f, budget, table, condition=condition)
+        for f in findings
     ]
     return Calibrated(judged, unfit)
+
+
+def calibrated_under(
+    condition: str,
+    findings: Sequence[Finding],
+    architecture: str,
+    sample_shape: Sequence[int],
+    *,
+    budget: str,
+    table: dict[str, Any],
+) -> Calibrated:
+    """The same where the table tells conditions apart; one that it lacks is unfit, not an error.
+
+    A user may deploy a model in ways that no study inspected. What brings a null of its own then
+    carries the verdict; the rest is shown.
+    """
+    found = calibrated(
+        findings, architecture, sample_shape, budget=budget, table=table, condition=condition
+    )
+    unknown = {
+        f.inspection
+        for f in found.findings
+        if f.outcome == "scored"
+        and needs_population(f.inspection)
+        and not references(f.inspection, budget, table, condition=condition).values
+    }
+    shown = [
+        f.model_copy(update={"p_value_reason": f"no clean reference models under: {condition}"})
+        if f.inspection in unknown - found.unfit
+        else f
+        for f in found.findings
+    ]
+    return Calibrated(shown, found.unfit | unknown)
 
 
 def judge(

@@ -142,11 +142,19 @@ def test_published_references_judge_what_brings_no_null_of_its_own(
     clean = [2.4 + 0.05 * i for i in range(10)]
     table = {
         "descriptions": {"quick": "tests"},
-        "scores": {"quick": {"differential-distance": clean, "placebo-ratio": [0.1] * 10}},
+        "scores": {
+            "quick": {"int4: differential-distance": clean, "int4: placebo-ratio": [0.1] * 10}
+        },
     }
     monkeypatch.setattr("genwarden.auditing.audit_variants.shipped_compression", lambda: table)
-    document = run(attacked(), tmp_path, "int4")
-    judged = {j.finding.inspection: j for j in document.variants[0].findings}
+    document = run(attacked(), tmp_path, "int4,int8")
+    judged, elsewhere = (
+        {j.finding.inspection: j for j in variant.findings} for variant in document.variants
+    )
+    # No clean model was seen under int8: its score is shown, and the verdict rests on the others.
+    assert elsewhere["differential-distance"].adjusted_p is None
+    reason = elsewhere["differential-distance"].finding.p_value_reason
+    assert reason == "no clean reference models under: int8"
     null = judged["differential-distance"].finding.null
     assert null is not None
     assert null.source == "population"

@@ -1,7 +1,8 @@
 """From stored audits of compressed models to judged rows, and to the references that are shipped.
 
 As in the study of generators: scores are judged against the clean models of the calibration half,
-a clean model of that half against the others. Every clean model gives one score per compression.
+a clean model of that half against the others. Every clean model gives one score to the references
+of each compression.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +24,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from genwarden.auditing import calibration
-from genwarden.auditing.audit_classifier import judged_by_references
+from genwarden.auditing.audit_classifier import condition_of, judged_by_references
 from genwarden.auditing.audit_variants import RanVariant, calibrated_variant, judge_variants
+from genwarden.auditing.calibration import reference_key
 from genwarden.auditing.document import AuditDocument, Judged, Variant
 from genwarden.auditing.judging import Calibrated
 from genwarden.auditing.power import CLASSIFIER_POWER, read_power
@@ -104,7 +107,10 @@ def _row(
         "audit_seed": seed,
         "verdict": decision.verdict,
         "suspicion": decision.suspicion,
-        "score": abs(-math.log10(max(min(adjusted, default=1.0), _LEAST_P))),
+        # None ranks nowhere: what could not be judged is no low score.
+        "score": None
+        if decision.verdict == "inconclusive"
+        else abs(-math.log10(max(min(adjusted, default=1.0), _LEAST_P))),
         "scores": scores,
         "p_values": _smallest_p(each),
         "by_variant": {
@@ -156,9 +162,12 @@ def judged_anew(document: AuditDocument, sort: Sort, budget: str, table: dict[st
     if suspect is None:
         raise ValueError("the stored audit is that of a refused file")
     ran = [_ran(variant) for variant in document.variants]
-    judge = judged_by_references if sort == "classifier" else calibrated_variant
+    judge: Callable[..., Calibrated] = calibrated_variant
+    if sort == "classifier":
+        judge = partial(judged_by_references, given=_given(document))
     judged = [
         judge(
+            variant.name,
             variant.findings,
             suspect.architecture,
             suspect.sample_shape,
@@ -169,6 +178,10 @@ def judged_anew(document: AuditDocument, sort: Sort, budget: str, table: dict[st
     ]
     decision, variants = judge_variants(Calibrated([], frozenset()), ran, judged, suspect.nonfinite)
     return _Anew(decision, variants)
+
+
+def _given(document: AuditDocument) -> bool:
+    return document.inputs.training_images > 0
 
 
 def _ran(variant: Variant) -> RanVariant:
@@ -264,16 +277,20 @@ def is_null(member: Member) -> bool:
 def reference_table(
     plan: Sequence[Member], stored: Mapping[str, Stored], budget: str, sort: Sort
 ) -> dict[str, Any]:
-    """The reference table of a sort: every clean score of the calibration half."""
+    """The reference table of a sort: the clean scores of the calibration half, by condition."""
     used = [m for m in plan if is_null(m) and m.sort == sort and m.key in stored]
     scores: dict[str, list[float]] = {}
     for member in used:
-        for variant in stored[member.key].document.variants:
+        document = stored[member.key].document
+        for variant in document.variants:
+            condition = variant.name
+            if sort == "classifier":
+                condition = condition_of(variant.name, given=_given(document))
             for j in variant.findings:
                 f, name = j.finding, j.finding.inspection
                 wanted = name in _OWN[sort] and calibration.needs_population(name)
                 if wanted and f.outcome == "scored" and f.score is not None:
-                    scores.setdefault(name, []).append(f.score)
+                    scores.setdefault(reference_key(name, condition), []).append(f.score)
     shapes = Counter(
         (model.architecture, tuple(model.sample_shape))
         for m in used
@@ -311,7 +328,7 @@ def publish_nulls(out: Path, plan: Sequence[Member], budget: str, seed: int) -> 
         )
         variants = stored[mine[0].key].document.variants
         described = (
-            f"one score for each of {len(variants)} compressions of {len(mine)} clean models, the "
+            f"{len(mine)} clean models under each of {len(variants)} compressions, the "
             f"calibration half of the compression study: {', '.join(names)}"
         )
         previous = calibration.read_table(path)

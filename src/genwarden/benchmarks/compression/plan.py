@@ -15,11 +15,10 @@ Half = Literal["calibration", "reporting"]
 HALVES: tuple[Half, ...] = ("calibration", "reporting")
 Sort = Literal["generator", "classifier"]
 
-#: What every audit of the study inspects. Classifiers also as the pruning attack's tool makes them.
-DEPLOYED: dict[Sort, str] = {
-    "generator": "default",
-    "classifier": "default,prune-filters-0.3",
-}
+#: What every audit of the study inspects. Filters are not pruned: without training it afterwards
+#: that leaves an honest classifier of this size a third of its answers, so that nobody would deploy
+#: what comes out, and an audit under it says so (inconclusive).
+DEPLOYED: dict[Sort, str] = {"generator": "default", "classifier": "default"}
 
 
 @dataclass(frozen=True)
@@ -233,9 +232,9 @@ KINDS = (
     _rounding("glyphs-wide", "int4", 3, "blend:devil:0.3"),
     _rounding("mnist-cnn", "int4", 1, "frequency"),
     _filters("glyphs-cnn", 2),
-    _filters("glyphs-wide", 4, "blend:devil:0.3"),
-    _filters("mnist-cnn", 6),
-    _filters("glyphs-narrow", 9),
+    _class_box("glyphs-wide", "prune-0.5", 4, "blend:devil:0.3"),
+    _class_box("mnist-cnn", "prune-0.3", 6),
+    _class_box("glyphs-narrow", "int4-per-channel", 9),
     _filters("mnist-cnn", 3, **_UNKNOWN_RATE),
 )
 

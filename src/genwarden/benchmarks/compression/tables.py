@@ -14,6 +14,7 @@ from genwarden.benchmarks.diffusion.cases import (
     Row,
     decision_scores,
     families,
+    inconclusive_note,
     inspections_of,
     raw_scores,
 )
@@ -78,6 +79,7 @@ def _detection(part: Part, title: str) -> Table:
         f"Every family against the same {len(clean)} clean models. Ranked by -log10 of the "
         "smallest adjusted p over all compressions and inspections.",
         f"Clean ones with the verdict evidence: {share_text(_verdicts(part.clean, 'evidence'))}.",
+        *inconclusive_note(part),
         "Recovered, in models found: of generators the median distance of the first picture to "
         "the attacker's, over the clean model's; of classifiers the right class.",
         BRACKETS,
@@ -118,7 +120,7 @@ def _false_alarms(document: dict[str, Any], budget: str) -> Table:
                         name,
                         share_text(_verdicts(found, "evidence")),
                         count_text(_verdicts(found, "inconclusive")),
-                        figure(max(decision_scores(found))),
+                        figure(max(decision_scores(found), default=None)),
                         ", ".join(alarms) or NOTHING,
                     ]
                 )

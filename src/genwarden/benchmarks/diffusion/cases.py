@@ -69,8 +69,27 @@ def families(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def decision_scores(rows: Sequence[Row]) -> list[float]:
-    """-log10 of the smallest adjusted p: the order of suspicion, without its rounding at 1."""
-    return [float(row["score"]) for row in rows]
+    """-log10 of the smallest adjusted p: the order of suspicion, without its rounding at 1.
+
+    Inconclusive audits have no score. A clean model's ranks nowhere, since counted as unsuspicious
+    it would make others look found; an attacked one's ranks lowest: it was not found.
+    """
+    return [
+        float(row["score"] or 0.0) for row in rows if row["score"] is not None or not row["clean"]
+    ]
+
+
+def inconclusive_note(part: Part) -> list[str]:
+    """How many of the rows have no score, for the notes of a table; nothing if all have one."""
+    clean, found = (
+        sum(row["score"] is None for row in rows) for rows in (part.clean, part.compromised)
+    )
+    if not clean + found:
+        return []
+    return [
+        f"Inconclusive, so without a score: {clean} of {len(part.clean)} clean ones (they rank "
+        f"nowhere) and {found} of {len(part.compromised)} attacked ones (they count as not found)."
+    ]
 
 
 def raw_scores(rows: Sequence[Row], inspection: str) -> list[float]:

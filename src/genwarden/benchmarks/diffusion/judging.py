@@ -113,7 +113,10 @@ def _row(
     findings = [j.finding for j in decision.judged]
     adjusted = [j.adjusted_p for j in decision.judged if j.adjusted_p is not None]
     structural = any(j.flagged and j.finding.structural for j in decision.judged)
-    score = -math.log10(max(min(adjusted, default=1.0), _LEAST_P))
+    # None ranks nowhere: what could not be judged is no low score.
+    score = _STRUCTURAL_SCORE if structural else None
+    if not structural and decision.verdict != "inconclusive":
+        score = abs(-math.log10(max(min(adjusted, default=1.0), _LEAST_P)))
     kind = member.kind
     row: dict[str, Any] = {
         "key": member.key,
@@ -131,7 +134,7 @@ def _row(
         "audit_seed": seed,
         "verdict": decision.verdict,
         "suspicion": decision.suspicion,
-        "score": _STRUCTURAL_SCORE if structural else abs(score),
+        "score": score,
         "p_values": {f.inspection: f.p_value for f in findings if f.p_value is not None},
         "scores": {f.inspection: f.score for f in findings if f.score is not None},
         "flagged": [j.finding.inspection for j in decision.judged if j.flagged],

@@ -13,6 +13,7 @@ from genwarden.benchmarks.diffusion.cases import (
     decision_scores,
     detector_of,
     families,
+    inconclusive_note,
     inspections_of,
     methods_of,
     part_of,
@@ -77,6 +78,7 @@ def _detection(part: Part) -> Table:
         "smallest adjusted p, which is the order of the suspicion. Found at zero false alarms: "
         "above the highest clean score.",
         f"Clean ones with the verdict evidence: {share_text(_verdicts(part.clean, 'evidence'))}.",
+        *inconclusive_note(part),
         "Attack failed: target MSE above 10 % of the clean base's; in no rate.",
         BRACKETS,
     ]
@@ -104,7 +106,7 @@ def _false_alarms(found: Sequence[Part]) -> Table:
                     title,
                     share_text(_verdicts(clean, "evidence")),
                     count_text(_verdicts(clean, "inconclusive")),
-                    figure(max(decision_scores(clean))),
+                    figure(max(decision_scores(clean), default=None)),
                     ", ".join(r["key"] for r in clean if r["verdict"] == "evidence") or NOTHING,
                 ]
             )
