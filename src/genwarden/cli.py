@@ -203,7 +203,7 @@ def audit(
         files = audit_model(options, progress=progress)
     _print_audit(files.document)
     typer.echo(f"\nReport: {files.html_path}\nResult: {files.json_path}")
-    typer.echo(f"Next:   {_next_step(files.document.verdict, options.budget)}")
+    _print_next(files.document)
     raise typer.Exit(int(EXIT_CODES[files.document.verdict]))
 
 
@@ -550,9 +550,11 @@ def report(
 
     document = read_document(audit_json)
     _print_audit(document)
+    typer.echo("")
     if html is not None:
         write_html(document, html)
         typer.echo(f"Report: {html}")
+    _print_next(document)
 
 
 @app.command()
@@ -674,16 +676,13 @@ def _print_audit(document: AuditDocument) -> None:
         OUT.print(renderable)
 
 
-def _next_step(verdict: str, budget: str) -> str:
-    if verdict == "evidence":
-        return "do not deploy this model; open the report and send it to the model's author."
-    if verdict == "none_found" and budget != "thorough":
-        return "repeat with a larger --budget before a deployment that matters."
-    if verdict == "none_found":
-        return "keep audit.json with the model; its sha256 ties the result to these weights."
-    if verdict == "refused":
-        return "follow the remedy above; do not open a refused file with a less careful tool."
-    return "read the reasons above; a missing verdict is not a good one."
+def _print_next(document: AuditDocument) -> None:
+    """What to do now, as the page says it."""
+    from genwarden.reports.advice import advice
+    from genwarden.reports.words import visible
+
+    text, commands = advice(document)
+    typer.echo(visible("\n        -> ".join([f"Next:   {text}", *commands])))
 
 
 def main() -> None:

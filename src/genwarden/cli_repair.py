@@ -90,7 +90,7 @@ def repair(
 
       genwarden repair ./classifier --method fine-pruning --data ./images --out ./repaired
     """
-    from genwarden.commands.audit_classifier import is_classifier
+    from genwarden.artifacts.open_classifier import opens_as_classifier
     from genwarden.commands.repair import RepairOptions, repair_model
     from genwarden.reports.console import console_progress
 
@@ -109,7 +109,7 @@ def repair(
         restart=restart,
         data=data,
     )
-    if is_classifier(model, architecture):
+    if opens_as_classifier(model, architecture, options.settings):
         _repair_classifier(options)
     with console_progress() as progress:
         files = repair_model(options, progress=progress)

@@ -21,10 +21,12 @@ from genwarden.artifacts.classifier_folder import (
     write_classifier,
 )
 from genwarden.artifacts.manifest import MANIFEST_NAME, WEIGHTS_NAME
-from genwarden.artifacts.open_classifier import open_classifier
+from genwarden.artifacts.open_classifier import open_classifier, opens_as_classifier
 from genwarden.artifacts.open_model import open_model
+from genwarden.commands.audit import AuditOptions, audit_model
 from genwarden.commands.demo import demo_model_folder
 from genwarden.engine.files import sha256_bytes
+from genwarden.engine.progress import Silent
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
 from genwarden.models.classifiers.protocol import initialise_classifier
@@ -242,3 +244,22 @@ def test_users_own_network_is_opened_if_it_does_what_it_states(tmp_path: Path) -
     for name in ("MoreClasses", "LargerImages", "WithoutClasses"):
         error = refusal(path, architecture=f"users_classifiers:{name}")
         assert error.code == "usage/architecture-contract"
+
+
+@pytest.mark.usefixtures("users_package")
+def test_an_audit_tells_users_own_classifier_from_a_generator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(save(dict(Foreign().state_dict())))
+    assert opens_as_classifier(path, "users_classifiers:Foreign")
+    assert not opens_as_classifier(path, "users_classifiers:WithoutClasses")
+    assert not opens_as_classifier(path, "dcgan28")
+    # What is asked here is which kind of audit it comes to.
+    monkeypatch.setattr("genwarden.auditing.audit_classifier.CLASSIFIER_INSPECTIONS", {})
+    options = AuditOptions(
+        model=path, out=tmp_path / "out", architecture="users_classifiers:Foreign", device="cpu"
+    )
+    document = audit_model(options, progress=Silent()).document
+    assert document.model is not None
+    assert (document.model.classes, document.model.sample_shape) == (3, [1, 4, 4])

@@ -183,7 +183,8 @@ def test_an_interrupted_repair_ends_with_the_same_bits(
 @pytest.fixture
 def folder(glyph_task: GlyphTask, tmp_path: Path) -> Path:
     """``glyph_task``'s classifier as a model folder."""
-    write_classifier(tmp_path / "suspect", glyph_task.classifier, "small-cnn", {})
+    label = {"compromised": True, "note": "x" * 1000}
+    write_classifier(tmp_path / "suspect", glyph_task.classifier, "small-cnn", label)
     return tmp_path / "suspect"
 
 
@@ -200,7 +201,11 @@ def test_the_command_measures_on_images_that_were_held_out(folder: Path, tmp_pat
     assert 0.5 < record["accuracy"]["after"] <= 1
     loaded = read_classifier(out / "model")
     assert loaded.sha256 == record["repaired_sha256"]
-    assert loaded.provenance["repaired_from_sha256"] == read_classifier(folder).sha256
+    assert loaded.provenance == {
+        "made_by": "genwarden repair --method fine-pruning",
+        "repaired_from_sha256": read_classifier(folder).sha256,
+        "compromised_before_repair": True,
+    }
 
 
 @pytest.mark.parametrize(

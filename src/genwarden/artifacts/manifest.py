@@ -123,3 +123,25 @@ def parse_manifest(content: bytes, where: str) -> AnyManifest:
 
 def _no_constants(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def descent(
+    made_by: str, relation: Literal["compressed", "repaired"], sha256: str, parent: dict[str, Any]
+) -> dict[str, Any]:
+    """Provenance of a model that was made from another one.
+
+    Of what the original says about itself only the word that it is compromised is kept: the rest
+    is unbounded and not to be believed; the hash names it. Compression leaves a backdoor where it
+    is; whether a repair removed it, nobody but an audit says.
+
+    Args:
+        made_by: the command.
+        sha256: of the original's weights.
+        parent: the original's provenance.
+    """
+    made: dict[str, Any] = {"made_by": made_by, f"{relation}_from_sha256": sha256}
+    # One repair may follow another.
+    word = parent.get("compromised", parent.get("compromised_before_repair"))
+    if isinstance(word, bool):
+        made["compromised" if relation == "compressed" else "compromised_before_repair"] = word
+    return made

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from genwarden.artifacts.classifier_folder import (
     LoadedClassifier,
+    is_classifier_folder,
     not_a_classifier,
     read_classifier,
 )
@@ -24,6 +25,31 @@ from genwarden.models.protocol import SampleSpec
 from genwarden.registry import ARCHITECTURES, CLASSIFIER_ARCHITECTURES
 
 _CONTRACT_IMAGES: Final = 4
+
+
+def opens_as_classifier(
+    path: Path, architecture: str | None, settings: dict[str, Any] | None = None
+) -> bool:
+    """Whether what the user names is a classifier: by its manifest, or by the architecture.
+
+    A network that the user's own factory builds is one if it states images and classes and no
+    latents.
+
+    Args:
+        path: as for :func:`open_classifier`, which takes the other arguments, too.
+
+    Raises:
+        GenwardenError: codes ``usage/...``, if a factory cannot be called.
+    """
+    if architecture is None:
+        return is_classifier_folder(path)
+    if architecture in CLASSIFIER_ARCHITECTURES or ":" not in architecture:
+        return architecture in CLASSIFIER_ARCHITECTURES
+    network = call_factory(architecture, dict(settings or {}), CLASSIFIER_ARCHITECTURES)
+    if isinstance(network, ImageClassifier):
+        return True
+    stated = hasattr(network, "image_shape") and hasattr(network, "classes")
+    return stated and not hasattr(network, "latent_shape")
 
 
 def open_classifier(

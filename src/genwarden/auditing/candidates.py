@@ -50,7 +50,7 @@ def examine(
     outputs: list[Tensor] = []
     failures: list[str] = []
     reference = None
-    for name, values in _flagged_latents(judged):
+    for name, values in flagged_latents(judged):
         if len(found) == MAX_CANDIDATES:
             break
         try:
@@ -73,7 +73,7 @@ def examine(
     return Examined(found, failures)
 
 
-def _flagged_latents(judged: list[Judged]) -> Iterator[tuple[str, list[float]]]:
+def flagged_latents(judged: list[Judged]) -> Iterator[tuple[str, list[float]]]:
     """Inspection and first latent: structural findings first, then by adjusted p."""
     flagged = [j for j in judged if j.flagged]
     flagged.sort(key=lambda j: (not j.finding.structural, j.adjusted_p or 0.0))

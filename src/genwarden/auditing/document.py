@@ -130,6 +130,8 @@ class AuditDocument(_Strict):
 
     Attributes:
         suspicion: 1 - smallest adjusted p (1.0 for structural evidence); None without a verdict.
+            It is no probability of a backdoor: a clean model has any value below 1 - ``alpha``
+            by chance, often a high one. Only what lies above 1 - ``alpha`` is evidence.
         alpha: the level below which an adjusted p-value counts as evidence.
         reasons: why the verdict is what it is, one sentence each.
         candidates: the latents that flagged findings carry, examined one by one; none unless the

@@ -97,7 +97,7 @@ def decide(
         1.0 - smallest,
         [
             f"None of {len(tested)} calibrated inspections reached the level of {ALPHA:g} after "
-            f"correction (smallest adjusted p = {smallest:.2g}).",
+            "correction.",
             *(
                 [f"Shown but not judged, for want of reference models: {', '.join(shown_only)}."]
                 if shown_only

@@ -15,6 +15,7 @@ from torch import Tensor
 from genwarden.artifacts.diffusers_folder import LoadedDiffusion, read_diffusion
 from genwarden.artifacts.diffusers_layout import is_diffusers_folder
 from genwarden.artifacts.model_folder import LoadedModel
+from genwarden.artifacts.open_classifier import opens_as_classifier
 from genwarden.artifacts.open_model import open_model
 from genwarden.artifacts.read_once import read_once
 from genwarden.artifacts.weights_file import parse_weights
@@ -26,7 +27,7 @@ from genwarden.auditing.audit_diffusion import (
 )
 from genwarden.auditing.budgets import budget as budget_named
 from genwarden.auditing.document import AuditDocument
-from genwarden.commands.audit_classifier import is_classifier, prepare_classifier
+from genwarden.commands.audit_classifier import prepare_classifier
 from genwarden.commands.audit_variants import parse_deploy_as
 from genwarden.compression.contract import Compressor
 from genwarden.data.datasets import load_images, to_unit_range
@@ -81,7 +82,9 @@ def audit_model(options: AuditOptions, *, progress: Progress) -> AuditFiles:
     budget_named(options.budget)
     device = pick_device(options.device)
     diffusion = is_diffusers_folder(options.model)
-    classifier = not diffusion and is_classifier(options.model, options.architecture)
+    classifier = not diffusion and opens_as_classifier(
+        options.model, options.architecture, options.settings
+    )
     _require_fitting_options(options, diffusion=diffusion, classifier=classifier)
     variants = parse_deploy_as(
         options.deploy_as,

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from genwarden.artifacts.classifier_folder import is_classifier_folder
 from genwarden.artifacts.open_classifier import open_classifier
 from genwarden.auditing.audit_classifier import (
     ClassifierRequest,
@@ -23,17 +22,9 @@ from genwarden.data.labelled import is_glyphs, load_labelled
 from genwarden.engine.files import sha256_bytes
 from genwarden.engine.progress import Progress
 from genwarden.models.protocol import SampleSpec
-from genwarden.registry import CLASSIFIER_ARCHITECTURES
 
 if TYPE_CHECKING:
     from genwarden.commands.audit import AuditOptions
-
-
-def is_classifier(model: Path, architecture: str | None) -> bool:
-    """Whether a path, opened as the user says, is a classifier: by its manifest or architecture."""
-    if architecture is not None:
-        return architecture in CLASSIFIER_ARCHITECTURES
-    return is_classifier_folder(model)
 
 
 def prepare_classifier(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from genwarden import __version__
 from genwarden.artifacts.diffusers_layout import INDEX_NAME
-from genwarden.artifacts.manifest import MANIFEST_NAME, WEIGHTS_NAME
+from genwarden.artifacts.manifest import MANIFEST_NAME, WEIGHTS_NAME, descent
 from genwarden.commands.compress_remedy import remedied, settings_of
 from genwarden.commands.compressing import Subject, open_subject
 from genwarden.compression.apply import Coverage, compress, compressed_weights, coverage_of
@@ -349,20 +349,14 @@ def _provenance(
     folded: bool,
     remedy: str | None,
 ) -> dict[str, Any]:
-    """Of what the original says about itself only the word that it is compromised is kept: the
-    rest is unbounded and not to be believed; the hash names it."""
     made = f"genwarden compress --how {chosen.name}" + (" --fold" if folded else "")
     made += f" --remedy {remedy}" if remedy else ""
-    provenance: dict[str, Any] = {
-        "made_by": made,
+    loaded = subject.loaded
+    return {
+        **descent(made, "compressed", loaded.sha256, loaded.provenance),
         "compression": chosen.name,
         "coverage": _coverage(coverage),
-        "compressed_from_sha256": subject.loaded.sha256,
     }
-    compromised = subject.loaded.provenance.get("compromised")
-    if isinstance(compromised, bool):
-        provenance["compromised"] = compromised
-    return provenance
 
 
 def _coverage(coverage: Coverage) -> dict[str, Any]:

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from genwarden.artifacts.classifier_folder import (
     LoadedClassifier,
-    is_classifier_folder,
     write_classifier,
 )
 from genwarden.artifacts.diffusers_folder import LoadedDiffusion, read_diffusion, write_diffusion
 from genwarden.artifacts.diffusers_layout import is_diffusers_folder
 from genwarden.artifacts.manifest import WEIGHTS_NAME
 from genwarden.artifacts.model_folder import LoadedModel, write_model
-from genwarden.artifacts.open_classifier import open_classifier
+from genwarden.artifacts.open_classifier import open_classifier, opens_as_classifier
 from genwarden.artifacts.open_model import open_model
 from genwarden.compression.remedies.contract import Confine
 from genwarden.data.datasets import load_images, to_unit_range
@@ -263,7 +262,7 @@ def open_subject(
             )
         diffusion = read_diffusion(path)
         subject = DiffusionSubject(diffusion, _images(calibration, diffusion.model.sample))
-    elif is_classifier_folder(path) or architecture in CLASSIFIER_ARCHITECTURES:
+    elif opens_as_classifier(path, architecture, settings):
         classifier = open_classifier(path, architecture=architecture, settings=settings)
         subject = ClassifierSubject(classifier, _images(calibration, classifier.classifier.sample))
     else:

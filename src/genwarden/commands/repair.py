@@ -13,7 +13,7 @@ import torch
 
 from genwarden import __version__
 from genwarden.artifacts.diffusers_layout import is_diffusers_folder
-from genwarden.artifacts.manifest import MANIFEST_NAME, WEIGHTS_NAME
+from genwarden.artifacts.manifest import MANIFEST_NAME, WEIGHTS_NAME, descent
 from genwarden.artifacts.model_folder import LoadedModel, write_model
 from genwarden.artifacts.open_model import open_model
 from genwarden.auditing.audit import Request, audit, environment
@@ -265,12 +265,8 @@ def _write(folder: Path, repaired: Repaired, current: LoadedModel, method: str) 
 
 
 def _provenance(current: LoadedModel, method: str) -> dict[str, Any]:
-    """Where it comes from. What the suspect's file says of itself is not carried along: it is
-    unbounded and not to be believed; the hash names it."""
-    return {
-        "made_by": f"genwarden repair --method {method}",
-        "repaired_from_sha256": current.sha256,
-    }
+    made_by = f"genwarden repair --method {method}"
+    return descent(made_by, "repaired", current.sha256, current.provenance)
 
 
 def _reopen(folder: Path, architecture: str, current: LoadedModel) -> LoadedModel:

@@ -14,7 +14,7 @@ import torch
 
 from genwarden import __version__
 from genwarden.artifacts.classifier_folder import LoadedClassifier, write_classifier
-from genwarden.artifacts.manifest import WEIGHTS_NAME
+from genwarden.artifacts.manifest import WEIGHTS_NAME, descent
 from genwarden.artifacts.open_classifier import open_classifier
 from genwarden.auditing.budgets import budget as budget_named
 from genwarden.auditing.document import Verdict
@@ -179,10 +179,8 @@ def _write(options: RepairOptions, loaded: LoadedClassifier, network: Any) -> tu
     """A classifier's folder, or the bare weights of a network that the user's factory builds."""
     if loaded.architecture in CLASSIFIER_ARCHITECTURES:
         path = options.out / "model"
-        provenance = {
-            "made_by": f"genwarden repair --method {options.method}",
-            "repaired_from_sha256": loaded.sha256,
-        }
+        made_by = f"genwarden repair --method {options.method}"
+        provenance = descent(made_by, "repaired", loaded.sha256, loaded.provenance)
         return path, write_classifier(path, network, loaded.architecture, provenance)
     path = options.out / WEIGHTS_NAME
     write_tensors(path, getattr(network, "network", network).state_dict())

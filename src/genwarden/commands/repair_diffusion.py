@@ -16,6 +16,7 @@ from genwarden.artifacts.diffusers_folder import (
     read_diffusion,
     write_diffusion,
 )
+from genwarden.artifacts.manifest import descent
 from genwarden.auditing.audit import environment
 from genwarden.auditing.audit_diffusion import (
     DiffusionRequest,
@@ -234,12 +235,9 @@ def _apply(task: _Task, current: LoadedDiffusion, clues: DiffusionClues, number:
 
 
 def _write(folder: Path, model: DiffusionModel, current: LoadedDiffusion, method: str) -> None:
-    """A diffusers folder with the suspect's own scheduler. What the suspect's folder says of
-    itself is not carried along: it is unbounded and not to be believed; the hash names it."""
-    provenance = {
-        "made_by": f"genwarden repair --method {method}",
-        "repaired_from_sha256": current.sha256,
-    }
+    """A diffusers folder with the suspect's own scheduler."""
+    made_by = f"genwarden repair --method {method}"
+    provenance = descent(made_by, "repaired", current.sha256, current.provenance)
     write_diffusion(folder, model.cpu(), provenance, scheduler=current.scheduler)
 
 

@@ -18,6 +18,7 @@ from genwarden.auditing.document import AuditDocument
 from genwarden.inspections.candidate import Candidate
 from genwarden.inspections.finding import Latents, Null, Table
 from genwarden.reports import words
+from genwarden.reports.advice import advice, variant_sample
 from genwarden.reports.charts import chart_svg, matrix_svg, null_svg
 from genwarden.reports.highlights import flagged_first, highlight, pictures
 from genwarden.reports.variants import coverage_in_words, state_of, variant_matrix
@@ -72,7 +73,7 @@ def page_environment() -> Environment:
     environment.filters |= {
         "number": words.number,
         "probability": words.probability,
-        "suspicion": words.suspicion,
+        "strength": words.strength,
         "seconds": words.seconds,
         "label": words.label,
         "result": words.result_of,
@@ -82,13 +83,18 @@ def page_environment() -> Environment:
     }
     environment.globals |= {
         "VERDICT_WORDS": words.VERDICT_WORDS,
-        "VERDICT_ADVICE": words.VERDICT_ADVICE,
         "NULL_SOURCES": words.NULL_SOURCES,
         "MAX_PICTURES": MAX_PICTURES,
         "MAX_TABLE_ROWS": MAX_TABLE_ROWS,
         "MAX_LATENTS": MAX_LATENTS,
         "given": words.given,
         "headline": words.headline,
+        "strength_sentence": words.strength_sentence,
+        "strength_share": words.strength_share,
+        "smallest_p": words.smallest_p,
+        "decides_exactly": words.decides_exactly,
+        "advice": advice,
+        "variant_sample": variant_sample,
         "pictures": pictures,
         "chart_svg": chart_svg,
         "matrix_svg": matrix_svg,

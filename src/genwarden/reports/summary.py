@@ -16,6 +16,7 @@ from rich.text import Text
 
 from genwarden.auditing.document import AuditDocument, Judged
 from genwarden.reports import words
+from genwarden.reports.advice import variant_sample
 from genwarden.reports.highlights import flagged_first
 from genwarden.reports.variants import coverage_in_words, state_of, strongest
 
@@ -54,8 +55,8 @@ def summary_renderables(document: AuditDocument) -> list[RenderableType]:
 def verdict_table(rows: Sequence[tuple[str, str, AuditDocument]]) -> RenderableType:
     """Several audits side by side: (name, note, document) each, one line per model."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, expand=False)
-    for title in ("", "model", "verdict", "suspicion", "decided by"):
-        table.add_column(title, no_wrap=title in {"", "suspicion"}, overflow="fold")
+    for title in ("", "model", "verdict", "smallest p", "decided by"):
+        table.add_column(title, no_wrap=title in {"", "smallest p"}, overflow="fold")
     for name, note, document in rows:
         flagged = [j for j in flagged_first(document.findings) if j.flagged]
         style = _VERDICT_STYLES[document.verdict]
@@ -63,7 +64,7 @@ def verdict_table(rows: Sequence[tuple[str, str, AuditDocument]]) -> RenderableT
             Text(words.VERDICT_MARKS[document.verdict], style),
             Text(f"{_plain(name)}\n{_plain(note)}"),
             Text(document.verdict.replace("_", " "), style),
-            Text(words.suspicion(document.suspicion)),
+            Text(words.strength(document)),
             Text(", ".join(j.finding.inspection for j in flagged) or "-"),
         )
     return table
@@ -75,13 +76,8 @@ def _verdict(document: AuditDocument) -> Text:
 
 
 def _reasons(document: AuditDocument) -> list[RenderableType]:
-    lines = []
-    if document.suspicion is not None:
-        lines.append(
-            f"Suspicion {words.suspicion(document.suspicion)} on a scale from 0 to 1; "
-            f"evidence is above {words.suspicion(1 - document.alpha)}."
-        )
-    lines += document.reasons
+    sentence = words.strength_sentence(document)
+    lines = [*([sentence] if sentence else []), *document.reasons]
     if document.refusal:
         lines.append(f"[{document.refusal.code}] {document.refusal.cause}")
         lines.append(f"-> {document.refusal.remedy}")
@@ -127,6 +123,8 @@ def _variants(document: AuditDocument) -> list[RenderableType]:
                 Text(_plain(text), _RESULT_STYLES.get(state.kind, "")), (0, 0, 0, 4), expand=False
             )
         )
+        if command := variant_sample(document, variant):
+            lines.append(_indented(f"-> {command}"))
     return [Group(Text("As deployed:", style="bold"), *lines)] if lines else []
 
 

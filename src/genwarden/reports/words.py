@@ -25,20 +25,6 @@ VERDICT_MARKS: dict[str, str] = {
     "refused": "[x]",
 }
 
-#: What a reader should do with a verdict.
-VERDICT_ADVICE: dict[str, str] = {
-    "evidence": (
-        "Do not deploy this model. Keep the file, ask its supplier where it was trained, and audit "
-        "any replacement before it is used."
-    ),
-    "none_found": (
-        "This is not proof that there is no backdoor. Below is listed what would have been found; "
-        "anything weaker or better hidden than that remains possible."
-    ),
-    "inconclusive": "Treat this model as untested.",
-    "refused": "Treat this file as untrusted. Nothing is known about the model in it.",
-}
-
 #: Behind the verdict where only compressed forms were audited.
 ONLY_VARIANTS = "Only the compressed forms that were named were examined, not the model itself."
 
@@ -54,6 +40,9 @@ DIFFUSION = "unet2d"
 
 #: Stands where there is no number.
 NO_VALUE = "\N{EN DASH}"
+
+#: The smallest p-value that the scale of a report shows.
+_SCALE_END = 1e-4
 
 _INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
@@ -145,16 +134,41 @@ def probability(p: float | None) -> str:
     return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
-def suspicion(value: float | None) -> str:
-    """Suspicion in [0, 1]; digits where they matter, next to 1."""
-    if value is None:
-        return NO_VALUE
-    if 0.9999 < value < 1:
-        return "> 0.9999"
-    if value < 0.99 or value == 1:
-        return f"{value:.2f}"
-    exact = f"{value:.4f}"
-    return exact[:-2] if exact.endswith("00") else exact
+def smallest_p(document: AuditDocument) -> float | None:
+    """The smallest adjusted p-value of an audit, variants included; None without a verdict."""
+    if document.suspicion is None:
+        return None
+    judged = [*document.findings, *(j for v in document.variants for j in v.findings)]
+    found = [j.adjusted_p for j in judged if j.adjusted_p is not None]
+    return min(found, default=1 - document.suspicion)
+
+
+def decides_exactly(document: AuditDocument) -> bool:
+    """Whether the verdict rests on a structure, which has no p-value."""
+    judged = [*document.findings, *(j for v in document.variants for j in v.findings)]
+    return any(j.flagged and j.finding.structural for j in judged)
+
+
+def strength(document: AuditDocument) -> str:
+    """How strong the evidence is, for a table: "structural", or the smallest adjusted p."""
+    return "structural" if decides_exactly(document) else probability(smallest_p(document))
+
+
+def strength_sentence(document: AuditDocument) -> str:
+    """The same in a sentence; "" without a verdict."""
+    if decides_exactly(document):
+        return "An exact property of the network decides it; that needs no p-value."
+    p = smallest_p(document)
+    if p is None:
+        return ""
+    return f"Smallest adjusted p {probability(p)}; evidence begins below {document.alpha:g}."
+
+
+def strength_share(p: float | None) -> float:
+    """Where a p-value stands on a scale from 1 (left) to 0.0001 (right), by its digits, 0 to 1."""
+    if p is None:
+        return 1.0
+    return min(1.0, -math.log10(min(1.0, max(p, _SCALE_END))) / -math.log10(_SCALE_END))
 
 
 def seconds(value: float) -> str:

@@ -88,6 +88,19 @@ def test_the_largest_difference_towers_over_the_usual_one_only_where_something_w
     assert scores["attacked"] > scores["honest"] + 2
 
 
+def test_where_ordinary_outputs_do_not_move_at_all_what_wakes_is_a_large_score(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(CompressionBench, "distortion", lambda *_: 0.0)
+    awake = differential_search.inspect_distance(bench_of("attacked")).score
+    assert awake is not None
+    assert awake > 10
+    # What only the arithmetic moves is none.
+    still = torch.full((24,), 1e-9 * bench_of("attacked").typical)
+    monkeypatch.setattr(CompressionBench, "difference", lambda _, __, z: still[: len(z)])
+    assert differential_search.inspect_distance(bench_of("attacked")).score == 0.0
+
+
 def test_the_same_bench_gives_the_same_finding() -> None:
     again = CompressionBench(honest(), INT4, EFFORT, seed=0)
     assert differential_search.inspect(again) == differential_search.inspect(bench_of("honest"))

@@ -51,7 +51,8 @@ NEGLIGIBLE = 0.01
 PRIOR_SPREAD = 0.25
 PRIOR_WORTH = 20
 _SHOWN = 8
-_TINY = 1e-12
+#: Smaller shares of an ordinary distance are rounding of the arithmetic, not of the weights.
+_UNMOVED = 1e-6
 
 
 def inspect(bench: CompressionBench) -> Finding:
@@ -99,10 +100,9 @@ def inspect_distance(bench: CompressionBench) -> Finding:
     order, size, typical = _ends(bench)
     usual = bench.distortion(bench.compressed)
     largest = float(size[order[0]])
-    if usual < _TINY * typical:
-        score = None if largest > usual else 0.0
-    else:
-        score = math.log(max(largest, _TINY) / usual)
+    # Compression may move nothing but what it wakes: far above the floor, that is a large score.
+    floor = _UNMOVED * typical
+    score = math.log(max(largest, floor) / max(usual, floor))
     return Finding(
         inspection=DISTANCE,
         group="compression",

@@ -1,0 +1,175 @@
+"""What a reader should do next, the same on the page and in the terminal.
+
+Commands are made from the one that the audit documents; where that cannot be read, there is advice
+and no command.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+from genwarden.auditing.document import AuditDocument, Judged, Variant
+from genwarden.inspections.finding import Latents
+
+#: The remedy that works on every family of compressions.
+REMEDY = "finetuned"
+_MOST_COMMANDS = 3
+
+_EVIDENCE = (
+    "Do not deploy this model. Keep the file, ask its supplier where it was trained, and audit any "
+    "replacement before it is used."
+)
+_REPAIR = "To go on with it nevertheless: take out what was found, and read the audit of the result."
+_NONE_FOUND = (
+    "This is not proof that there is no backdoor. The report lists what would have been found; "
+    "anything weaker or better hidden than that remains possible."
+)
+_LARGER = "Repeat with a larger --budget before a deployment that matters."
+_KEEP = "Keep audit.json with the model; its sha256 ties the result to these weights."
+_INCONCLUSIVE = (
+    "Treat this model as untested. Read the reasons: a missing verdict is not a good one."
+)
+_REFUSED = (
+    "Treat this file as untrusted, and do not open it with a less careful tool. Nothing is known "
+    "about the model in it."
+)
+
+
+class Advice(NamedTuple):
+    """What to do, in sentences, and commands for it; the commands may be none."""
+
+    text: str
+    commands: list[str]
+
+
+class _Asked(NamedTuple):
+    """What the documented command names: the model with its options, and the folder of results."""
+
+    model: list[str]
+    out: str
+
+
+def advice(document: AuditDocument) -> Advice:
+    """What to do with a verdict."""
+    if document.verdict == "evidence":
+        return _on_evidence(document)
+    if document.verdict == "none_found":
+        largest = document.budget.get("name") == "thorough"
+        return Advice(f"{_NONE_FOUND} {_KEEP if largest else _LARGER}", [])
+    return Advice(_REFUSED if document.verdict == "refused" else _INCONCLUSIVE, [])
+
+
+def woken(document: AuditDocument) -> list[Variant]:
+    """The variants under which there is evidence."""
+    return [v for v in document.variants if any(j.flagged for j in v.findings)]
+
+
+def sleeps(document: AuditDocument) -> bool:
+    """Whether the evidence lies in compressed variants alone."""
+    return bool(woken(document)) and not any(j.flagged for j in document.findings)
+
+
+def variant_sample(document: AuditDocument, variant: Variant) -> str:
+    """The command that draws what a variant wakes; "" if there is no latent, or no command."""
+    asked = _asked(document)
+    if asked is None or not any(_has_latent(j, variant.findings) for j in variant.findings):
+        return ""
+    suffix = "wav" if document.model and document.model.modality == "audio" else "png"
+    words = ["genwarden", "sample", *asked.model, "--how", variant.name]
+    words += ["--audit", _in_folder(asked.out, "audit.json"), "--candidate", "1"]
+    return shlex.join([*words, "--out", f"{variant.name}-candidate-1.{suffix}"])
+
+
+def _has_latent(judged: Judged, beside: list[Judged]) -> bool:
+    """As :func:`genwarden.auditing.candidates.flagged_latents` finds one."""
+    if not judged.flagged:
+        return False
+    name = judged.finding.inspection
+    others = [j.finding for j in beside if j.finding.follows_from == name and not j.flagged]
+    return any(
+        isinstance(e, Latents) and e.values for f in (judged.finding, *others) for e in f.evidence
+    )
+
+
+def _on_evidence(document: AuditDocument) -> Advice:
+    variants = woken(document)
+    names = ", ".join(v.name for v in variants)
+    compress = _compress_commands(document, variants)
+    again = (
+        f"A remedy compresses so that what {names} wakes stays asleep; audit what comes out"
+        if variants
+        else ""
+    )
+    if sleeps(document):
+        seen = (
+            "The model as it is showed nothing" if document.findings else "The model as it is was "
+            "not examined"
+        )
+        return Advice(
+            f"Do not deploy this model compressed. {seen}: the evidence is in what {names} makes of "
+            "it. Keep the file and ask its supplier where it was trained. To go on with it "
+            f"nevertheless, do not compress it plainly. {again}. `genwarden repair` looks at the "
+            "model as it is and leaves this where it is.",
+            compress,
+        )
+    text = f"{_EVIDENCE} {_REPAIR}"
+    if variants:
+        text += f" That does not reach what compression wakes. {again}."
+    repair = _repair_command(document)
+    return Advice(text, [*([repair] if repair else []), *compress])
+
+
+def _compress_commands(document: AuditDocument, variants: list[Variant]) -> list[str]:
+    asked = _asked(document)
+    if asked is None:
+        return []
+    # A classifier has no ordinary inputs of its own.
+    images = ["--calibration", "IMAGES"] if document.model and document.model.classes else []
+    return [
+        shlex.join(
+            ["genwarden", "compress", *asked.model, "--how", variant.name, "--remedy", REMEDY]
+            + [*images, "--out", f"{_stem(asked.model[0])}-{variant.name}"]
+        )
+        for variant in variants[:_MOST_COMMANDS]
+    ]
+
+
+def _repair_command(document: AuditDocument) -> str:
+    asked = _asked(document)
+    if asked is None or document.model is None:
+        return ""
+    words = ["genwarden", "repair", *asked.model]
+    if document.model.classes:
+        words += ["--method", "fine-pruning", "--data", "IMAGES"]
+    else:
+        words += ["--audit", _in_folder(asked.out, "audit.json")]
+    return shlex.join([*words, "--out", f"{_stem(asked.model[0])}-repaired"])
+
+
+def _asked(document: AuditDocument) -> _Asked | None:
+    try:
+        words = shlex.split(document.command)
+    except ValueError:
+        return None
+    if words[:2] != ["genwarden", "audit"] or len(words) < 3:
+        return None
+    model, out = [words[2]], ""
+    for flag, value in zip(words[3:], words[4:], strict=False):
+        if flag in {"--architecture", "--setting"}:
+            model += [flag, value]
+        elif flag == "--out":
+            out = value
+    return _Asked(model, out) if out else None
+
+
+def _in_folder(folder: str, name: str) -> str:
+    return str(PurePosixPath(folder) / name)
+
+
+def _stem(model: str) -> str:
+    """A folder beside the model; of a weights file without its ending."""
+    path = PurePosixPath(model)
+    plain = path.with_suffix("") if path.suffix in {".safetensors", ".pt", ".pth", ".ckpt"} else path
+    return str(plain)
