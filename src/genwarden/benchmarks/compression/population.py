@@ -15,11 +15,9 @@ half's classifiers say of the audit's power).
 
 from __future__ import annotations
 
-import json
-import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,16 +45,13 @@ from genwarden.benchmarks.compression.judging import (
 from genwarden.benchmarks.compression.making import make as make_member
 from genwarden.benchmarks.compression.plan import DEPLOYED, Member, members
 from genwarden.benchmarks.compression.roc_figure import draw
-from genwarden.benchmarks.locks import claimed
-from genwarden.benchmarks.member_files import document_path, facts_path, once
-from genwarden.benchmarks.repairs.jobs import Failure, do_all
-from genwarden.benchmarks.repairs.run import command_of, raise_failures, result_head
-from genwarden.benchmarks.store import write_result
+from genwarden.benchmarks.member_study import MemberJob, do_members, write_study
+from genwarden.benchmarks.repairs.run import command_of, result_head
 from genwarden.commands.audit_variants import parse_deploy_as
 from genwarden.compression.contract import Compressor
 from genwarden.data.datasets import to_unit_range
 from genwarden.data.labelled import is_glyphs, read_labelled
-from genwarden.engine.files import sha256_bytes, write_atomic, write_json
+from genwarden.engine.files import sha256_bytes
 from genwarden.engine.progress import Progress, Silent
 from genwarden.errors import GenwardenError
 
@@ -111,62 +106,48 @@ class Orders:
         return to_unit_range(found.images)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One member: made if need be, then measured and audited."""
+class _Job(MemberJob[Member]):
+    last_file = MANIFEST_NAME
 
-    member: Member
-    orders: Orders
+    def __init__(self, member: Member, orders: Orders) -> None:
+        super().__init__(
+            member,
+            models=orders.models,
+            out=orders.out,
+            budgets=orders.budgets,
+            seed=orders.seed,
+        )
+        self.orders = orders
+
+    def base(self) -> Member:
+        return next(m for m in members() if m.key == self.member.base_key)
 
     @property
-    def name(self) -> str:
-        return self.member.key
+    def may_make(self) -> bool:
+        return self.orders.make and self.orders.data is not None
 
-    @property
-    def folder(self) -> Path:
-        return self.orders.models / self.member.key
-
-    def do(self) -> None:
-        if not self._present(self.member, wait=False):
-            return
-        out, key = self.orders.out, self.member.key
-        for budget in self.orders.budgets:
-            audited = document_path(out, key, budget, self.orders.seed)
-            once(out, audited, partial(self._audit, audited, budget))
-        if self.member.attacked:
-            facts = facts_path(out, key)
-            once(out, facts, partial(self._measure, facts))
-
-    def _present(self, member: Member, *, wait: bool) -> bool:
+    def make(self, member: Member) -> None:
         orders = self.orders
-        folder = orders.models / member.key
-        if (folder / MANIFEST_NAME).exists():
-            return True
-        if not orders.make or orders.data is None:
-            return False
-        if member.base_key != member.key:
-            base = next(m for m in members() if m.key == member.base_key)
-            self._present(base, wait=True)
-        with claimed(orders.models / ".locks" / f"{member.key}.lock", wait=wait) as mine:
-            if mine:
-                make_member(
-                    member, orders.models, orders.data, progress=Silent(), device=orders.device
-                )
-        return (folder / MANIFEST_NAME).exists()
+        if orders.data is not None:
+            make_member(member, orders.models, orders.data, progress=Silent(), device=orders.device)
 
-    def _audit(self, path: Path, budget: str) -> None:
-        images = self.orders.shown(self.member)
-        cpu, wall = time.process_time(), time.perf_counter()
+    def audit(self, budget: str, work: Path) -> AuditDocument:
         if self.member.sort == "generator":
-            document = self._of_generator(budget, path.with_suffix(".work"))
-        else:
-            document = self._of_classifier(budget, images, path.with_suffix(".work"))
-        spent = {
-            "cpu_seconds": round(time.process_time() - cpu, 2),
-            "seconds": round(time.perf_counter() - wall, 2),
-        }
-        content = {"spent": spent, "document": document.model_dump(mode="json")}
-        write_atomic(path, json.dumps(content).encode())
+            return self._of_generator(budget, work)
+        return self._of_classifier(budget, self.orders.shown(self.member), work)
+
+    def facts(self) -> dict[str, Any] | None:
+        member, orders = self.member, self.orders
+        if member.kind is None:
+            return None
+        return measure(
+            member,
+            member.kind,
+            orders.models,
+            orders.data,
+            orders.inspected(member),
+            device=orders.device,
+        )
 
     def _of_generator(self, budget: str, work: Path) -> AuditDocument:
         loaded = read_model(self.folder)
@@ -213,19 +194,6 @@ class _Job:
             work=work,
             progress=Silent(),
         )
-
-    def _measure(self, path: Path) -> None:
-        member, orders = self.member, self.orders
-        if member.kind is not None:
-            found = measure(
-                member,
-                member.kind,
-                orders.models,
-                orders.data,
-                orders.inspected(member),
-                device=orders.device,
-            )
-            write_json(path, found)
 
 
 def run(
@@ -279,20 +247,13 @@ def run(
     source_folder = Path(data) if data else None
     orders = Orders(root, out, source_folder, make, device, budgets, seed, deploy_as, images)
     jobs = [_Job(member, orders) for member in chosen]
-    failed: dict[str, Failure] = {}
-    # What is fine-tuned or attacked starts from a base, so these come first.
-    for title, stage in (
-        ("bases", [j for j in jobs if j.member.base_key == j.member.key]),
-        ("the others", [j for j in jobs if j.member.base_key != j.member.key]),
-    ):
-        failed.update({job.name: f for job, f in do_all(stage, workers, progress, title)})
+    failed = do_members(jobs, workers, progress)
     rows = judged_rows(out, root, plan, budgets, seed)
     if publish:
         for name in budgets:
             publish_nulls(out, plan, name, seed)
         publish_power(rows)
         calibration.clear_cache()
-    audited = {row["key"] for row in rows}
     options = {
         "models": models and "MODELS",
         "make": "" if make else "false",
@@ -315,15 +276,8 @@ def run(
             for sort, text in DEPLOYED.items()
         },
         "rows": rows,
-        "missing": [m.key for m in plan if m.key not in audited],
-        "failed": {key: f"{f.code}: {f.cause}" for key, f in failed.items()},
     }
-    pictures = {f"{RECIPE}-{name}": content for name, content in draw(document).items()}
-    for name, content in pictures.items():
-        write_atomic(out / name, content)
-    path = write_result(out / "result.json", {**document, "pictures": sorted(pictures)})
-    raise_failures(failed)
-    return path
+    return write_study(out, RECIPE, plan, document, failed, draw(document))
 
 
 def _count(plan: list[Member], attacked: bool) -> int:

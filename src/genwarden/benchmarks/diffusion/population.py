@@ -15,10 +15,6 @@ and TERD on the same models then stand beside ours.
 
 from __future__ import annotations
 
-import json
-import time
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +29,7 @@ from genwarden.auditing.audit_diffusion import (
     audit_diffusion,
 )
 from genwarden.auditing.budgets import diffusion_budget
+from genwarden.auditing.document import AuditDocument
 from genwarden.backdoors.image_backdoor import RECORD_NAME, read_image_backdoor
 from genwarden.benchmarks.choosing import matching
 from genwarden.benchmarks.diffusion.judging import (
@@ -43,14 +40,10 @@ from genwarden.benchmarks.diffusion.judging import (
 from genwarden.benchmarks.diffusion.making import make
 from genwarden.benchmarks.diffusion.plan import Member, members
 from genwarden.benchmarks.diffusion.roc_figure import draw
-from genwarden.benchmarks.locks import claimed
-from genwarden.benchmarks.member_files import document_path, facts_path, once
-from genwarden.benchmarks.repairs.jobs import Failure, do_all
-from genwarden.benchmarks.repairs.run import command_of, raise_failures, result_head
+from genwarden.benchmarks.member_study import MemberJob, do_members, write_study
+from genwarden.benchmarks.repairs.run import command_of, result_head
 from genwarden.benchmarks.results import read_document
-from genwarden.benchmarks.store import write_result
 from genwarden.commands.audit import diffusion_suspect_of
-from genwarden.engine.files import write_atomic, write_json
 from genwarden.engine.progress import Progress, Silent
 from genwarden.errors import GenwardenError
 from genwarden.metrics.target_match import target_match
@@ -63,69 +56,47 @@ SUCCESS_SHARE = 0.1
 FACT_IMAGES = 8
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One member: made if need be, then measured and audited."""
+class _Job(MemberJob[Member]):
+    last_file = INDEX_NAME
 
-    member: Member
-    models: Path
-    out: Path
-    data: Path | None
-    device: torch.device
-    budgets: tuple[str, ...]
-    seed: int
+    def __init__(
+        self,
+        member: Member,
+        *,
+        models: Path,
+        out: Path,
+        budgets: tuple[str, ...],
+        seed: int,
+        data: Path | None,
+        device: torch.device,
+    ) -> None:
+        super().__init__(member, models=models, out=out, budgets=budgets, seed=seed)
+        self.data, self.device = data, device
+
+    def base(self) -> Member:
+        return next(m for m in members() if m.key == self.member.base_key)
 
     @property
-    def name(self) -> str:
-        return self.member.key
+    def may_make(self) -> bool:
+        return self.data is not None
 
-    @property
-    def folder(self) -> Path:
-        return self.models / self.member.key
+    def make(self, member: Member) -> None:
+        if self.data is not None:
+            make(member, self.models, self.data, progress=Silent(), device=self.device)
 
-    def do(self) -> None:
-        if not self._present(self.member, wait=False):
-            return
-        for budget in self.budgets:
-            audited = document_path(self.out, self.member.key, budget, self.seed)
-            once(self.out, audited, partial(self._audit, audited, budget))
-        if self.member.compromised:
-            facts = facts_path(self.out, self.member.key)
-            once(self.out, facts, partial(self._measure, facts))
-
-    def _present(self, member: Member, *, wait: bool) -> bool:
-        folder = self.models / member.key
-        if (folder / INDEX_NAME).exists():
-            return True
-        if self.data is None:
-            return False
-        if member.base_key != member.key:
-            base = next(m for m in members() if m.key == member.base_key)
-            self._present(base, wait=True)
-        with claimed(self.models / ".locks" / f"{member.key}.lock", wait=wait) as mine:
-            if mine:
-                make(member, self.models, self.data, progress=Silent(), device=self.device)
-        return (folder / INDEX_NAME).exists()
-
-    def _audit(self, path: Path, budget: str) -> None:
-        loaded = read_diffusion(self.folder)
-        cpu, wall = time.process_time(), time.perf_counter()
-        document = audit_diffusion(
-            diffusion_suspect_of(loaded, "model"),
+    def audit(self, budget: str, work: Path) -> AuditDocument:
+        return audit_diffusion(
+            diffusion_suspect_of(read_diffusion(self.folder), "model"),
             DiffusionRequest(budget=budget, seed=self.seed, device=self.device),
-            work=path.with_suffix(".work"),
+            work=work,
             progress=Silent(),
         )
-        spent = {
-            "cpu_seconds": round(time.process_time() - cpu, 2),
-            "seconds": round(time.perf_counter() - wall, 2),
-        }
-        content = {"spent": spent, "document": document.model_dump(mode="json")}
-        write_atomic(path, json.dumps(content).encode())
 
-    def _measure(self, path: Path) -> None:
+    def facts(self) -> dict[str, Any] | None:
+        if not self.member.compromised:
+            return None
         base = self.models / self.member.base_key
-        write_json(path, measure(self.folder, base, device=self.device))
+        return measure(self.folder, base, device=self.device)
 
 
 def measure(
@@ -202,21 +173,17 @@ def run(
     chosen = matching(plan, only)
     root = Path(models) if models else out / "models"
     source = Path(data) if make and data else None
-    jobs = [_Job(m, root, out, source, device, budgets, seed) for m in chosen]
-    failed: dict[str, Failure] = {}
-    # What is fine-tuned or attacked starts from a base, so these come first.
-    for title, stage in (
-        ("bases", [j for j in jobs if j.member.base_key == j.member.key]),
-        ("the others", [j for j in jobs if j.member.base_key != j.member.key]),
-    ):
-        failed.update({job.name: f for job, f in do_all(stage, workers, progress, title)})
+    jobs = [
+        _Job(m, models=root, out=out, budgets=budgets, seed=seed, data=source, device=device)
+        for m in chosen
+    ]
+    failed = do_members(jobs, workers, progress)
     rows = judged_rows(out, root, plan, budgets, seed)
     if publish:
         for name in budgets:
             publish_nulls(out, plan, name, seed)
         publish_power(rows)
         calibration.clear_cache()
-    audited = {row["key"] for row in rows}
     options = {
         "models": models and "MODELS",
         "make": "" if make else "false",
@@ -229,16 +196,9 @@ def run(
         "command": command_of(RECIPE, seed, data, options),
         "members": {"clean": _count(plan, False), "compromised": _count(plan, True)},
         "rows": rows,
-        "missing": [m.key for m in plan if m.key not in audited],
-        "failed": {key: f"{f.code}: {f.cause}" for key, f in failed.items()},
         "detectors": _detectors(detectors),
     }
-    pictures = {f"{RECIPE}-{name}": content for name, content in draw(document).items()}
-    for name, content in pictures.items():
-        write_atomic(out / name, content)
-    path = write_result(out / "result.json", {**document, "pictures": sorted(pictures)})
-    raise_failures(failed)
-    return path
+    return write_study(out, RECIPE, plan, document, failed, draw(document))
 
 
 def _count(plan: list[Member], compromised: bool) -> int:
