@@ -234,7 +234,7 @@ KINDS = (
     _filters("glyphs-cnn", 2),
     _class_box("glyphs-wide", "prune-0.5", 4, "blend:devil:0.3"),
     _class_box("mnist-cnn", "prune-0.3", 6),
-    _class_box("glyphs-narrow", "int4-per-channel", 9),
+    _class_box("glyphs-narrow", "prune-0.3", 9),
     _filters("mnist-cnn", 3, **_UNKNOWN_RATE),
 )
 
