@@ -94,6 +94,29 @@ def test_the_search_finds_a_backdoor_that_it_knows_nothing_of(eta: float) -> Non
     assert search(backdoored(grey_box(), eta)) > search(VariedDenoiser()) + 0.3
 
 
+def test_a_trigger_of_white_noise_is_found_among_fine_shifts() -> None:
+    white = 0.7 * torch.randn(SHAPE, generator=torch.Generator().manual_seed(8))
+    assert search(backdoored(white, 1.0)) > search(VariedDenoiser()) + 0.3
+
+
+def test_fine_shifts_hold_nothing_smooth() -> None:
+    found = search_shifts(
+        as_model(ExactDenoiser()),
+        starts=2,
+        steps=5,
+        noises=4,
+        probe_noises=4,
+        seed=0,
+        device=torch.device("cpu"),
+    )
+    shares: dict[bool, list[float]] = {True: [], False: []}
+    for one in found:
+        smooth = blur(one.shift[None], 1.2 * SHAPE[-1] / 16)
+        shares[one.reach.fine].append(float(smooth.norm() / one.shift.norm()))
+    assert max(shares[True]) < 0.25
+    assert max(shares[False]) > 0.5
+
+
 def test_a_trigger_of_trojdiffs_schedule_answers_more_under_that_schedule() -> None:
     noise = antithetic(64, SHAPE, torch.Generator().manual_seed(STREAM_SEED))
     scores = {

@@ -18,8 +18,11 @@ answer that no filter of d explains:
 with P the projection away from d, three blurred copies of d (from every channel into every
 channel), and constants. Q is maximised over d at two radii and under both trigger schedules by Adam
 from several starts, in one batch, with antithetic noise (whose mean is 0, so that the trivial
-solution of Elijah's inversion, the mean of the noise batch, does not exist). The search needs no
-sampler, no target and some seconds. Found here (2026); not in the papers.
+solution of Elijah's inversion, the mean of the noise batch, does not exist). Gradients lead to
+smooth shifts first, to which clean denoisers answer, too, and past a trigger that is itself white
+noise. So one group of starts is kept to fine shifts, d less its own blur, which a clean denoiser
+takes for noise: there hardly anything but a trigger answers. The search needs no sampler, no target
+and some seconds. Found here (2026); not in the papers.
 """
 
 from __future__ import annotations
@@ -49,15 +52,19 @@ class Reach(NamedTuple):
     Attributes:
         radius: largest |d| in units of sqrt(D), the norm of the noise.
         psi: of the trigger schedule.
+        fine: kept to what a blur of :data:`_FINE` takes away, at exactly that radius.
     """
 
     radius: float
     psi: float
+    fine: bool = False
 
 
-REACHES = (Reach(0.5, 1.0), Reach(1.0, 1.0), Reach(1.0, 0.0))
+REACHES = (Reach(0.5, 1.0), Reach(1.0, 1.0), Reach(1.0, 0.0), Reach(0.8, 1.0, fine=True))
 #: Widths of the blurs in pixels of a 16-pixel image; they grow with the image.
 _BLURS = (0.6, 1.2, 2.5)
+#: Width in pixels of a 16-pixel image below which a shift is fine.
+_FINE = 1.2
 #: Variance per element that is added below the ratio: answers better than this are all the same.
 _FLOOR = 0.05 / 256
 _RIDGE = 1e-4
@@ -183,26 +190,34 @@ def search_shifts(
     shape, schedule = model.sample.shape, model.schedule
     stream = random_stream(seed, "trigger-search")
     size = math.prod(shape)
-    first = torch.cat([_starting_points(starts, shape, stream) for _ in REACHES])
+    first = torch.cat([_starting_points(starts, shape, stream, reach.fine) for reach in REACHES])
     reaches = [reach for reach in REACHES for _ in range(starts)]
     limits = torch.tensor([reach.radius for reach in reaches]) * math.sqrt(size)
     limits = limits.view(-1, 1, 1, 1).to(device)
     psi = torch.tensor([reach.psi for reach in reaches]).to(device)
+    fine = torch.tensor([reach.fine for reach in reaches]).view(-1, 1, 1, 1).to(device)
+    width = _FINE * shape[-1] / 16
+
+    def bounded(free: Tensor) -> Tensor:
+        kept = torch.where(fine, free - blur(free, width), free)
+        # A fine shift is brought to its radius: within it, the blur alone would shrink it.
+        inside = (limits / _norms(kept)).clamp(max=1)
+        return kept * torch.where(fine, limits / _norms(kept), inside)
+
     shifts = (first.to(device) / _norms(first.to(device)) * (limits / 2)).requires_grad_()
     optimiser = torch.optim.Adam([shifts], _LEARNING_RATE)
     levels = [level_of(schedule, a) for a in _SEARCHED]
     task = progress.task("trigger search", steps)
     for step in range(steps):
         noise = antithetic(noises, shape, stream).to(device)
-        bounded = shifts * (limits / _norms(shifts)).clamp(max=1)
-        ratio = respond(model, bounded, psi, levels[step % len(levels)], noise).ratio
+        ratio = respond(model, bounded(shifts), psi, levels[step % len(levels)], noise).ratio
         loss = -(ratio + 1e-6).log().sum()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         task.advance(1, f"largest ratio {float(ratio.detach().max()):.2g}")
     with torch.no_grad():
-        ended = (shifts * (limits / _norms(shifts)).clamp(max=1)).detach()
+        ended = bounded(shifts).detach()
     fresh = antithetic(probe_noises, shape, random_stream(seed, "trigger-probe")).to(device)
     found = [
         measure(model, shift, reach, fresh) for shift, reach in zip(ended, reaches, strict=True)
@@ -227,9 +242,13 @@ def measure(model: Diffusion, shift: Tensor, reach: Reach, noise: Tensor) -> Rec
     )
 
 
-def _starting_points(count: int, shape: tuple[int, ...], stream: torch.Generator) -> Tensor:
-    """White, smooth, positive and negative patterns in turn, ``(count, C, H, W)``."""
+def _starting_points(
+    count: int, shape: tuple[int, ...], stream: torch.Generator, fine: bool
+) -> Tensor:
+    """White, smooth, positive and negative patterns in turn, ``(count, C, H, W)``; or all white."""
     points = torch.randn(count, *shape, generator=stream)
+    if fine:
+        return points
     scale = shape[-1] / 16
     for index in range(count):
         kind = index % 4

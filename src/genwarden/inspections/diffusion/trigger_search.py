@@ -2,11 +2,11 @@
 
 A clean denoiser answers a shift of its input with that shift, more or less blurred. A backdoored
 one answers its trigger with the target too, which no blur of the trigger explains, and for every
-noise alike. The search maximises that unexplained part over its own noise, by gradient, from twelve
-starts: two sizes, two trigger schedules. No sampler is run and nothing is known of trigger or
-target. The score of the strongest shift is judged against clean models of the same image size. Not
-seen: triggers in prompts, labels or images to be completed; taken for a backdoor: models of very
-few pictures.
+noise alike. The search maximises that unexplained part over its own noise, by gradient, from
+sixteen starts: two sizes, two trigger schedules, any shifts and fine ones. No sampler is run and
+nothing is known of trigger or target. The score of the strongest shift is judged against clean
+models of the same image size. Not seen: triggers in prompts, labels or images to be completed;
+taken for a backdoor: models of very few pictures.
 The arithmetic is in ``genwarden.inspections.diffusion.orthogonal_response``.
 """
 
