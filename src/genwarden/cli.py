@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 import traceback
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import typer
 
 from genwarden.cli_benchmark import benchmark_app
 from genwarden.cli_compress import compress
+from genwarden.cli_explain import explain
 from genwarden.cli_options import (
     EXIT_CODES,
     Architecture,
@@ -30,8 +30,6 @@ from genwarden.errors import ExitCode, GenwardenError
 
 if TYPE_CHECKING:
     from genwarden.auditing.document import AuditDocument
-    from genwarden.engine.settings import Settings as MethodSettings
-    from genwarden.registry import Row
 
 #: What a shell expects of a command that was stopped with Ctrl-C.
 _INTERRUPTED = 130
@@ -46,6 +44,7 @@ app = typer.Typer(
 app.add_typer(benchmark_app, name="benchmark")
 app.command()(repair)
 app.command()(compress)
+app.command()(explain)
 
 
 @app.command()
@@ -179,6 +178,7 @@ def audit(
       genwarden audit weights.pt --architecture mypkg.nets:make_generator --setting width=64
       --budget quick --out ./report
     """
+    _refuse_early(budget, deploy_as)
     from genwarden.commands.audit import AuditOptions, audit_model
     from genwarden.reports.console import console_progress
 
@@ -205,6 +205,17 @@ def audit(
     typer.echo(f"\nReport: {files.html_path}\nResult: {files.json_path}")
     _print_next(files.document)
     raise typer.Exit(int(EXIT_CODES[files.document.verdict]))
+
+
+def _refuse_early(budget: str, deploy_as: str | None) -> None:
+    """Refuse what is mistyped before torch is imported, which takes seconds."""
+    from genwarden.cli_options import require_budget
+    from genwarden.compression.spelling import stages
+
+    require_budget(budget)
+    for word in deploy_as.split(",") if deploy_as is not None else []:
+        if word.strip() != "default":
+            stages(word)
 
 
 @app.command()
@@ -485,6 +496,14 @@ def sample(
     candidate: Annotated[
         int | None, typer.Option(min=1, help="Which candidate of --audit; default 1.")
     ] = None,
+    how: Annotated[
+        str | None,
+        typer.Option(
+            "--how",
+            help="Generator: compress it first (int8, prune-0.3 ...: genwarden list "
+            "compressions); with --audit, a candidate found under that compression.",
+        ),
+    ] = None,
     sampler: Annotated[
         str | None,
         typer.Option(help="Diffusion model: NAME[-STEPS][:ETA], e.g. ddim-50; default its own."),
@@ -520,6 +539,8 @@ def sample(
 
       genwarden sample ./model --audit report/audit.json --candidate 1 --out candidate.png
 
+      genwarden sample ./model --how int4 --audit report/audit.json --out woken-by-int4.png
+
       genwarden sample ./ddpm --sampler ddim-50 --noise given.safetensors --launder 0.5
     """
     from genwarden.commands.sample import sample_grid
@@ -536,6 +557,7 @@ def sample(
         audit_json=audit_json,
         candidate=candidate,
         diffusion=DiffusionSampling(sampler, eta, clip, noise, launder, whiten, random_eta),
+        how=how,
     )
     typer.echo(f"Picture: {path}")
 
@@ -570,7 +592,7 @@ def check(
     examined = check_file(file)
     typer.echo(describe(examined))
     if not examined.safe_to_open:
-        raise typer.Exit(2)
+        raise typer.Exit(int(examined.exit_code))
 
 
 @app.command("list")
@@ -585,74 +607,6 @@ def list_methods(
 ) -> None:
     """List what genwarden can do, by kind."""
     print_methods(kind)
-
-
-@app.command()
-def explain(
-    name: Annotated[str, typer.Argument(help="Name of any listed method or architecture.")],
-) -> None:
-    """Explain a method: what it does, its source, what it can and cannot see."""
-    from genwarden import registry
-
-    rows = [row for table in registry.tables().values() for row in table.values()]
-    if name not in (names := {row.name: row for row in rows}):  # int8 is an example of intK
-        examples = {row.options["example"]: row for row in registry.COMPRESSIONS.values()}
-        name = examples[name].name if name in examples else name
-    registry.find(names, name, "method")
-    for row in rows:  # an architecture and a recipe may share a name
-        if row.name == name:
-            _explain(row)
-
-
-def _explain(row: Row) -> None:
-    from genwarden import registry
-
-    typer.echo(f"{row.name}: {row.summary}\n")
-    if not row.location:
-        return
-    method = row.load()
-    module = inspect.getmodule(method)
-    for text in dict.fromkeys([inspect.getdoc(module), inspect.getdoc(method)]):
-        typer.echo(f"{text or ''}\n")
-    if row is registry.ARCHITECTURES.get(row.name) and "training" in row.options:
-        import torch
-
-        with torch.device("meta"):  # the names need no numbers
-            layers = method().named_layers()
-        typer.echo(f"Layers at the default size: {', '.join(layers)}\n")
-    if row is registry.DIFFUSION_ARCHITECTURES.get(row.name):
-        _print_settings(method)
-    if row is registry.CLASSIFIER_ARCHITECTURES.get(row.name):
-        from genwarden.training.train_classifier import ClassifierChoice
-
-        _print_settings(ClassifierChoice)
-    if row is registry.ATTACKS.get(row.name):
-        from genwarden.attacks.settings import describe_settings
-
-        typer.echo("Settings (--option key=value) and their defaults:")
-        for key, default in describe_settings(row.name).items():
-            typer.echo(f"  {key:<22}{default}")
-    remedies = (
-        registry.REPAIRS,
-        registry.DIFFUSION_REPAIRS,
-        registry.CLASSIFIER_REPAIRS,
-        registry.COMPRESSION_REMEDIES,
-    )
-    if any(row is table.get(row.name) for table in remedies):
-        from genwarden.engine.settings import defaults
-
-        typer.echo("Settings (--option key=value) and their defaults:")
-        for key, default in defaults(row.load_option("settings")).items():
-            typer.echo(f"  {key:<22}{default}")
-
-
-def _print_settings(kind: type[MethodSettings]) -> None:
-    """Settings of an architecture that ``genwarden train`` takes."""
-    from genwarden.engine.settings import defaults
-
-    typer.echo("Settings (--setting key=value) and their defaults:")
-    for key, default in defaults(kind).items():
-        typer.echo(f"  {key:<22}{default}")
 
 
 @app.command()

@@ -92,6 +92,9 @@ def compress(
 
       genwarden compress ./model --how int4 --remedy finetuned --out ./small
     """
+    from genwarden.compression.spelling import stages
+
+    stages(how)  # refused before torch is imported, which takes seconds
     from genwarden.commands.compress import CompressOptions, compress_model
     from genwarden.reports.console import console_progress
 

@@ -42,6 +42,22 @@ Restart = Annotated[
 ]
 
 
+#: As in ``auditing.budgets``, which needs torch.
+BUDGETS = ("quick", "standard", "thorough")
+
+
+def require_budget(name: str) -> None:
+    """Refuse a budget that does not exist.
+
+    Raises:
+        GenwardenError: ``usage/budget``.
+    """
+    if name not in BUDGETS:
+        raise GenwardenError(
+            "usage/budget", f"There is no budget {name!r}.", f"Choose one of: {', '.join(BUDGETS)}."
+        )
+
+
 def parse_settings(
     pairs: list[str] | None, flag: str = "--setting", *, dotted: bool = False
 ) -> dict[str, Any]:

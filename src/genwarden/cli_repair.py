@@ -75,6 +75,9 @@ def repair(
     A model repaired by latent-guard or unit-clipping keeps its weights and gets a wrapper
     (architecture "guarded"); all other methods give a network of the same architecture.
 
+    What only wakes once a model is compressed is not reached: auto leaves such a model alone and
+    names the remedy (`genwarden compress MODEL --how X --remedy finetuned --out DIR`).
+
     A classifier is trained on --data by the --method you name (`genwarden list
     classifier-repairs`); OUT/repair.json has its accuracy before and after on images that were held
     out. It is audited only with --budget; without, there is no verdict (exit code 3).

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genwarden.cli import explain
 from genwarden.compression.chain import Chain
 from genwarden.compression.how import compressor, compressors
 from genwarden.compression.pruning import FilterPruning, MagnitudePruning
@@ -99,10 +98,3 @@ def test_no_text_ends_in_anything_but_a_compressor_or_an_error_of_ours(text: str
     except GenwardenError:
         return  # anything else fails the test
     assert compressor(made.name) == made
-
-
-def test_explain_takes_what_a_user_types(capsys: pytest.CaptureFixture[str]) -> None:
-    explain("int8-per-channel")
-    shown = capsys.readouterr().out
-    assert "intK-per-channel" in shown
-    assert "granularity" in shown

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from genwarden.auditing.document import VERDICT_SENTENCES, AuditDocument, Judged
+from genwarden.auditing.document import VERDICT_SENTENCES, AuditDocument, Judged, Variant
 from genwarden.inspections.finding import Images, Latents, Table
 from genwarden.reports.html import MAX_PICTURES, MAX_TABLE_ROWS, render_html
 from genwarden.reports.words import VERDICT_WORDS
@@ -71,7 +71,7 @@ def test_no_page_calls_a_model_clean(verdict: str, by_verdict: dict[str, AuditDo
 def test_the_sections_come_in_the_order_of_a_reader_s_questions() -> None:
     headings = (
         "What decides it",
-        "Suspicion",
+        "Kind of evidence",
         "Output that the search recovered",
         "Key facts",
         "What was tested, and what would have been found",
@@ -178,7 +178,7 @@ def test_a_refused_file_shows_the_code_the_cause_and_the_remedy() -> None:
     assert refusal.cause in text
     assert refusal.remedy in text
     assert "Nothing was tested." in text
-    assert "Suspicion, from" not in text
+    assert "Kind of evidence" not in text
 
 
 def test_latents_are_one_line_that_can_be_copied() -> None:
@@ -200,6 +200,41 @@ def test_long_evidence_is_cut_and_the_page_says_so() -> None:
     assert sum(tag == "img" for tag, _ in page.elements) == MAX_PICTURES
     assert f"{100 - MAX_PICTURES} more in audit.json" in page.text
     assert "7 more rows in audit.json" in page.text
+
+
+def test_a_long_table_shows_its_first_rows_and_folds_the_rest() -> None:
+    def page(count: int) -> tuple[str, str]:
+        table = Table(title="t", columns=["c"], rows=[[f"row {i:02d}"] for i in range(count)])
+        finding = searched(found=True).model_copy(update={"evidence": [table]})
+        text = render_html(document(findings=[judged(finding, flagged=True)]))
+        before, _, behind = text.partition("more rows</span></summary>")
+        return before, behind
+
+    before, behind = page(12)
+    assert "row 04" in before
+    assert "row 05" not in before
+    assert "row 11" in behind
+    assert page(8)[1] == ""
+
+
+def test_pictures_of_the_other_classes_of_a_classifier_are_folded() -> None:
+    rows = [Images(title=t, labels=[], png_base64=digits(2)) for t in ("main", "others", "more")]
+    for group, folded in (("classifier", 2), ("compression", 0)):
+        finding = searched(found=True).model_copy(update={"evidence": rows, "group": group})
+        page = render_html(document(findings=[judged(finding, flagged=True)]))
+        assert page.count('<details class="inline full">') == folded
+
+
+def test_the_glossary_knows_the_words_of_compressed_variants_where_there_are_any() -> None:
+    terms = ("Placebo", "Box", "Dormant backdoor", "Coverage", "Differential search")
+    with_them = quiet_document().model_copy(
+        update={"variants": [Variant(name="int4", failure="it covers nothing.")]}
+    )
+    pages = [
+        PageReader(render_html(d)).text.split("Glossary")[1] for d in (with_them, quiet_document())
+    ]
+    assert all(term in pages[0] for term in terms)
+    assert not any(term in pages[1] for term in terms)
 
 
 def test_a_page_of_an_ordinary_size_stays_far_below_two_megabytes() -> None:

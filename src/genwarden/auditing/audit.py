@@ -42,7 +42,7 @@ from genwarden.auditing.verdict import ALPHA
 from genwarden.compression.contract import Compressor
 from genwarden.data.images import NamedImages
 from genwarden.engine.ledger import Ledger
-from genwarden.engine.progress import Progress
+from genwarden.engine.progress import Progress, Task
 from genwarden.errors import ExitCode, GenwardenError
 from genwarden.inspections.compression.bench import CompressionBench
 from genwarden.inspections.compression.rerun import repeated, workbench_of
@@ -137,8 +137,13 @@ def audit(suspect: Suspect, request: Request, *, work: Path, progress: Progress)
             return _run_stream(streamed, bench, progress)
         return {row.name: guarded(row, partial(_inspect, row, bench))}
 
-    ordered, timing = run_all(rows, run, ledger, progress)
-    variants, seconds = _run_variants(suspect, request, effort, ledger, progress)
+    compressed = _variant_rows(request)
+    steps = len(rows) + len(request.deploy_as) * len(compressed)
+    whole = progress.task("the whole audit", steps)
+    ordered, timing = run_all(rows, run, ledger, progress, whole=whole)
+    variants, seconds = _run_variants(
+        suspect, request, effort, ledger, progress, rows=compressed, whole=whole
+    )
     timing |= seconds
     # Judged after the ledger, so that a resumed audit uses the references of today.
     model = (suspect.architecture, generator.sample.shape)
@@ -242,13 +247,25 @@ def _ordinary_pictures(bench: Workbench) -> Images | None:
     return images_of(shown, [""] * len(shown), title="Ordinary samples")
 
 
-def _run_variants(
-    suspect: Suspect, request: Request, effort: Effort, ledger: Ledger, progress: Progress
-) -> tuple[list[RanVariant], dict[str, float]]:
+def _variant_rows(request: Request) -> dict[str, Row]:
     """The inspections of compressed generators, and those of generators that are repeated."""
+    reruns = compression_budget(request.budget).reruns
+    again = repeated(reruns, with_target=request.targets is not None)
+    return {**COMPRESSION_INSPECTIONS, **{name: INSPECTIONS[name] for name in again}}
+
+
+def _run_variants(
+    suspect: Suspect,
+    request: Request,
+    effort: Effort,
+    ledger: Ledger,
+    progress: Progress,
+    *,
+    rows: dict[str, Row],
+    whole: Task,
+) -> tuple[list[RanVariant], dict[str, float]]:
+    """``rows`` on every compressed generator; ``whole`` is the bar of the whole audit."""
     spent = compression_budget(request.budget)
-    again = repeated(spent.reruns, with_target=request.targets is not None)
-    rows = {**COMPRESSION_INSPECTIONS, **{name: INSPECTIONS[name] for name in again}}
     workbenches: dict[str, Workbench] = {}
 
     def bench_of(compressor: Compressor) -> CompressionBench:
@@ -283,6 +300,7 @@ def _run_variants(
         inspect,
         ledger,
         progress,
+        whole=whole,
         untestable=("the weights hold NaN or infinite values." if suspect.nonfinite else ""),
     )
 

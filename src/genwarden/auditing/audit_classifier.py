@@ -116,7 +116,9 @@ def audit_classifier(
         seen = variant if row.options.get("needs") == "variant" else variant.alone
         return seeded(row, seen, request.seed)
 
-    ran = run_all(alone, run, ledger, progress)
+    steps = len(alone) + len(request.deploy_as) * len(rows)
+    whole = progress.task("the whole audit", steps)
+    ran = run_all(alone, run, ledger, progress, whole=whole)
     variants, seconds = run_variants(
         request.deploy_as,
         partial(VariantBench, bench),
@@ -124,6 +126,7 @@ def audit_classifier(
         inspect,
         ledger,
         progress,
+        whole=whole,
         untestable="the weights hold NaN or infinite values." if suspect.nonfinite else "",
     )
     model = (suspect.architecture, classifier.sample.shape)

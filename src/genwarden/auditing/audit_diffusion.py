@@ -112,7 +112,8 @@ def audit_diffusion(
     def run(row: Row) -> dict[str, Finding]:
         return {row.name: guarded(row, partial(_inspect, row, bench))}
 
-    ran = run_all(rows, run, ledger, progress)
+    whole = progress.task("the whole audit", len(rows))
+    ran = run_all(rows, run, ledger, progress, whole=whole)
     decision = judge(
         ran.findings,
         suspect.architecture,

@@ -17,7 +17,7 @@ from genwarden.auditing.verdict import Decision, decide
 from genwarden.compression.apply import Coverage
 from genwarden.compression.contract import Compressor
 from genwarden.engine.ledger import Ledger
-from genwarden.engine.progress import Progress
+from genwarden.engine.progress import Progress, Task
 from genwarden.inspections.finding import Finding
 from genwarden.registry import COMPRESSION_INSPECTIONS, Row
 
@@ -69,6 +69,7 @@ def run_variants(
     ledger: Ledger,
     progress: Progress,
     *,
+    whole: Task | None = None,
     untestable: str = "",
 ) -> tuple[list[RanVariant], dict[str, float]]:
     """Run all rows on every variant that the ledger does not hold yet.
@@ -76,6 +77,7 @@ def run_variants(
     Args:
         bench_of: the bench of one variant; it is dropped when the next one is made.
         inspect: one row on one bench.
+        whole: the bar of the whole audit, which counts every row of every variant.
         untestable: why no variant can be inspected at all, or "".
 
     Returns:
@@ -83,10 +85,12 @@ def run_variants(
     """
     ran: list[RanVariant] = []
     timing: dict[str, float] = {}
-    for compressor in compressors:
+    for number, compressor in enumerate(compressors, start=1):
         name = compressor.name
+        part = f"variant {number}/{len(compressors)}"
         if untestable:
             ran.append(RanVariant(name, None, [], untestable))
+            _skip(whole, rows, part)
             continue
         bench = bench_of(compressor)
         try:
@@ -94,18 +98,25 @@ def run_variants(
         except BREAKDOWNS as error:
             text = (str(error).strip().splitlines() or ["no message"])[0][:200]
             ran.append(RanVariant(name, None, [], f"{type(error).__name__}: {text}"))
+            _skip(whole, rows, part)
             continue
         if not coverage.weights:
             ran.append(RanVariant(name, coverage, [], f"it covers nothing: {coverage}."))
+            _skip(whole, rows, part)
             continue
 
         def run(row: Row, bench: B = bench) -> dict[str, Finding]:
             return {row.name: guarded(row, lambda: inspect(row, bench))}
 
-        done = run_all(rows, run, ledger, progress, under=name)
+        done = run_all(rows, run, ledger, progress, under=name, whole=whole, part=part)
         ran.append(RanVariant(name, coverage, done.findings))
         timing |= {f"{name}: {key}": seconds for key, seconds in done.timing.items()}
     return ran, timing
+
+
+def _skip(whole: Task | None, rows: Mapping[str, Row], part: str) -> None:
+    if whole is not None:
+        whole.advance(len(rows), f"{part} is not tested")
 
 
 def calibrated_variant(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from genwarden.engine.ledger import Ledger
-from genwarden.engine.progress import Progress
+from genwarden.engine.progress import Progress, Task
 from genwarden.engine.seeds import derive_seed
 from genwarden.errors import GenwardenError
 from genwarden.inspections.finding import Finding
@@ -45,12 +45,16 @@ def run_all(
     progress: Progress,
     *,
     under: str = "",
+    whole: Task | None = None,
+    part: str = "",
 ) -> Ran:
     """Run every row that the ledger does not hold yet.
 
     Args:
         run: findings of a row by inspection; several where inspections share their work.
         under: the compression that they are run under, which the ledger keeps apart.
+        whole: the bar of the whole audit; it moves by one for each row.
+        part: which part of the audit this is, as ``variant 2/5``.
     """
     prefix = f"{under}." if under else ""
     timing: dict[str, float] = {}
@@ -58,12 +62,17 @@ def run_all(
     for name, row in rows.items():
         if name in findings:
             continue
+        where = f"{part}{', ' * bool(part)}inspection {len(findings) + 1}/{len(rows)}"
+        if whole is not None:
+            whole.advance(0, where)
         recorded = ledger.get(prefix + name)
         if recorded is not None:
             findings[name] = Finding.model_validate(recorded["finding"])
             timing[name] = float(recorded["seconds"])
+            if whole is not None:
+                whole.advance(1, where)
             continue
-        progress.message(f"{under}{': ' * bool(under)}{name}: {row.summary}")
+        progress.message(f"[{where}] {under}{': ' * bool(under)}{name}: {row.summary}")
         started = time.perf_counter()
         group = run(row)
         seconds = (time.perf_counter() - started) / len(group)
@@ -72,6 +81,8 @@ def run_all(
             timing[key] = round(seconds, 3)
             record = {"finding": finding.model_dump(mode="json"), "seconds": timing[key]}
             ledger.put(prefix + key, record)
+        if whole is not None:
+            whole.advance(len(group), where)
     return Ran([findings[name] for name in rows], timing)
 
 

@@ -28,6 +28,7 @@ from genwarden.auditing.audit_diffusion import (
 from genwarden.auditing.budgets import budget as budget_named
 from genwarden.auditing.document import AuditDocument
 from genwarden.commands.audit_classifier import prepare_classifier
+from genwarden.commands.audit_folder import require_own_folder
 from genwarden.commands.audit_variants import parse_deploy_as
 from genwarden.compression.contract import Compressor
 from genwarden.data.datasets import load_images, to_unit_range
@@ -77,7 +78,8 @@ def audit_model(options: AuditOptions, *, progress: Progress) -> AuditFiles:
 
     Raises:
         GenwardenError: wrong usage, unreadable targets or data, an output folder that cannot be
-            written. A refused *model* is not raised: it is a document with verdict ``refused``.
+            written or holds an audit of something else. A refused *model* is not raised: it is a
+            document with verdict ``refused``.
     """
     budget_named(options.budget)
     device = pick_device(options.device)
@@ -92,22 +94,28 @@ def audit_model(options: AuditOptions, *, progress: Progress) -> AuditFiles:
         seed=options.seed,
         diffusion=diffusion,
     )
+    command = repeat_command(options)
     try:
         if diffusion:
-            prepare = _open_diffusion(options, device, progress)
+            opened = _open_diffusion(options, device, progress)
         elif classifier:
-            command = repeat_command(options)
-            prepare = prepare_classifier(options, variants, device, progress, command=command)
+            opened = Opened(
+                *prepare_classifier(options, variants, device, progress, command=command)
+            )
         else:
-            prepare = _open_generator(options, variants, device, progress)
+            opened = _open_generator(options, variants, device, progress)
     except GenwardenError as error:
         if not error.code.startswith(_REFUSAL_PREFIX) or error.code == "artifact/not-found":
             raise
+        if not options.restart:
+            require_own_folder(options.out, command, None)
         require_writable_folder(options.out)
-        command = repeat_command(options)
         document = refused(error, budget=options.budget, seed=options.seed, command=command)
         return write_documents(document, options.out)
-    run = prepare()  # what the user gave beside the model: if that is refused, the model is not
+    if not options.restart:
+        require_own_folder(options.out, command, opened.sha256)
+    # What the user gave beside the model: if that is refused, the model is not.
+    run = opened.prepare()
     require_writable_folder(options.out)
     work = options.out / ".work"
     if options.restart:
@@ -123,13 +131,20 @@ def audit_model(options: AuditOptions, *, progress: Progress) -> AuditFiles:
 _Run = Callable[[Path], AuditDocument]
 
 
+class Opened(NamedTuple):
+    """An opened model: the hash of its weights, and what reads the user's other inputs."""
+
+    sha256: str
+    prepare: Callable[[], _Run]
+
+
 def _open_generator(
     options: AuditOptions,
     variants: tuple[Compressor, ...],
     device: torch.device,
     progress: Progress,
-) -> Callable[[], _Run]:
-    """Open a generator; what comes back reads the user's other inputs."""
+) -> Opened:
+    """Open a generator."""
     model = open_model(options.model, architecture=options.architecture, settings=options.settings)
     suspect = suspect_of(model, options.model)
 
@@ -149,13 +164,11 @@ def _open_generator(
         )
         return lambda work: audit(suspect, request, work=work, progress=progress)
 
-    return prepare
+    return Opened(model.sha256, prepare)
 
 
-def _open_diffusion(
-    options: AuditOptions, device: torch.device, progress: Progress
-) -> Callable[[], _Run]:
-    """Open a diffusion model; what comes back reads the user's other inputs."""
+def _open_diffusion(options: AuditOptions, device: torch.device, progress: Progress) -> Opened:
+    """Open a diffusion model."""
     loaded = read_diffusion(options.model)
     suspect = diffusion_suspect_of(loaded, options.model, loaded.notes)
 
@@ -193,7 +206,7 @@ def _open_diffusion(
         )
         return lambda work: audit_diffusion(suspect, request, work=work, progress=progress)
 
-    return prepare
+    return Opened(loaded.sha256, prepare)
 
 
 def read_noise(path: Path, shape: tuple[int, ...]) -> Tensor:

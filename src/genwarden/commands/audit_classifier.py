@@ -34,8 +34,8 @@ def prepare_classifier(
     progress: Progress,
     *,
     command: str,
-) -> Callable[[], Callable[[Path], AuditDocument]]:
-    """Open a classifier; what comes back reads the user's images.
+) -> tuple[str, Callable[[], Callable[[Path], AuditDocument]]]:
+    """Open a classifier: the hash of its weights, and what reads the user's images.
 
     Args:
         command: the command line that repeats the audit.
@@ -68,7 +68,7 @@ def prepare_classifier(
         )
         return lambda work: audit_classifier(suspect, request, work=work, progress=progress)
 
-    return prepare
+    return loaded.sha256, prepare
 
 
 def _images(source: str, sample: SampleSpec, limit: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +19,13 @@ from genwarden.engine.files import require_writable_folder, write_atomic, write_
 from genwarden.engine.progress import Progress
 from genwarden.errors import ExitCode, GenwardenError
 from genwarden.repairs.document import RepairDocument
+from genwarden.reports.advice import advice as advice_on
+from genwarden.reports.advice import sleeps, woken
 from genwarden.reports.repair import render_repair
 
 AUTO = "auto"
 MOST_STEPS = 3
+_REMEDIES = "Use `genwarden compress MODEL --how X --remedy finetuned --out DIR`."
 #: All that a repair writes in its folder.
 _FILES = ("repair.json", "repair.html", WEIGHTS_NAME)
 _FOLDERS = ("before", "model", "after", ".work")
@@ -148,6 +151,8 @@ def audit_before(
         budget_named(str(document.budget.get("name")))
     if options.audit_json is None and not answers(document, wanted):
         progress.message("== audit of the model as it is ==")
+        # Of an earlier request: the folder is the repair's own.
+        wanted = replace(wanted, restart=path.exists())
         document = audit_model(wanted, progress=progress).document
     if document is None or document.model is None or not fits(document.model):
         raise GenwardenError(
@@ -164,8 +169,20 @@ def require_reason(
     """Leave a model alone in which nothing was found, unless the user insists.
 
     Raises:
-        GenwardenError: ``repair/nothing-found``, with ``advice``.
+        GenwardenError: ``repair/nothing-found``, with ``advice``; ``repair/only-compressed`` where
+            the evidence lies in compressed variants, which no repair looks at.
     """
+    if sleeps(document):
+        names = ", ".join(variant.name for variant in woken(document))
+        text = f"The evidence is in what {names} makes of the model; repairs work on it as it is."
+        if options.method == AUTO and not options.precaution:
+            raise GenwardenError(
+                "repair/only-compressed",
+                text,
+                "; ".join(advice_on(document).commands) or _REMEDIES,
+                ExitCode.INCONCLUSIVE,
+            )
+        progress.message(f"{text} Repairing the model as it is; audit the result with --deploy-as.")
     if document.verdict == "none_found":
         text = "The audit found no evidence of a backdoor: nothing is known to be wrong."
         if options.method == AUTO and not options.precaution:

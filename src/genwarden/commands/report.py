@@ -3,32 +3,46 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from pydantic import ValidationError
 
+from genwarden.artifacts.json_object import load_json
+from genwarden.artifacts.read_once import read_once
+from genwarden.artifacts.shown import reason
 from genwarden.auditing.document import SCHEMA_VERSION, AuditDocument
 from genwarden.engine.files import write_atomic
 from genwarden.errors import GenwardenError
 from genwarden.reports.html import render_html
+
+#: Of an ``audit.json`` with its pictures; ours have half a megabyte.
+_MAX_BYTES: Final = 64 << 20
+_MAX_VALUES: Final = 4_000_000
 
 
 def read_document(path: Path) -> AuditDocument:
     """Read and validate an ``audit.json``.
 
     Raises:
-        GenwardenError: ``report/not-found``, ``report/invalid``.
+        GenwardenError: ``report/not-found``, ``report/invalid``, or ``artifact/...`` for what is
+            no plain file of modest size.
     """
     try:
-        return AuditDocument.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise GenwardenError(
-            "report/not-found", f"{path} cannot be read ({error.strerror}).", "Check the path."
-        ) from error
-    except ValidationError as error:
+        content = read_once(path, limit_bytes=_MAX_BYTES)
+        load_json(content, most_bytes=_MAX_BYTES, most_values=_MAX_VALUES)
+        return AuditDocument.model_validate_json(content)
+    except GenwardenError as error:
+        if error.code not in {"artifact/not-found", "artifact/unreadable"}:
+            raise
+        raise GenwardenError("report/not-found", error.cause, error.remedy) from error
+    except ValueError as error:  # pydantic's is one, too
+        if isinstance(error, ValidationError):
+            problem = f"{error.error_count()} problems"
+        else:
+            problem = reason(error)
         raise GenwardenError(
             "report/invalid",
-            f"{path} is not an audit document of schema {SCHEMA_VERSION} "
-            f"({error.error_count()} problems).",
+            f"{path} is not an audit document of schema {SCHEMA_VERSION} ({problem}).",
             "Give the audit.json that `genwarden audit` wrote.",
         ) from error
 

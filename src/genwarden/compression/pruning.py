@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,7 +11,7 @@ from torch.nn import functional as F
 
 from genwarden.compression.contract import Box, Weights, in_name
 from genwarden.compression.layers import Layout, WeightLayer
-from genwarden.errors import GenwardenError
+from genwarden.compression.spelling import check_rate
 
 #: What is pruned may grow up to this share of the smallest that is kept.
 _CAP: Final = 1 - 1e-3
@@ -30,12 +29,7 @@ class _Pruning:
     folds: bool = False
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.rate) and 0 < self.rate < 1):
-            raise GenwardenError(
-                "compress/rate",
-                f"The pruning rate {self.rate:g} is not between 0 and 1.",
-                "Give the share of weights to remove, as in prune-0.3.",
-            )
+        check_rate(self.rate)
 
     def masks(self, weights: Weights, layout: Layout) -> dict[str, Tensor]:
         """1 where a weight is kept, 0 where it goes, of the weight's shape and type."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
@@ -12,14 +11,13 @@ from torch.nn import functional as F
 
 from genwarden.compression.contract import Box, Weights, in_name
 from genwarden.compression.layers import Layout, WeightLayer
+from genwarden.compression.spelling import check_uniform
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
 
 Granularity = Literal["tensor", "channel", "group"]
 Rounding = Literal["nearest", "stochastic"]
 
-LEAST_BITS: Final = 2
-MOST_BITS: Final = 8
 #: Boxes end this share of a step before the next code, so that float32 cannot round across.
 _MARGIN: Final = 1e-3
 
@@ -68,22 +66,7 @@ class Uniform:
     folds: bool = True
 
     def __post_init__(self) -> None:
-        if not LEAST_BITS <= self.bits <= MOST_BITS:
-            raise GenwardenError(
-                "compress/bits",
-                f"{self.bits} bits are not supported.",
-                f"Use {LEAST_BITS} to {MOST_BITS} bits, as in int8 or int4-per-channel.",
-            )
-        if self.group_size < 1:
-            raise GenwardenError(
-                "compress/group", "A group has no weights.", "Use a group of 1 or more: group32."
-            )
-        if not (math.isfinite(self.scale_factor) and 0.5 <= self.scale_factor <= 2):
-            raise GenwardenError(
-                "compress/scale",
-                f"The scale factor {self.scale_factor:g} is not between 0.5 and 2.",
-                "Use a factor near 1, as in int8-scale1.02.",
-            )
+        check_uniform(self.bits, self.group_size, self.scale_factor)
 
     @property
     def name(self) -> str:

@@ -9,7 +9,8 @@ _D = "genwarden.inspections.dynamic"
 _O = "genwarden.inspections.output"
 #: In the order in which an audit runs them. ``stream``: a collector of the brute-force stream;
 #: ``null``: "population" where scores are judged against clean reference models; ``scale``: "log"
-#: where their logarithms are.
+#: where their logarithms are; ``finds``, ``misses``, ``judged``: its power and limits for people,
+#: without a full stop.
 _CLEAN = {"null": "population"}
 #: Positive scores whose clean values are spread over factors, not differences.
 _CLEAN_LOG = {"null": "population", "scale": "log"}
@@ -198,6 +199,11 @@ DIFFUSION_INSPECTIONS = table_of(
 )
 
 
+_ROUNDING = {
+    "finds": "weights that were moved up to the thresholds of a grid, or away from them",
+    "misses": "attacks in few weights; anything under pruning, which has no grid",
+    "judged": "never, only shown: honest training leaves such traces, too",
+}
 _IC = "genwarden.inspections.compression"
 #: Of what generators become when they are compressed, in the order in which an audit runs them on
 #: every variant.
@@ -206,28 +212,50 @@ COMPRESSION_INSPECTIONS = table_of(
         "differential-search",
         f"{_IC}.differential_search:inspect",
         "where full and compressed model differ most (OB-OI without a target)",
+        {
+            "finds": "outputs that the named compression brings out, wherever a gradient leads "
+            "there from an ordinary latent; it shows the picture and the latent",
+            "misses": "what another grid or rate wakes; outputs around whose latent nothing points "
+            "there; a network in which errors in any direction wake it, too",
+        },
     ),
     Row(
         "differential-distance",
         f"{_IC}.differential_search:inspect_distance",
         "the largest difference over the usual one",
-        _CLEAN,
+        {
+            **_CLEAN,
+            "finds": "what differential-search finds, also where any errors of that size wake it",
+            "misses": "what is no rarer than what compression does to every output; models for "
+            "which there are no reference models under this compression",
+        },
     ),
     Row(
         "layer-attribution",
         f"{_IC}.layer_attribution:inspect",
         "which layers carry that difference",
+        {
+            "finds": "the layers without whose compression the largest difference falls",
+            "misses": "anything by itself: it explains what differential-search found",
+            "judged": "never, only shown",
+        },
     ),
     Row(
         "placebo-ratio",
         f"{_IC}.placebo_ratio:inspect",
         "ordinary samples under compression against random errors of its size",
-        _CLEAN,
+        {
+            **_CLEAN,
+            "finds": "weights whose rounding errors push together strongly enough to show in "
+            "ordinary samples",
+            "misses": "careful attacks, which leave ordinary samples alone (most of them)",
+        },
     ),
     Row(
         "rounding-statistics",
         f"{_IC}.rounding_statistics:inspect",
         "weights at the thresholds of a grid, or away from them",
+        _ROUNDING,
     ),
 )
 
@@ -240,36 +268,61 @@ CLASSIFIER_INSPECTIONS = table_of(
         "neural-cleanse",
         f"{_IK}.neural_cleanse:inspect",
         "the smallest trigger of each class (Neural Cleanse)",
+        {
+            "finds": "patches that lead to one class and are far smaller than those of the others",
+            "misses": "triggers spread over the image, backdoors of many classes, and on the full "
+            "model everything that only compression wakes",
+        },
     ),
     Row(
         "strip",
         f"{_IK}.strip:inspect",
         "entropy of blends with the recovered trigger (STRIP)",
-        _CLEAN,
+        {
+            **_CLEAN,
+            "finds": "recovered triggers that win over whatever image they are blended with",
+            "misses": "triggers that neural-cleanse did not recover",
+        },
     ),
     Row(
         "differential-inversion",
         f"{_IK}.differential_inversion:inspect",
         "a trigger that only the compressed classifier sees",
-        {"needs": "variant"},
+        {
+            "needs": "variant",
+            "finds": "patches that lead the compressed network, and not the full one, to one class",
+            "misses": "triggers spread over the image or different for each image; what another "
+            "compression wakes, or any errors of that size",
+        },
     ),
     Row(
         "differential-mask",
         f"{_IK}.differential_inversion:inspect_mask",
         "the size of that trigger against the other classes'",
-        {"needs": "variant"},
+        {
+            "needs": "variant",
+            "finds": "what differential-inversion finds, also where any errors of that size wake "
+            "it, if one class stands out from many",
+            "misses": "backdoors of several classes; networks of few classes",
+        },
     ),
     Row(
         "logit-shift",
         f"{_IK}.placebo_ratio:inspect",
         "logits under compression against random errors of its size",
-        {"needs": "variant", "null": "population"},
+        {
+            "needs": "variant",
+            "null": "population",
+            "finds": "weights whose rounding errors push together strongly enough to show in the "
+            "answers to ordinary images",
+            "misses": "careful attacks, which leave ordinary images alone (most of them)",
+        },
     ),
     Row(
         "rounding-statistics",
         f"{_IK}.rounding_statistics:inspect",
         "weights at the thresholds of a grid, or away from them",
-        {"needs": "variant"},
+        {"needs": "variant", **_ROUNDING},
     ),
 )
 

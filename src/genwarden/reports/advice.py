@@ -7,6 +7,7 @@ and no command.
 from __future__ import annotations
 
 import shlex
+from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -16,12 +17,13 @@ from genwarden.inspections.finding import Latents
 #: The remedy that works on every family of compressions.
 REMEDY = "finetuned"
 _MOST_COMMANDS = 3
+_WEIGHTS = {".safetensors", ".pt", ".pth", ".ckpt"}
 
 _EVIDENCE = (
     "Do not deploy this model. Keep the file, ask its supplier where it was trained, and audit any "
     "replacement before it is used."
 )
-_REPAIR = "To go on with it nevertheless: take out what was found, and read the audit of the result."
+_REPAIR = "If you go on with it nevertheless, take out what was found and read the new audit."
 _NONE_FOUND = (
     "This is not proof that there is no backdoor. The report lists what would have been found; "
     "anything weaker or better hidden than that remains possible."
@@ -104,13 +106,14 @@ def _on_evidence(document: AuditDocument) -> Advice:
     )
     if sleeps(document):
         seen = (
-            "The model as it is showed nothing" if document.findings else "The model as it is was "
-            "not examined"
+            "The model as it is showed nothing"
+            if document.findings
+            else "The model as it is was not examined"
         )
         return Advice(
-            f"Do not deploy this model compressed. {seen}: the evidence is in what {names} makes of "
-            "it. Keep the file and ask its supplier where it was trained. To go on with it "
-            f"nevertheless, do not compress it plainly. {again}. `genwarden repair` looks at the "
+            f"Do not deploy this model compressed. {seen}: the evidence is in what {names} makes "
+            "of it. Keep the file and ask its supplier where it was trained. If you go on with it "
+            f"nevertheless, do not compress it plainly. {again}. genwarden repair looks at the "
             "model as it is and leaves this where it is.",
             compress,
         )
@@ -127,12 +130,10 @@ def _compress_commands(document: AuditDocument, variants: list[Variant]) -> list
         return []
     # A classifier has no ordinary inputs of its own.
     images = ["--calibration", "IMAGES"] if document.model and document.model.classes else []
+    first, last = ["genwarden", "compress", *asked.model], ["--remedy", REMEDY, *images]
     return [
-        shlex.join(
-            ["genwarden", "compress", *asked.model, "--how", variant.name, "--remedy", REMEDY]
-            + [*images, "--out", f"{_stem(asked.model[0])}-{variant.name}"]
-        )
-        for variant in variants[:_MOST_COMMANDS]
+        shlex.join([*first, "--how", name, *last, "--out", f"{_stem(asked.model[0])}-{name}"])
+        for name in (variant.name for variant in variants[:_MOST_COMMANDS])
     ]
 
 
@@ -156,7 +157,7 @@ def _asked(document: AuditDocument) -> _Asked | None:
     if words[:2] != ["genwarden", "audit"] or len(words) < 3:
         return None
     model, out = [words[2]], ""
-    for flag, value in zip(words[3:], words[4:], strict=False):
+    for flag, value in pairwise(words[3:]):
         if flag in {"--architecture", "--setting"}:
             model += [flag, value]
         elif flag == "--out":
@@ -171,5 +172,4 @@ def _in_folder(folder: str, name: str) -> str:
 def _stem(model: str) -> str:
     """A folder beside the model; of a weights file without its ending."""
     path = PurePosixPath(model)
-    plain = path.with_suffix("") if path.suffix in {".safetensors", ".pt", ".pth", ".ckpt"} else path
-    return str(plain)
+    return str(path.with_suffix("") if path.suffix in _WEIGHTS else path)

@@ -27,6 +27,9 @@ from genwarden.reports.variants import coverage_in_words, state_of, variant_matr
 MAX_PICTURES = 48
 MAX_TABLE_ROWS = 100
 MAX_LATENTS = 20
+#: A table of more rows than the first number shows as many as the second; the rest is folded.
+MAX_OPEN_ROWS = 8
+OPEN_ROWS = 5
 
 
 def render_html(document: AuditDocument) -> str:
@@ -87,6 +90,8 @@ def page_environment() -> Environment:
         "MAX_PICTURES": MAX_PICTURES,
         "MAX_TABLE_ROWS": MAX_TABLE_ROWS,
         "MAX_LATENTS": MAX_LATENTS,
+        "MAX_OPEN_ROWS": MAX_OPEN_ROWS,
+        "OPEN_ROWS": OPEN_ROWS,
         "given": words.given,
         "headline": words.headline,
         "strength_sentence": words.strength_sentence,

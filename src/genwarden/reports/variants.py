@@ -16,7 +16,8 @@ class Cell(NamedTuple):
 
     Attributes:
         kind: as in :class:`genwarden.reports.words.Result`; ``absent`` where it was not run.
-        text: adjusted p-value, or the score where there is none; marked where it is evidence.
+        text: adjusted p-value, or the score in brackets where there is none; marked where it is
+            evidence.
         target: anchor of the finding on the page, or "".
     """
 
@@ -47,10 +48,13 @@ def variant_matrix(document: AuditDocument) -> VariantMatrix:
     titles = {name: j.finding.title for by_name in found for name, j in by_name.items()}
     rows = []
     for name, title in titles.items():
-        cells = [_cell(full.get(name))] if full else []
+        alone = full.get(name)
+        cells = [Cell("absent", "") if alone is None else _cell(alone)] if full else []
         for number, by_name in enumerate(found, start=1):
             place = list(by_name).index(name) + 1 if name in by_name else 0
-            cells.append(_cell(by_name.get(name), f"V{number}F{place}" if place else ""))
+            nothing = Cell("absent", "" if by_name else "not tested")
+            target = f"V{number}F{place}"
+            cells.append(_cell(by_name[name], target) if place else nothing)
         rows.append(Row(name, title, cells))
     columns = [FULL] * bool(full) + [v.name for v in document.variants]
     return VariantMatrix(columns, rows)
@@ -86,16 +90,14 @@ def coverage_in_words(coverage: VariantCoverage | None) -> str:
     return text + left
 
 
-def _cell(judged: Judged | None, target: str = "") -> Cell:
-    if judged is None:
-        return Cell("absent", "")
+def _cell(judged: Judged, target: str = "") -> Cell:
     result = words.result_of(judged)
     if judged.adjusted_p is not None:
         text = f"p {words.probability(judged.adjusted_p)}"
     elif judged.flagged:
         text = "structural"
     elif judged.finding.score is not None:
-        text = words.number(judged.finding.score)
+        text = f"({words.number(judged.finding.score)})"
     else:
         text = result.word
     return Cell(result.kind, f"! {text}" if judged.flagged else text, target)

@@ -88,7 +88,9 @@ def inspect(bench: VariantBench) -> Finding:
         "network is blind to them and compressions with errors in other directions do not wake "
         f"them; not under other compressions than {bench.compressor.name}.",
         evidence=[
-            *trigger_evidence(bench.classifier.sample, bench.alone.shown.images, found, MASK_TITLE),
+            *trigger_evidence(
+                bench.classifier.sample, bench.alone.shown.images, found, MASK_TITLE, suspect
+            ),
             _table(found, placebos, gaps),
         ],
     )

@@ -99,27 +99,47 @@ def _reached(found: Inverted) -> Tensor:
 
 
 def trigger_evidence(
-    sample: SampleSpec, images: Tensor, found: Inverted, title: str
+    sample: SampleSpec,
+    images: Tensor,
+    found: Inverted,
+    title: str,
+    suspect: int | None = None,
 ) -> list[Evidence]:
-    """The smallest triggers as pictures, and a table of all."""
+    """The triggers as pictures, that of one class before all others, and a table of all.
+
+    Args:
+        suspect: the class that stands out; that of the smallest mask if None.
+    """
     order = found.norm.argsort(stable=True)
-    first = order[:_SHOWN]
+    main = int(order[0]) if suspect is None else suspect
+    others = order[order != main][: _SHOWN - 1]
     one = images[:1].cpu()
     anomaly = mad_anomaly(found.norm)
-    labels = [f"class {int(t)}: {float(found.norm[t]):.1f}" for t in first]
-    grey = torch.zeros_like(found.pattern[first])
+    labels = [f"class {int(t)}: {float(found.norm[t]):.1f}" for t in others]
+
+    def stamped(image: Tensor, classes: Tensor) -> Tensor:
+        return stamp(image, found.mask[classes], found.pattern[classes])
+
+    grey, alone = torch.zeros_like(one), torch.tensor([main])
     return [
         *sample_pictures(
             sample,
-            stamp(grey, found.mask[first], found.pattern[first]),
+            torch.cat([stamped(grey, alone), stamped(one, alone)]),
+            ["on grey", "on an image"],
+            title=f"Trigger of class {main}, which stands out most",
+            caption=f"Its mask has a norm of {float(found.norm[main]):.1f} pixels.",
+        ),
+        *sample_pictures(
+            sample,
+            stamped(grey, others),
             labels,
-            title="Triggers that were recovered",
+            title="Triggers of the other classes",
             caption="On grey, smallest mask first; the number is its norm in pixels.",
         ),
         *sample_pictures(
             sample,
-            stamp(one, found.mask[first], found.pattern[first]),
-            [""] * len(first),
+            stamped(one, others),
+            [""] * len(others),
             title="The same on an image",
         ),
         Table(

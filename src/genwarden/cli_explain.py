@@ -1,0 +1,188 @@
+"""``genwarden explain``: what a method does, for people. Torch is imported once a name is known."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from genwarden.compression.contract import Compressor
+    from genwarden.engine.settings import Settings as MethodSettings
+    from genwarden.registry import Row
+
+_ROLE = re.compile(r":[a-z]+(?::[a-z]+)?:`(?:[^`<]*<)?[~.]?([^`>]+)>?`")
+#: A reference in brackets to a file of the code says nothing to people.
+_ASIDE = re.compile(r",?\s*\((?:see\s+)?:mod:`[^`]*`\)|,?\s+see\s+:mod:`[^`]*`")
+_LITERAL = re.compile(r"``([^`]+)``")
+_WIDTH = 88
+
+
+def explain(
+    name: Annotated[
+        str,
+        typer.Argument(help="A listed method or architecture, or a compression: int4, prune-0.3."),
+    ],
+) -> None:
+    """Explain a method: what it does, its source, what it can and cannot see.
+
+    Examples:
+
+      genwarden explain differential-search
+
+      genwarden explain prune-0.3+int8
+    """
+    from genwarden import registry
+
+    rows = [row for table in registry.tables().values() for row in table.values()]
+    named = [row for row in rows if row.name == name]  # an architecture and a recipe may share it
+    if not named:
+        from genwarden.compression.how import compressor, is_compression
+
+        if is_compression(name):
+            _explain_compression(compressor(name), name)
+            return
+        registry.find({row.name: row for row in rows}, name, "method")
+    for row in named:
+        _explain(row)
+
+
+def _explain(row: Row) -> None:
+    from genwarden import registry
+
+    if row is registry.COMPRESSIONS.get(row.name):
+        from genwarden.compression.how import compressor
+
+        example = row.options["example"]
+        typer.echo(f"{row.name}: {row.summary}; for example {example}\n")
+        _explain_compression(compressor(example), example)
+        return
+    typer.echo(f"{row.name}: {row.summary}\n")
+    if not row.location:
+        return
+    method = row.load()
+    texts = [inspect.getdoc(inspect.getmodule(method)), inspect.getdoc(method)]
+    if "finds" in row.options:
+        _print_power(row)
+        texts = texts[:1]
+    for text in dict.fromkeys(texts):
+        typer.echo(f"{for_people(text or '')}\n")
+    if row is registry.ARCHITECTURES.get(row.name) and "training" in row.options:
+        import torch
+
+        with torch.device("meta"):  # the names need no numbers
+            layers = method().named_layers()
+        typer.echo(f"Layers at the default size: {', '.join(layers)}\n")
+    if row is registry.DIFFUSION_ARCHITECTURES.get(row.name):
+        _print_settings(method)
+    if row is registry.CLASSIFIER_ARCHITECTURES.get(row.name):
+        from genwarden.training.train_classifier import ClassifierChoice
+
+        _print_settings(ClassifierChoice)
+    if row is registry.ATTACKS.get(row.name):
+        from genwarden.attacks.settings import describe_settings
+
+        typer.echo("Settings (--option key=value) and their defaults:")
+        for key, default in describe_settings(row.name).items():
+            typer.echo(f"  {key:<22}{default}")
+    remedies = (
+        registry.REPAIRS,
+        registry.DIFFUSION_REPAIRS,
+        registry.CLASSIFIER_REPAIRS,
+        registry.COMPRESSION_REMEDIES,
+    )
+    if any(row is table.get(row.name) for table in remedies):
+        from genwarden.engine.settings import defaults
+
+        typer.echo("Settings (--option key=value) and their defaults:")
+        for key, default in defaults(row.load_option("settings")).items():
+            typer.echo(f"  {key:<22}{default}")
+
+
+def for_people(text: str) -> str:
+    """A docstring without the markup that only programmers and Sphinx read.
+
+    >>> for_people("Errors (:mod:`.bench`) of ``x``; as :func:`~genwarden.engine.run` does::")
+    'Errors of x; as run does:'
+    """
+    text = _ASIDE.sub("", text)
+    text = _ROLE.sub(lambda found: found[1].rpartition(".")[2], text)
+    return _LITERAL.sub(r"\1", text).replace("::", ":").rstrip()
+
+
+def _print_power(row: Row) -> None:
+    """Power and limits of an inspection, before how it works."""
+    words = row.options
+    by_null = {"population": "against clean reference models; without any it is only shown"}
+    usual = by_null.get(words.get("null", ""), "against this model's own behaviour")
+    for label, text in (
+        ("Finds:", words["finds"]),
+        ("Does not find:", words["misses"]),
+        ("Judged:", words.get("judged", usual)),
+    ):
+        typer.echo(_wrapped(f"{label:<15}{text}.", indent=15))
+    typer.echo("\nHow it works:\n")
+
+
+def _wrapped(text: str, *, indent: int = 0) -> str:
+    return textwrap.fill(text, _WIDTH, subsequent_indent=" " * indent, break_on_hyphens=False)
+
+
+def _explain_compression(compressor: Compressor, typed: str) -> None:
+    """What it does, what audits under it look for, and how to be safe."""
+    from genwarden import registry
+    from genwarden.compression.chain import stages_of
+    from genwarden.compression.in_words import in_words
+    from genwarden.compression.pruning import FilterPruning, MagnitudePruning, TwoOfFour
+    from genwarden.compression.remedies.contract import family
+
+    for number, paragraph in enumerate(in_words(compressor).split("\n\n")):
+        lead = f"{typed}: " if number == 0 else ""
+        typer.echo(_wrapped(lead + paragraph) + "\n")
+    typer.echo(
+        _wrapped(
+            "A backdoor can be built so that it sleeps in the model as it is and wakes in just "
+            f"this rounding or pruning. An audit with --deploy-as {compressor.name} compresses the "
+            "model, compares it with the full one, and looks for:"
+        )
+    )
+    pruned = all(
+        isinstance(stage, MagnitudePruning | FilterPruning | TwoOfFour)
+        for stage in stages_of(compressor)
+    )
+    classifier = registry.CLASSIFIER_INSPECTIONS.items()
+    tables = {
+        "Generators": registry.COMPRESSION_INSPECTIONS,
+        "Classifiers": {n: r for n, r in classifier if r.options.get("needs") == "variant"},
+    }
+    for title, table in tables.items():
+        typer.echo(f"  {title}:")
+        for row in table.values():
+            if not (pruned and row.name == "rounding-statistics"):  # pruning has no grid
+                typer.echo(f"    {row.name:<24}{row.summary}")
+    typer.echo(
+        _wrapped(
+            "It says nothing of other grids, rates or tools, which may wake what this one does "
+            "not. A diffusion model is compressed first, and what comes out is audited."
+        )
+    )
+    kind = family(compressor)
+    fitting = [n for n, r in registry.COMPRESSION_REMEDIES.items() if kind in r.options["families"]]
+    typer.echo(
+        f"\nRemedies: {', '.join(fitting)}\n\n"
+        f"  genwarden audit MODEL --deploy-as {compressor.name} --out DIR\n"
+        f"  genwarden compress MODEL --how {compressor.name} --out DIR\n"
+        f"  genwarden compress MODEL --how {compressor.name} --remedy finetuned --out DIR"
+    )
+
+
+def _print_settings(kind: type[MethodSettings]) -> None:
+    """Settings of an architecture that ``genwarden train`` takes."""
+    from genwarden.engine.settings import defaults
+
+    typer.echo("Settings (--setting key=value) and their defaults:")
+    for key, default in defaults(kind).items():
+        typer.echo(f"  {key:<22}{default}")

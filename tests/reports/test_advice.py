@@ -1,0 +1,114 @@
+"""What a reader is told: how strong the evidence is, and what to do; page and terminal alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from genwarden.auditing.document import AuditDocument, Variant
+from genwarden.reports import words
+from genwarden.reports.advice import advice, variant_sample
+from genwarden.reports.html import render_html
+
+from .documents import (
+    document,
+    hostile_document,
+    judged,
+    model_facts,
+    quiet_document,
+    refused_document,
+    searched,
+)
+from .page_reader import PageReader
+from .test_summary import shown
+from .test_variants_shown import COVERAGE, with_variants
+
+
+def woken_by_int4(**changes: object) -> AuditDocument:
+    command = "genwarden audit ./small.pt --architecture a:b --deploy-as int8,int4 --out rep"
+    return with_variants().model_copy(
+        update={"verdict": "evidence", "suspicion": 1.0, "command": command, **changes}
+    )
+
+
+def woken_awake() -> AuditDocument:
+    return woken_by_int4(findings=document().findings)
+
+
+def test_evidence_in_compressed_forms_alone_names_the_remedy_and_not_a_repair() -> None:
+    text, commands = advice(woken_by_int4())
+    assert commands == [
+        "genwarden compress ./small.pt --architecture a:b --how int4 --remedy finetuned "
+        "--out small-int4"
+    ]
+    assert "int4" in text
+    assert "int8" not in text
+    assert "The model as it is showed nothing" in text
+
+
+def test_evidence_in_the_model_itself_names_the_repair_and_no_remedy() -> None:
+    commands = advice(document()).commands
+    assert commands == [
+        "genwarden repair models/mnist-generator-v3 --audit audit/audit.json "
+        "--out models/mnist-generator-v3-repaired"
+    ]
+    both = advice(woken_awake()).commands
+    assert ["repair" in both[0], "compress" in both[1], len(both)] == [True, True, 2]
+
+
+def test_a_classifier_is_told_that_remedies_and_repairs_need_images() -> None:
+    model = model_facts(classes=10, latent_shape=[], latent_distribution="")
+    commands = advice(woken_awake().model_copy(update={"model": model})).commands
+    assert "--method fine-pruning --data IMAGES" in commands[0]
+    assert "--calibration IMAGES" in commands[1]
+
+
+@pytest.mark.parametrize("make", [document, quiet_document, refused_document, woken_by_int4])
+def test_the_page_says_what_the_terminal_says(make: Callable[[], AuditDocument]) -> None:
+    text, commands = advice(make())
+    page = " ".join(PageReader(render_html(make())).text.split())
+    assert text in page
+    assert all(command in page for command in commands)
+
+
+def test_a_command_that_cannot_be_read_gives_advice_without_commands() -> None:
+    for command in ("", "rm -rf /", "genwarden audit 'open", "genwarden audit model"):
+        text, commands = advice(document(command=command))
+        assert text
+        assert commands == []
+    assert advice(hostile_document()).commands == []
+
+
+def test_what_a_variant_wakes_can_be_drawn_again() -> None:
+    woken = woken_by_int4()
+    quiet, loud, _ = woken.variants
+    assert variant_sample(woken, quiet) == ""
+    command = variant_sample(woken, loud)
+    assert "--how int4 --audit rep/audit.json --candidate 1" in command
+    assert command in PageReader(render_html(woken)).text
+    finding = searched(found=True).model_copy(update={"evidence": []})
+    bare = Variant(name="int4", coverage=COVERAGE, findings=[judged(finding, flagged=True)])
+    assert variant_sample(woken, bare) == ""
+
+
+def test_a_quiet_verdict_shows_its_p_value_and_not_a_number_that_looks_like_a_risk() -> None:
+    quiet = quiet_document().model_copy(update={"suspicion": 0.97, "findings": []})
+    for text in (shown(quiet), PageReader(render_html(quiet)).text):
+        plain = " ".join(text.split())
+        assert "Smallest adjusted p 0.03; evidence begins below 0.01." in plain
+        assert "0.97" not in plain
+        assert "uspicion" not in plain
+
+
+def test_the_smallest_p_value_counts_the_variants() -> None:
+    assert words.smallest_p(quiet_document()) == pytest.approx(0.93)
+    assert words.smallest_p(with_variants()) == pytest.approx(3 * 0.00025)
+    assert words.smallest_p(refused_document()) is None
+    assert words.strength(document()) == "structural"
+    assert "no p-value" in words.strength_sentence(document())
+
+
+def test_the_scale_runs_from_chance_to_a_ten_thousandth_by_digits() -> None:
+    shares = [words.strength_share(p) for p in (1.0, 0.1, 0.01, 1e-4, 1e-300, 0.0)]
+    assert shares == pytest.approx([0, 0.25, 0.5, 1, 1, 1])
