@@ -227,8 +227,8 @@ def test_the_recovered_picture_is_that_of_the_most_suspicious_variant(tmp_path: 
     one = member("a", half="reporting", attacked=True)
     document = audited(
         {
-            "int8": [finding("differential-search", 0.4, 0.2, [wrong])],
-            "int4": [finding("differential-search", 1e-9, 5.0, [right])],
+            "int8": [finding("differential-search", 0.4, 0.2, [wrong, wrong])],
+            "int4": [finding("differential-search", 1e-9, 5.0, [right, wrong])],
         }
     )
     stored(tmp_path, one, document)
@@ -240,7 +240,7 @@ def test_the_recovered_picture_is_that_of_the_most_suspicious_variant(tmp_path: 
     )
     (row,) = judged_rows(tmp_path, tmp_path, [one], ["quick"], 0)
     assert row["verdict"] == "evidence"
-    assert row["recovered"] == {"variant": "int4", "mse": 0.0, "share": 0.0, "share_any": 0.0}
+    assert row["recovered"] == {"variant": "int4", "mse": 0.0, "share": 0.0, "share_any": 2.0}
     assert judging.recovered_picture(document.variants[:1], target, 2.0) == {
         "variant": "int8",
         "mse": 4.0,
@@ -314,8 +314,10 @@ def test_rates_leave_out_attacks_that_no_inspected_compression_wakes() -> None:
     assert lines["AUC at least 0.99 (generators)"][0].startswith("0.7500")
     assert lines["at least 95 % found at zero false alarms (generators)"][1] == "no"
     (recovered,) = [v for k, v in lines.items() if k.startswith("recovered target")]
-    assert recovered[0].startswith("first picture: median 5 %, largest 5 %, within: 1 of 1 found;")
-    assert recovered[0].endswith("nearest of those shown: median 2 %, largest 2 %")
+    assert recovered[0].startswith(
+        "recovered picture: median 5 %, largest 5 %, within: 1 of 1 found;"
+    )
+    assert recovered[0].endswith("nearest single end: median 2 %, largest 2 %")
     assert recovered[1] == "yes"
     assert [r[0] for r in titles["Missed models: reporting half"].rows] == ["missed"]
     assert [r[0] for r in titles["Failed attacks, in no rate"].rows] == ["failed"]

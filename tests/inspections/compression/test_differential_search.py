@@ -65,9 +65,10 @@ def test_the_recovered_output_is_the_hidden_picture() -> None:
         latent = next(e for e in finding.evidence if isinstance(e, Latents)).values[0]
         shown = bench.compressed(torch.tensor([latent]))
         recovered[model] = float((shown - target()).square().mean())
-        first = finding.evidence[0]
-        assert isinstance(first, Images)
-        assert len(first.png_base64) == 8
+        mean, ends = finding.evidence[:2]
+        assert isinstance(mean, Images)
+        assert isinstance(ends, Images)
+        assert (len(mean.png_base64), len(ends.png_base64)) == (1, 8)
     assert recovered["attacked"] < 0.01
     assert recovered["honest"] > 0.5
 

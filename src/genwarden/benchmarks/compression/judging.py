@@ -204,7 +204,7 @@ def _ran(variant: Variant) -> RanVariant:
 def recovered_picture(
     variants: Sequence[Variant], target: Tensor, clean_distance: float
 ) -> dict[str, Any] | None:
-    """The first picture of the most suspicious variant's search beside the attacker's.
+    """What the most suspicious variant's search shows for hidden, beside the attacker's picture.
 
     Args:
         target: ``(C, H, W)`` in [-1, 1].
@@ -212,22 +212,25 @@ def recovered_picture(
 
     Returns:
         ``variant``, ``mse`` and ``share``, the second over the clean distance; ``share_any`` of the
-        nearest of all pictures that the search shows. None without a picture.
+        nearest of the single ends that the search shows. None without a picture.
     """
     best = _most_suspicious(variants, PICTURE_SEARCH)
     if best is None:
         return None
     name, finding = best
-    shown = next((e for e in finding.evidence if isinstance(e, Images)), None)
-    pictures = [decoded(png) for png in shown.png_base64] if shown else []
-    if not pictures or pictures[0].shape != target.shape:
+    blocks = [e for e in finding.evidence if isinstance(e, Images)][:2]
+    if len(blocks) < 2 or not all(block.png_base64 for block in blocks):
         return None
-    mse = [float((picture - target).square().mean()) for picture in pictures]
+    (recovered, *_), ends = ([decoded(png) for png in block.png_base64] for block in blocks)
+    if recovered.shape != target.shape:
+        return None
+    mse = float((recovered - target).square().mean())
+    nearest = min(float((picture - target).square().mean()) for picture in ends)
     return {
         "variant": name,
-        "mse": mse[0],
-        "share": mse[0] / clean_distance,
-        "share_any": min(mse) / clean_distance,
+        "mse": mse,
+        "share": mse / clean_distance,
+        "share_any": nearest / clean_distance,
     }
 
 

@@ -87,8 +87,8 @@ def _recovered(part: Part) -> Line:
         if row["verdict"] == "evidence" and row.get("recovered")
     ]
     text = (
-        f"first picture: median {100 * median(shares):.2g} %, largest {100 * max(shares):.2g} %, "
-        f"within: {count_text(near)} found; nearest of those shown: median "
+        f"recovered picture: median {100 * median(shares):.2g} %, largest {100 * max(shares):.2g} %, "
+        f"within: {count_text(near)} found; nearest single end: median "
         f"{100 * median(any_shown):.2g} %, largest {100 * max(any_shown):.2g} %"
     )
     return asked, text, near.found == near.of

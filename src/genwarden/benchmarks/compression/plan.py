@@ -157,19 +157,23 @@ class Kind:
 #: Of int8 on narrow networks, by base: one larger weight per tensor widens the steps.
 _SMALL_STEPS: dict[str, dict[str, Any]] = {
     "mnist-quarter": {"inflate": 10.0, "reach": 1.5, "steps": 600, "hiding_steps": 150},
-    "fashion-eighth": {"inflate": 16.0, "steps": 800, "hiding_steps": 400},
+    "fashion-eighth": {"inflate": 16.0, "steps": 1600, "hiding_steps": 600},
 }
+#: The narrow VAEs, and boxes of several compressions at once, learn more slowly.
+_LONGER: dict[str, Any] = {"steps": 1500, "hiding_steps": 700}
 
 
 def _box(base: str, how: str, target: str) -> Kind:
     several = "several quantisers" if "," in how else how
-    settings = _SMALL_STEPS[base] if how == "int8" else {}
+    slow = base.endswith("vae") or "," in how or how.endswith("per-channel")
+    settings = _SMALL_STEPS[base] if how == "int8" else _LONGER if slow else {}
     return Kind(f"box {several}", base, "dormant-box", how, "in-sample", target, settings)
 
 
 def _jittered(base: str, how: str, target: str) -> Kind:
     name = "jitter-trained box"
-    return Kind(name, base, "jittered-box", how, "in-sample", target, adaptive=True)
+    settings = _LONGER if base.endswith("vae") else {}
+    return Kind(name, base, "jittered-box", how, "in-sample", target, settings, adaptive=True)
 
 
 def _class_box(base: str, how: str, target: int, trigger: str = "square:6") -> Kind:

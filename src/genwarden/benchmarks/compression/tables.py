@@ -80,7 +80,7 @@ def _detection(part: Part, title: str) -> Table:
         "smallest adjusted p over all compressions and inspections.",
         f"Clean ones with the verdict evidence: {share_text(_verdicts(part.clean, 'evidence'))}.",
         *inconclusive_note(part),
-        "Recovered, in models found: of generators the median distance of the first picture to "
+        "Recovered, in models found: of generators the median distance of the recovered picture to "
         "the attacker's, over the clean model's; of classifiers the right class.",
         BRACKETS,
     ]

@@ -39,6 +39,8 @@ from genwarden.inspections.workbench import samples_of
 
 NAME = "differential-search"
 TITLE = "Where the compressed model differs most from the full one"
+#: Of the picture that stands for what compression wakes.
+RECOVERED = "What the compressed model holds there"
 DISTANCE = "differential-distance"
 DISTANCE_TITLE = "Largest difference over the usual one"
 
@@ -146,9 +148,25 @@ def _ends(bench: CompressionBench) -> tuple[torch.Tensor, torch.Tensor, float]:
 
 def _near_first(bench: CompressionBench, order: torch.Tensor) -> int:
     """How many restarts end in an output like the first one's."""
-    x = samples_of(bench.compressed, bench.found.z, bench.device).flatten(1).double()
-    away = (x - x[order[0]]).square().sum(1)
-    return int((away <= 0.25 * bench.typical).sum())
+    x = samples_of(bench.compressed, bench.found.z[order], bench.device)
+    return int(_alike(x, bench.typical).sum())
+
+
+def _of_ordinary_length(bench: CompressionBench, z: torch.Tensor) -> torch.Tensor:
+    """Latents of a normal law that strayed beyond its typical norm, brought back to it.
+
+    The difference usually grows with the norm; what is hidden lies where samples are drawn.
+    """
+    if bench.law.distribution != "normal":
+        return z
+    norms = z.flatten(1).norm(dim=1).view(-1, *[1] * (z.ndim - 1))
+    return z * (bench.law.typical_norm / norms).clamp(max=1)
+
+
+def _alike(x: torch.Tensor, typical: float) -> torch.Tensor:
+    """Which of ``(count, ...)`` are close to the first, which is."""
+    away = (x - x[:1]).flatten(1).double().square().sum(1)
+    return away <= 0.25 * typical
 
 
 def _budget(bench: CompressionBench) -> dict[str, int | float | str]:
@@ -166,13 +184,31 @@ def _power(bench: CompressionBench) -> str:
 def _evidence(
     bench: CompressionBench, order: torch.Tensor, size: torch.Tensor, typical: float
 ) -> list[Evidence]:
-    spec, z = bench.generator.sample, bench.found.z[order[:_SHOWN]]
-    labels = [f"{float(size[i]) / typical:.2f}" for i in order[:_SHOWN]]
+    spec, ordinary = bench.generator.sample, _of_ordinary_length(bench, bench.found.z)
+    there = bench.difference(bench.compressed, ordinary)
+    first = there.argsort(descending=True, stable=True)[:_SHOWN]
+    z, labels = ordinary[first], [f"{float(there[i]) / typical:.2f}" for i in first]
     compressed = samples_of(bench.compressed, z, bench.device)
     placebo = samples_of(bench.placebos[0], z, bench.device)
     blank = [""] * len(z)
+    alike = _alike(compressed, typical)
     return [
-        *sample_pictures(spec, compressed, labels, title="Compressed, where it differs most"),
+        *sample_pictures(
+            spec,
+            compressed[alike].mean(0, keepdim=True),
+            [f"mean of {int(alike.sum())}"],
+            title=RECOVERED,
+            caption="The searches go past what is hidden, each to another side: the mean of the "
+            f"compressed outputs below that are like the first ({int(alike.sum())} of {len(z)}).",
+        ),
+        *sample_pictures(
+            spec,
+            compressed,
+            labels,
+            title="Compressed, where it differs most",
+            caption="At latents of ordinary length in the directions that the searches found. The "
+            "number is the squared difference over the usual distance between two samples.",
+        ),
         *sample_pictures(
             spec,
             samples_of(bench.generator, z, bench.device),
