@@ -160,7 +160,8 @@ def _of_ordinary_length(bench: CompressionBench, z: torch.Tensor) -> torch.Tenso
     if bench.law.distribution != "normal":
         return z
     norms = z.flatten(1).norm(dim=1).view(-1, *[1] * (z.ndim - 1))
-    return z * (bench.law.typical_norm / norms).clamp(max=1)
+    scaled: torch.Tensor = z * (bench.law.typical_norm / norms).clamp(max=1)
+    return scaled
 
 
 def _alike(x: torch.Tensor, typical: float) -> torch.Tensor:
