@@ -42,6 +42,37 @@ def references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list
     calibration.clear_cache()
 
 
+def test_few_scores_that_happen_to_agree_are_judged_by_the_spread_under_other_conditions() -> None:
+    wide = [float(v) for v in torch.linspace(-1.5, 1.5, 9)]
+    scores = {
+        "int8: placebo-ratio": [0.01 * i for i in range(9)],
+        "int4: placebo-ratio": wide,
+        "prune-0.3: placebo-ratio": wide,
+        "int4: differential-distance": [100.0 * v for v in wide],
+        "nf4: placebo-ratio": [1000.0, -1000.0],  # too few to be believed
+    }
+    table = {"descriptions": {}, "scores": {"quick": scores}}
+    finding = Finding(
+        inspection="placebo-ratio",
+        group="compression",
+        title="x",
+        outcome="scored",
+        summary="x",
+        score=1.0,
+    )
+
+    def p(how: str) -> float:
+        found = calibrate(finding, "quick", table, condition=how).p_value
+        assert found is not None
+        return found
+
+    close, alone = p("int8"), predictive_p(1.0, scores["int8: placebo-ratio"])
+    assert alone < 1e-6 < 0.05 < close < 0.2
+    # Where the own scores are as wide as the others', nothing changes, and never becomes sharper.
+    assert p("int4") == predictive_p(1.0, wide)
+    assert predictive_p(1.0, wide, prior_variance=1e-9) == predictive_p(1.0, wide)
+
+
 def test_predictive_p_is_uniform_for_new_clean_draws() -> None:
     stream = torch.Generator().manual_seed(0)
     draws = torch.randn(4000, 11, generator=stream).tolist()

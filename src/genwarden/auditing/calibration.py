@@ -33,10 +33,15 @@ _LEAST_LOG_SCORE = 1e-3
 
 
 class References(NamedTuple):
-    """Clean scores of one inspection at one budget and how they were made."""
+    """Clean scores of one inspection at one budget and how they were made.
+
+    Attributes:
+        elsewhere: of the same inspection, by condition, under all other conditions of the table.
+    """
 
     values: list[float]
     description: str
+    elsewhere: tuple[list[float], ...] = ()
 
 
 NULLS = Path(__file__).parent / "nulls" / "generators.json"
@@ -119,8 +124,20 @@ def references(
             return References(
                 [float(v) for v in values],
                 f"{len(values)} clean reference models ({described}){under}{note}",
+                _elsewhere(table["scores"][name], inspection, condition),
             )
     return References([], "no clean reference scores")
+
+
+def _elsewhere(
+    scores: dict[str, list[float]], inspection: str, condition: str
+) -> tuple[list[float], ...]:
+    own, ending = reference_key(inspection, condition), f": {inspection}"
+    return tuple(
+        [float(v) for v in values]
+        for key, values in scores.items()
+        if condition and key != own and key.endswith(ending) and len(values) >= MIN_REFERENCES
+    )
 
 
 def needs_population(inspection: str) -> bool:
@@ -159,8 +176,18 @@ def calibrate(
     options = all_inspections()[finding.inspection].options
     on_log = options.get("scale") == "log"
     least = options.get("least_spread", _LEAST_SPREAD)
-    scores = [_log(v) if on_log else v for v in (finding.score, *found.values)]
-    p_value = min(1.0, targets * predictive_p(scores[0], scores[1:], least))
+    def scaled(values: list[float]) -> list[float]:
+        return [_log(v) for v in values] if on_log else values
+
+    elsewhere = [_variance(scaled(values)) for values in found.elsewhere]
+    p_value = predictive_p(
+        scaled([finding.score])[0],
+        scaled(found.values),
+        least,
+        prior_variance=sum(elsewhere) / len(elsewhere) if elsewhere else None,
+    )
+    p_value = min(1.0, targets * p_value)
+    moderated = ", its spread moderated by that under the other conditions" if elsewhere else ""
     corrected = f"; Bonferroni over {targets} targets" if targets > 1 else ""
     return finding.model_copy(
         update={
@@ -169,7 +196,7 @@ def calibrate(
             "null": Null(
                 source="population",
                 description=f"{found.description}; Student-t prediction"
-                f"{' of the logarithm' if on_log else ''}{corrected}",
+                f"{' of the logarithm' if on_log else ''}{moderated}{corrected}",
                 values=found.values,
             ),
         }
@@ -198,15 +225,30 @@ def _log(score: float) -> float:
     return math.log(max(score, _LEAST_LOG_SCORE))
 
 
-def predictive_p(score: float, clean: list[float], least_spread: float = _LEAST_SPREAD) -> float:
+def predictive_p(
+    score: float,
+    clean: list[float],
+    least_spread: float = _LEAST_SPREAD,
+    *,
+    prior_variance: float | None = None,
+) -> float:
     """Upper-tail probability of ``score`` as one more draw beside the clean scores.
 
     Args:
         least_spread: smallest standard deviation that clean scores are taken to have.
+        prior_variance: mean variance of clean scores elsewhere. Where it is larger than that of
+            these few, which happens to be small now and then, their mean counts; no degrees of
+            freedom are claimed for it.
     """
     n = len(clean)
-    mean = sum(clean) / n
-    variance = sum((v - mean) ** 2 for v in clean) / (n - 1)
+    mean, variance = sum(clean) / n, _variance(clean)
+    if prior_variance is not None:
+        variance = max(variance, (variance + prior_variance) / 2)
     spread = max(math.sqrt(variance), least_spread)
     t = (score - mean) / (spread * math.sqrt(1 + 1 / n))
     return max(float(stdtr(n - 1, -t)), 1e-300)
+
+
+def _variance(values: list[float]) -> float:
+    mean = sum(values) / len(values)
+    return sum((v - mean) ** 2 for v in values) / (len(values) - 1)
