@@ -98,7 +98,7 @@ def test_trigger_search_tells_the_two_diffusion_models_apart() -> None:
     scores = {
         name: search_shifts(
             read_diffusion(demo_model_folder(name)).model.requires_grad_(False),
-            starts=4,
+            starts=2,
             steps=30,
             noises=6,
             probe_noises=32,
@@ -158,7 +158,7 @@ def test_clean_model_has_no_partition() -> None:
     assert partition_search.inspect(twin).outcome == "not_applicable"
 
 
-@pytest.mark.parametrize("name", ["dcgan-red", "vae-red"])
+@pytest.mark.parametrize("name", ["dcgan-red", pytest.param("vae-red", marks=pytest.mark.slow)])
 def test_known_target_is_reconstructed_at_least_as_well_as_by_the_trigger(name: str) -> None:
     secret = backdoor(name)
     attacked = bench(name, secret["target"])

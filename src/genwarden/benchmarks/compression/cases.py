@@ -33,7 +33,17 @@ def uncovered(document: dict[str, Any]) -> list[Row]:
     ]
 
 
-def main_budget(document: dict[str, Any]) -> str:
-    """The budget that counts: the first of those that were run."""
-    run = {row["budget"] for row in document["rows"]}
+def main_budget(document: dict[str, Any], sort: str) -> str:
+    """The budget that counts for a sort: the first that the reporting half was audited at."""
+    run = {
+        row["budget"]
+        for row in document["rows"]
+        if sort in ("", row["sort"]) and row["half"] == "reporting"
+    }
     return next((name for name in BUDGETS if name in run), BUDGETS[0])
+
+
+def fullest_budget(document: dict[str, Any]) -> str:
+    """The budget that most models were audited at, for what is counted once per model."""
+    counts = {name: sum(r["budget"] == name for r in document["rows"]) for name in BUDGETS}
+    return max(BUDGETS, key=lambda name: counts[name])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import median
 from typing import Any
 
-from genwarden.benchmarks.compression.cases import SORTS, main_budget, select
+from genwarden.benchmarks.compression.cases import SORTS, fullest_budget, main_budget, select
 from genwarden.benchmarks.diffusion.cases import Part, decision_scores
 from genwarden.benchmarks.population.statistics import Share, area, found_at
 from genwarden.benchmarks.population.texts import INTERVALS, area_text, count_text, share_text
@@ -22,18 +22,17 @@ Line = tuple[str, str, bool | None]
 
 def must_reach(document: dict[str, Any]) -> Table:
     """One line per aim; a line without a measurement says so."""
-    budget = main_budget(document)
-    lines: list[Line] = [_population(select(document, "", "both", budget))]
+    fullest = fullest_budget(document)
+    lines: list[Line] = [_population(select(document, "", "both", fullest))]
+    parts: dict[str, Part] = {}
     for sort, title in SORTS.items():
-        part = select(document, sort, "reporting", budget)
-        lines += [_area(part, title), _found(part, title)]
-    lines += [
-        _recovered(select(document, "generator", "reporting", budget)),
-        _classes(select(document, "classifier", "reporting", budget)),
-    ]
+        budget = main_budget(document, sort) if sort else fullest
+        parts[sort] = part = select(document, sort, "reporting", budget)
+        lines += [_area(part, f"{title}, {budget}"), _found(part, f"{title}, {budget}")]
+    lines += [_recovered(parts["generator"]), _classes(parts["classifier"])]
     rows = [[asked, ours, _answer(met)] for asked, ours, met in lines]
     notes = [
-        f"Reporting half, {budget} budget, attacks that reached their target and that one of the "
+        "Reporting half, budgets as named, attacks that reached their target and that one of the "
         "inspected compressions wakes. The audit is given the model alone (classifiers: with "
         "unlabelled test images) and inspects the same compressions in every model.",
         INTERVALS,
@@ -87,9 +86,10 @@ def _recovered(part: Part) -> Line:
         if row["verdict"] == "evidence" and row.get("recovered")
     ]
     text = (
-        f"recovered picture: median {100 * median(shares):.2g} %, largest {100 * max(shares):.2g} %, "
-        f"within: {count_text(near)} found; nearest single end: median "
-        f"{100 * median(any_shown):.2g} %, largest {100 * max(any_shown):.2g} %"
+        f"recovered picture: median {100 * median(shares):.2g} %, "
+        f"largest {100 * max(shares):.2g} %, within: {count_text(near)} found; "
+        f"nearest single end: median {100 * median(any_shown):.2g} %, "
+        f"largest {100 * max(any_shown):.2g} %"
     )
     return asked, text, near.found == near.of
 

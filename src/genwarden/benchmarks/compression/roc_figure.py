@@ -19,8 +19,9 @@ _SHOWN = {
 
 def draw(document: dict[str, Any]) -> dict[str, bytes]:
     """``roc.png``; nothing where the reporting half lacks clean or attacked models."""
-    budget, panels = main_budget(document), []
+    panels = []
     for sort, names in _SHOWN.items():
+        budget = main_budget(document, sort)
         part = select(document, sort, "reporting", budget)
         if part.clean and part.compromised:
             panels.append(_panel(part, f"{SORTS[sort]}, {budget} budget", names))

@@ -40,9 +40,8 @@ def tables(document: dict[str, Any], name: str = "") -> list[Table]:
                 if sort
             ]
         made.append(_false_alarms(document, budget))
-    budget = main_budget(document)
     made += [
-        _alone(select(document, sort, "reporting", budget), title)
+        _alone(select(document, sort, "reporting", main_budget(document, sort)), title)
         for sort, title in SORTS.items()
         if sort
     ]
@@ -209,7 +208,12 @@ def _not_inspected(document: dict[str, Any]) -> Table:
 
 def _missed(document: dict[str, Any]) -> Table:
     rows = []
-    for row in select(document, "", "reporting", main_budget(document)).compromised:
+    attacked = [
+        row
+        for sort in filter(None, SORTS)
+        for row in select(document, sort, "reporting", main_budget(document, sort)).compromised
+    ]
+    for row in attacked:
         if row["verdict"] != "evidence":
             p = {n: f["p_value"] for n, f in row["by_variant"].items() if f["p_value"] is not None}
             best = min(p, key=lambda name: p[name], default="")
