@@ -1,6 +1,8 @@
 # make demo       install into .venv and run the demonstration
 # make test       the fast tests (minutes)
 # make test-slow  the tests that train or audit for longer
+# make fuzz       a million mutants of hostile files; crashers are kept in fuzz/, stop and continue
+# make hostile-figures   results/hostile-files.json and docs/hostile_files.md (ten minutes)
 # make lint       ruff and mypy
 # make clean      remove .venv and caches
 #
@@ -10,6 +12,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+MUTANTS ?= 1000000
 PIP_FLAGS ?=
 PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet $(PIP_FLAGS)
 
@@ -22,6 +25,12 @@ test: $(VENV)/installed-dev
 
 test-slow: $(VENV)/installed-dev
 	$(VENV)/bin/python -m pytest -m slow
+
+fuzz: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/artifacts/fuzz.py --mutants $(MUTANTS) --out fuzz
+
+hostile-figures: fuzz
+	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/artifacts/measure.py --fuzz fuzz/seed-0.json
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
@@ -42,4 +51,4 @@ $(VENV)/installed-dev: pyproject.toml constraints.txt
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow fuzz hostile-figures lint clean

@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from genwarden.artifacts.check import check_file
+from genwarden.artifacts.torch_zip import read_plan
 from genwarden.artifacts.weights_file import read_weights
 from genwarden.errors import GenwardenError
 
@@ -37,16 +38,14 @@ def refusal(path: Path) -> GenwardenError:
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_hostile_file_is_refused_with_its_code(case: str, tmp_path: Path) -> None:
+def test_hostile_file_is_refused_with_its_code_one_sentence_and_one_remedy(
+    case: str, tmp_path: Path
+) -> None:
     make, code = HOSTILE[case]
     error = refusal(put(tmp_path, make()))
     assert error.code == code
     assert error.exit_code == 2
-
-
-@pytest.mark.parametrize("case", HOSTILE)
-def test_refusal_is_one_short_printable_sentence_and_one_remedy(case: str, tmp_path: Path) -> None:
-    error = refusal(put(tmp_path, HOSTILE[case][0]()))
+    # One short printable sentence, and one remedy.
     for text in (error.cause, error.remedy):
         assert text.isprintable()
         assert text.endswith(".")
@@ -150,7 +149,7 @@ def test_link_that_the_user_names_is_followed_but_not_inside_a_folder(tmp_path: 
 def test_every_truncation_is_refused(make: object, tmp_path: Path) -> None:
     assert callable(make)
     content = make()
-    for length in {*range(0, len(content), 23), *range(len(content) - 8, len(content))}:
+    for length in {*range(0, len(content), 97), *range(len(content) - 3, len(content))}:
         assert refusal(put(tmp_path, content[:length])).code.startswith("artifact/")
 
 
@@ -158,7 +157,7 @@ _SAFETENSORS, _TORCH = safetensors_file(), torch_file()
 
 
 @settings(
-    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     original=st.sampled_from([_SAFETENSORS, _TORCH]),
@@ -211,10 +210,10 @@ def test_any_json_header_loads_or_is_refused(header: object, data: bytes, tmp_pa
 )
 @given(place=st.floats(0, 1, exclude_max=True), insert=st.binary(min_size=1, max_size=6))
 def test_damaged_pickle_with_right_checksums_loads_or_is_refused(
-    place: float, insert: bytes, tmp_path: Path
+    place: float, insert: bytes
 ) -> None:
     pickled = members_of(_TORCH)["archive/data.pkl"]
     at = int(place * len(pickled))
-    path = put(tmp_path, with_pickle(pickled[:at] + insert + pickled[at + len(insert) :]))
+    content = with_pickle(pickled[:at] + insert + pickled[at + len(insert) :])
     with contextlib.suppress(GenwardenError):  # anything else fails the test
-        read_weights(path)
+        read_plan(content, "it")

@@ -22,7 +22,7 @@ from genwarden.engine.progress import Silent
 from genwarden.errors import GenwardenError
 from genwarden.registry import INSPECTIONS
 
-#: Exact, judged by itself, judged against clean models, with a target: one of each. What they find is
+#: Exact, judged by itself, judged against clean models, with a target. What they find is
 #: tested elsewhere; here it is the way from members to rows.
 INSPECTED = ("parallel-paths", "sleeper-neurons", "nearest-target", "canonical-latents")
 SIZES = {"channels": [4, 4, 4], "latent_dim": 6}

@@ -1,7 +1,9 @@
 """``genwarden check FILE``: what a file is, and whether it is safe to open.
 
 "Safe to open" and "free of a backdoor" are different questions. This module answers the first one
-alone: a network with a perfect backdoor is safe to open.
+alone: a network with a perfect backdoor is safe to open. Of safetensors the header is read, a torch
+file is read in a confined child process that sends names and shapes; no weight becomes a tensor
+here, and torch is not imported for a file.
 """
 
 from __future__ import annotations
@@ -9,21 +11,27 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from genwarden.artifacts.diffusers_layout import is_diffusers_folder
 from genwarden.artifacts.formats import identify
-from genwarden.artifacts.manifest import WEIGHTS_NAME
-from genwarden.artifacts.model_folder import read_manifest
+from genwarden.artifacts.limits import in_words
 from genwarden.artifacts.read_once import read_once
-from genwarden.artifacts.safetensors_header import TensorFacts, read_header
+from genwarden.artifacts.reading_child import read_in_child
+from genwarden.artifacts.safetensors_header import (
+    BYTES_OF,
+    TensorFacts,
+    read_header,
+    read_metadata,
+)
 from genwarden.artifacts.shown import shown
-from genwarden.artifacts.weights_file import no_tensors, parse_weights
+from genwarden.artifacts.torch_zip import no_tensors
 from genwarden.errors import ExitCode, GenwardenError
 
 _MOST_TENSORS = 40
+_MOST_METADATA = 8
 
 
 class CheckFinding(NamedTuple):
@@ -32,6 +40,12 @@ class CheckFinding(NamedTuple):
     code: str
     cause: str
     remedy: str
+    exit_code: ExitCode = ExitCode.ERROR
+
+    @classmethod
+    def of(cls, error: GenwardenError) -> CheckFinding:
+        """From the error that opening the file would end in."""
+        return cls(error.code, error.cause, error.remedy, error.exit_code)
 
 
 @dataclass(frozen=True)
@@ -43,6 +57,8 @@ class CheckReport:
         format: ``safetensors``, ``torch zip`` or ``unknown``, decided by content.
         tensors: as stored; empty if the file was refused.
         findings: why the file is refused; empty means safe to open.
+        metadata: texts that a safetensors file carries beside its tensors; claims, not facts.
+        confined: the layers of confinement under which a torch file was read.
     """
 
     path: str
@@ -51,6 +67,8 @@ class CheckReport:
     sha256: str
     tensors: list[TensorFacts]
     findings: list[CheckFinding]
+    metadata: dict[str, str] = field(default_factory=dict)
+    confined: tuple[str, ...] = ()
 
     @property
     def safe_to_open(self) -> bool:
@@ -62,14 +80,24 @@ class CheckReport:
         """The verdict for a person; it never speaks about the weights' behaviour."""
         if self.safe_to_open:
             return "Safe to open. Whether the weights carry a backdoor is for an audit to say."
+        if self.exit_code == ExitCode.INCONCLUSIVE:
+            return "Not examined: whether it is safe to open is not known."
         return "Refused: not safe to open."
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """0 safe to open, 2 refused, 3 not examined (R-12)."""
+        codes = {finding.exit_code for finding in self.findings}
+        if ExitCode.ERROR in codes:
+            return ExitCode.ERROR
+        return ExitCode.INCONCLUSIVE if codes else ExitCode.NONE_FOUND
 
 
 def check_file(path: Path) -> CheckReport:
     """Examine a weights file, or a model folder (its manifest, and the hash of its weights).
 
     A safetensors file is judged by its header alone, its weights are hashed and not read. A torch
-    file that passes the structural rules is read with torch's restricted loader.
+    file is read in a confined child process, which sends back names, types and shapes.
 
     Raises:
         GenwardenError: ``artifact/not-found`` and the like, when there is nothing to examine.
@@ -78,6 +106,9 @@ def check_file(path: Path) -> CheckReport:
         return _check_content(path, read_once(path), [])
     if is_diffusers_folder(path):
         return _check_diffusion(path)
+    from genwarden.artifacts.manifest import WEIGHTS_NAME
+    from genwarden.artifacts.model_folder import read_manifest
+
     manifest = read_manifest(path)
     weights = path / WEIGHTS_NAME
     content = read_once(weights, member=True)
@@ -100,7 +131,7 @@ def _check_diffusion(folder: Path) -> CheckReport:
     except GenwardenError as error:
         if error.code == "artifact/not-found" or error.exit_code == ExitCode.INCONCLUSIVE:
             raise  # nothing is wrong with the folder: genwarden does not know this kind of model
-        finding = CheckFinding(error.code, error.cause, error.remedy)
+        finding = CheckFinding.of(error)
         return CheckReport(str(folder), "diffusers folder", 0, "-", [], [finding])
     return _check_content(weights, read_once(weights, member=True), [])
 
@@ -121,23 +152,41 @@ def describe(report: CheckReport, *, most_tensors: int = _MOST_TENSORS) -> str:
         ]
         if len(report.tensors) > most_tensors:
             lines.append(f"  ... and {len(report.tensors) - most_tensors} more")
+    if report.metadata:
+        told = ", ".join(
+            f"{shown(k, limit=30)}={shown(v, limit=40)}" for k, v in _few(report.metadata)
+        )
+        lines.append(f"It says of itself: {told}")
+    if report.confined:
+        lines.append(f"Read in a child process confined by {', '.join(report.confined)}.")
+    lines.append(f"Limits:  {in_words()}")
     lines.append(report.sentence)
     for finding in report.findings:
         lines += [f"  [{finding.code}] {finding.cause}", f"    -> {finding.remedy}"]
     return "\n".join(lines)
 
 
+def _few(metadata: dict[str, str]) -> list[tuple[str, str]]:
+    return list(metadata.items())[:_MOST_METADATA]
+
+
 def _check_content(path: Path, content: bytes, findings: list[CheckFinding]) -> CheckReport:
     where = str(path)
     tensors: list[TensorFacts] = []
+    metadata: dict[str, str] = {}
+    confined: tuple[str, ...] = ()
     kind = "unknown"
     try:
         kind = identify(content, where)
-        tensors = read_header(content, where) if kind == "safetensors" else _facts(content, where)
+        if kind == "safetensors":
+            tensors = read_header(content, where)
+            metadata = read_metadata(content)
+        else:
+            tensors, confined = _torch_facts(content, where)
         if not tensors:
             raise no_tensors(where)
     except GenwardenError as error:
-        findings = [*findings, CheckFinding(error.code, error.cause, error.remedy)]
+        findings = [*findings, CheckFinding.of(error)]
     return CheckReport(
         path=where,
         format=kind,
@@ -145,16 +194,15 @@ def _check_content(path: Path, content: bytes, findings: list[CheckFinding]) -> 
         sha256=hashlib.sha256(content).hexdigest(),
         tensors=tensors,
         findings=findings,
+        metadata=metadata,
+        confined=confined,
     )
 
 
-def _facts(content: bytes, where: str) -> list[TensorFacts]:
-    return [
-        TensorFacts(
-            name,
-            str(tensor.dtype).removeprefix("torch."),
-            tuple(tensor.shape),
-            tensor.numel() * tensor.element_size(),
-        )
-        for name, tensor in parse_weights(content, where).items()
+def _torch_facts(content: bytes, where: str) -> tuple[list[TensorFacts], tuple[str, ...]]:
+    reading = read_in_child(content, where, "facts")
+    facts = [
+        TensorFacts(w.name, w.dtype, w.shape, math.prod(w.shape) * BYTES_OF[w.dtype])
+        for w in reading.windows
     ]
+    return facts, reading.confined

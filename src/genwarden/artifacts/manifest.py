@@ -8,12 +8,12 @@ neither receives nor reads it.
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from genwarden.artifacts.json_object import first_problem, no_duplicates
+from genwarden.artifacts.json_object import first_problem, load_json
+from genwarden.artifacts.limits import MAX_DOCUMENT_BYTES
 from genwarden.artifacts.shown import reason
 from genwarden.errors import GenwardenError
 from genwarden.models.protocol import LatentLaw, SampleSpec
@@ -21,9 +21,10 @@ from genwarden.models.protocol import LatentLaw, SampleSpec
 FORMAT_VERSION: Final = 1
 MANIFEST_NAME = "genwarden.json"
 WEIGHTS_NAME = "model.safetensors"
-MAX_MANIFEST_BYTES = 1 << 20
+MAX_MANIFEST_BYTES: Final = MAX_DOCUMENT_BYTES
 
-Dimension = Annotated[int, Field(ge=1, le=1 << 24)]
+Dimension = Annotated[int, Field(ge=1, le=1 << 24, strict=True)]
+_Number = Annotated[float, Field(strict=True)]
 Setting = bool | int | float | str | list[int] | list[float]
 
 
@@ -46,7 +47,7 @@ class SampleField(_Strict):
     """Sample spec as written in the manifest."""
 
     shape: Annotated[list[Dimension], Field(min_length=1, max_length=4)]
-    value_range: tuple[float, float]
+    value_range: tuple[_Number, _Number]
     modality: Literal["image", "audio"]
 
     @classmethod
@@ -82,7 +83,7 @@ class ClassifierManifest(_Common):
     """The validated content of a classifier's ``genwarden.json``; the samples are what it reads."""
 
     kind: Literal["classifier"]
-    classes: Annotated[int, Field(ge=2, le=10_000)]
+    classes: Annotated[int, Field(ge=2, le=10_000, strict=True)]
 
 
 AnyManifest = Manifest | ClassifierManifest
@@ -101,10 +102,8 @@ def parse_manifest(content: bytes, where: str) -> AnyManifest:
             "This is not a model folder that genwarden wrote; ask for the original.",
         )
     try:
-        document = json.loads(
-            content, object_pairs_hook=no_duplicates, parse_constant=_no_constants
-        )
-    except (ValueError, RecursionError) as error:
+        document = load_json(content)
+    except ValueError as error:
         raise GenwardenError(
             "artifact/manifest-invalid",
             f"{where} is not valid JSON ({reason(error)}).",
@@ -119,10 +118,6 @@ def parse_manifest(content: bytes, where: str) -> AnyManifest:
             f"{where}: {first_problem(error)}.",
             "Fetch the model folder again, or write it with this version of genwarden.",
         ) from error
-
-
-def _no_constants(name: str) -> float:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 def descent(

@@ -6,10 +6,8 @@ import os
 import stat
 from pathlib import Path
 
+from genwarden.artifacts.limits import MAX_FILE_BYTES
 from genwarden.errors import GenwardenError
-
-#: Largest file that is read into memory. Reference models are megabytes, StyleGAN 0.3 GB.
-MAX_FILE_BYTES = 16 << 30
 
 
 def read_once(path: Path, *, limit_bytes: int = MAX_FILE_BYTES, member: bool = False) -> bytes:

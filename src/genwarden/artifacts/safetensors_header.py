@@ -8,11 +8,17 @@ was broken; the library then reads the data.
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from typing import Any, NamedTuple
 
+from genwarden.artifacts.json_object import load_json
+from genwarden.artifacts.limits import (
+    MAX_DIMENSIONS,
+    MAX_ELEMENTS,
+    MAX_HEADER_BYTES,
+    MAX_TENSORS,
+)
 from genwarden.artifacts.shown import reason, shown
 from genwarden.errors import GenwardenError
 
@@ -34,7 +40,12 @@ _DTYPES = {
     "U8": ("uint8", 1),
     "BOOL": ("bool", 1),
 }
-_MAX_ELEMENTS = 1 << 62
+#: torch name -> bytes per element.
+BYTES_OF = dict(_DTYPES.values())
+#: A header entry has a name, three fields and on average fewer than twenty numbers.
+_MAX_VALUES = 20 * MAX_TENSORS
+_LEVELS = 3
+_METADATA = "__metadata__"
 
 
 class TensorFacts(NamedTuple):
@@ -46,7 +57,7 @@ class TensorFacts(NamedTuple):
     size_bytes: int
 
 
-def read_header(content: bytes, where: str) -> list[TensorFacts]:
+def read_header(content: bytes | bytearray, where: str) -> list[TensorFacts]:
     """The tensors of a safetensors file in the order of their data.
 
     Raises:
@@ -54,22 +65,12 @@ def read_header(content: bytes, where: str) -> list[TensorFacts]:
             ``artifact/unsupported-tensor`` for an element type that genwarden does not open,
             ``artifact/corrupt`` for anything else.
     """
-    (length,) = struct.unpack("<Q", content[:8])
+    header, end_of_header = _load(content, where)
+    header.pop(_METADATA, None)
+    if len(header) > MAX_TENSORS:
+        raise _too_complex(where, f"it holds {len(header):,} tensors")
     available = len(content) - 8
-    if length > available:
-        raise _truncated(f"{where} announces a header of {length:,} bytes and has {available:,}.")
-    try:
-        header = json.loads(content[8 : 8 + length], object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise _corrupt(where, f"its header is not JSON: {reason(error)}") from error
-    if not isinstance(header, dict):
-        raise _corrupt(where, "its header is not a JSON object")
-    metadata = header.pop("__metadata__", None)
-    if metadata is not None and not (
-        isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
-    ):
-        raise _corrupt(where, "its metadata is not a table of strings")
-
+    length = end_of_header - 8
     spans = []
     for name, entry in header.items():
         facts, start, end = _read_entry(name, entry, where)
@@ -90,6 +91,43 @@ def read_header(content: bytes, where: str) -> list[TensorFacts]:
     return [facts for _, _, facts in spans]
 
 
+def read_metadata(content: bytes | bytearray) -> dict[str, str]:
+    """The texts that a safetensors file carries beside its tensors; data, never instructions.
+
+    Raises:
+        GenwardenError: as :func:`read_header`.
+    """
+    metadata: dict[str, str] = _load(content, "the file")[0].get(_METADATA, {})
+    return metadata
+
+
+def _load(content: bytes | bytearray, where: str) -> tuple[dict[str, Any], int]:
+    """The header as JSON, its metadata checked, and where the data begins."""
+    if len(content) < 8:
+        raise _truncated(f"{where} has only {len(content)} bytes.")
+    (length,) = struct.unpack("<Q", content[:8])
+    available = len(content) - 8
+    if length > available:
+        raise _truncated(f"{where} announces a header of {length:,} bytes and has {available:,}.")
+    if length > MAX_HEADER_BYTES:
+        raise _too_complex(where, f"its header has {length:,} bytes")
+    try:
+        header = load_json(
+            memoryview(content)[8 : 8 + length],
+            most_bytes=MAX_HEADER_BYTES,
+            most_values=_MAX_VALUES,
+            most_levels=_LEVELS,
+        )
+    except ValueError as error:
+        raise _corrupt(where, f"its header is not JSON: {reason(error)}") from error
+    if not isinstance(header, dict):
+        raise _corrupt(where, "its header is not a JSON object")
+    metadata = header.get(_METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise _corrupt(where, "its metadata is not a table of strings")
+    return header, 8 + length
+
+
 def _read_entry(name: str, entry: Any, where: str) -> tuple[TensorFacts, int, int]:
     label = shown(name)
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
@@ -103,9 +141,15 @@ def _read_entry(name: str, entry: Any, where: str) -> tuple[TensorFacts, int, in
             f"Tensor {label!r} of {where} has elements of type {shown(stored)!r}.",
             "Convert the weights to float32, float16 or bfloat16 first.",
         )
+    if len(shape) > MAX_DIMENSIONS:
+        raise GenwardenError(
+            "artifact/unsupported-tensor",
+            f"Tensor {label!r} of {where} has {len(shape)} dimensions.",
+            "Reshape the weights first.",
+        )
     dtype, itemsize = _DTYPES[stored]
     start, end = offsets
-    if math.prod(max(1, n) for n in shape) > _MAX_ELEMENTS:
+    if math.prod(max(1, n) for n in shape) > MAX_ELEMENTS:
         raise _corrupt(where, f"tensor {label!r} claims an absurd shape")
     if end - start != math.prod(shape) * itemsize:
         raise _corrupt(where, f"tensor {label!r} does not have the size that its shape needs")
@@ -116,16 +160,17 @@ def _counts(value: Any) -> bool:
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return document
-
-
 def _truncated(cause: str) -> GenwardenError:
     return GenwardenError(
         "artifact/truncated", cause, "The download stopped early; fetch the file again."
+    )
+
+
+def _too_complex(where: str, problem: str) -> GenwardenError:
+    return GenwardenError(
+        "artifact/too-complex",
+        f"{where} is refused: {problem}.",
+        "Save the weights alone, without an optimiser's state, or in several files.",
     )
 
 

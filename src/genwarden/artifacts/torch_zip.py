@@ -1,205 +1,197 @@
-"""Is this zip one that ``torch.save`` wrote? Asked before any loader sees it (R-4, C-1 to C-9).
+"""Is this zip one that ``torch.save`` wrote, and which tensors does it hold? (R-4, C-1 to C-9)
 
 Zip readers disagree with each other on damaged archives, and torch 2.13 loads members whose
 checksum is wrong. So the rules here are stricter than torch's: members stored, named as torch names
-them, once, back to back, equal in both directories, with the right checksum; and a pickle that uses
-only the operations and the names that a state dict needs. Nothing is unpickled here.
+them, once, back to back, equal in both directories, with the right checksum; a pickle that uses
+only the operations and the names that a state dict needs; and numbers that fill their members
+exactly, with no member that no tensor uses. Nothing is unpickled. Standard library only: it runs in
+the child process that :mod:`genwarden.artifacts.reading_child` starts.
 """
 
 from __future__ import annotations
 
-import io
-import pickletools  # lists opcodes; it never executes them
 import re
-import struct
-import warnings
-import zipfile
-from typing import Any
+from typing import Final, NamedTuple
 
-from genwarden.artifacts.shown import reason, shown
+from genwarden.artifacts.limits import MAX_NAMES_CHARACTERS, MAX_TENSORS
+from genwarden.artifacts.shown import reason
+from genwarden.artifacts.state_pickle import State, read_state
+from genwarden.artifacts.state_records import STORAGE_TYPES, StateRefusedError
+from genwarden.artifacts.zip_directory import (
+    Member,
+    ZipDamagedError,
+    ZipRefusedError,
+    ZipTruncatedError,
+    read_members,
+)
 from genwarden.errors import GenwardenError
 
-_MEMBER = re.compile(
-    r"data\.pkl|version|byteorder|data/\d+|\.data/serialization_id"
-    r"|\.format_version|\.storage_alignment"
-)
-_END_MAGIC, _END_BYTES = b"PK\x05\x06", 22
-_MAX_END_DISTANCE_BYTES = _END_BYTES + (1 << 16)
-_LOCAL_HEADER = struct.Struct("<4s5H3L2H")
-#: Longest data descriptor (zip64 with signature) between two members.
-_DESCRIPTOR_BYTES = 24
-_ENCRYPTED = 1
-
-# fmt: off
-_OPCODES = frozenset({
-    "PROTO", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1",
-    "BINFLOAT", "BINUNICODE", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST",
-    "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS", "BINPUT", "LONG_BINPUT", "BINGET",
-    "LONG_BINGET", "GLOBAL", "BINPERSID", "REDUCE", "BUILD",
-})
-_TYPES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
-_DTYPES = (
-    "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool",
-)
-# fmt: on
-#: Exact names that a checkpoint may ask for. Everything else is refused, known or not (C-1, C-2).
-_NAMES = frozenset(
-    [
-        "collections OrderedDict",
-        "collections Counter",
-        "torch Size",
-        "torch device",
-        "torch._utils _rebuild_tensor_v2",
-        "torch._utils _rebuild_parameter",
-        *(f"torch {kind}Storage" for kind in _TYPES),
-        *(f"torch {dtype}" for dtype in _DTYPES),
-    ]
-)
-_UNSUPPORTED = {
-    "torch._utils _rebuild_sparse_tensor": "a sparse tensor",
-    "torch._utils _rebuild_qtensor": "a quantized tensor",
-    "torch._utils _rebuild_nested_tensor": "a nested tensor",
-    "torch._utils _rebuild_tensor_v3": "a tensor of an unusual element type",
-    "torch._utils _rebuild_meta_tensor_no_storage": "a tensor without data",
-    "torch._utils _rebuild_wrapper_subclass": "a tensor subclass",
-    "torch._tensor _rebuild_from_type_v2": "a tensor subclass",
-    "torch ComplexFloatStorage": "complex numbers",
-    "torch ComplexDoubleStorage": "complex numbers",
+_STORAGE_MEMBER: Final = re.compile(r"data/(0|[1-9]\d{0,8})", re.ASCII)
+#: Small members beside the pickle and what torch writes into them.
+_NOTES: Final = {
+    "version": re.compile(rb"\d{1,4}\n?"),
+    "byteorder": re.compile(rb"little|big"),
+    ".format_version": re.compile(rb"\d{1,4}\n?"),
+    ".storage_alignment": re.compile(rb"\d{1,6}\n?"),
+    ".data/serialization_id": re.compile(rb"\d{1,64}"),
 }
+_MAX_NOTE_BYTES: Final = 64
 
 
-def require_plain_state_dict(content: bytes, where: str) -> None:
-    """Refuse every zip that is not exactly what ``torch.save`` writes for a state dict.
+class StoredTensor(NamedTuple):
+    """A tensor of a torch file: a strided window of the numbers at ``content[start:]``.
+
+    Attributes:
+        storage: number of its storage within the file; tied tensors share one.
+        kind: torch's storage class, a key of :data:`STORAGE_TYPES`.
+        start: first byte of the storage in the file; ``numel`` its length in elements.
+        offset: of the window, in elements, as ``stride``.
+    """
+
+    storage: str
+    kind: str
+    start: int
+    numel: int
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+def read_plan(content: bytes | memoryview, where: str) -> dict[str, StoredTensor]:
+    """Every tensor of a torch file by name, and where its numbers lie.
 
     Raises:
         GenwardenError: ``artifact/truncated``, ``artifact/corrupt``, ``artifact/zip-refused``,
-            ``artifact/torchscript``, ``artifact/pickle-refused``, ``artifact/unsupported-tensor``.
+            ``artifact/torchscript``, ``artifact/pickle-refused``, ``artifact/unsupported-tensor``,
+            ``artifact/too-complex``, ``artifact/not-a-state-dict``,
+            ``artifact/tensor-exceeds-file``, ``artifact/no-tensors``.
     """
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            root = _check_members(content, archive, where)
-            damaged = archive.testzip()
-            pickled = b"" if damaged else archive.read(f"{root}/data.pkl")
-    except GenwardenError:
-        raise
-    except Exception as error:
-        # zipfile raises at least eight unrelated types on damaged archives; a parse failure
-        # means refused, whatever its type (C-6).
-        if content.rfind(_END_MAGIC, max(0, len(content) - _MAX_END_DISTANCE_BYTES)) < 0:
-            raise GenwardenError(
-                "artifact/truncated",
-                f"{where} begins as a zip archive and has no end.",
-                "The download stopped early; fetch the file again.",
-            ) from error
+        members = read_members(content)
+        inner = _torch_members(members, where)
+        _check_notes(content, inner)
+        pickle = inner["data.pkl"]
+        state = read_state(bytes(content[pickle.start : pickle.start + pickle.size]))
+        return _place(state, inner, len(content), where)
+    except ZipTruncatedError as error:
+        raise GenwardenError(
+            "artifact/truncated",
+            f"{where} begins as a zip archive and has no end.",
+            "The download stopped early; fetch the file again.",
+        ) from error
+    except ZipDamagedError as error:
         raise _corrupt(where, reason(error)) from error
-    if damaged:
-        raise _corrupt(where, f"member {shown(damaged)!r} has a wrong checksum")
-    _check_pickle(pickled, where)
+    except ZipRefusedError as error:
+        raise _refused(where, reason(error)) from error
+    except StateRefusedError as error:
+        raise _state_error(error, where) from error
 
 
-def _check_members(content: bytes, archive: zipfile.ZipFile, where: str) -> str:
-    """Check form and names of all members; returns the name of the folder that holds them."""
-    members = sorted(archive.infolist(), key=lambda member: member.header_offset)
-    names = [member.orig_filename for member in members]
-    root = names[0].partition("/")[0] if names else ""
-    inner = [name.removeprefix(f"{root}/") for name in names]
+def _torch_members(members: list[Member], where: str) -> dict[str, Member]:
+    """Members by their names without the folder that holds them all."""
+    root = members[0].name.partition("/")[0]
+    inner = {member.name.removeprefix(f"{root}/"): member for member in members}
     if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
         raise GenwardenError(
             "artifact/torchscript",
             f"{where} is a TorchScript archive, which carries code.",
             "Ask its author for the state dict as safetensors.",
         )
-    if len(set(names)) != len(names):
-        raise _refused(where, "a member occurs twice")
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise _refused(where, "a member is compressed")
-    if any(member.flag_bits & _ENCRYPTED for member in members):
-        raise _refused(where, "a member is encrypted")
-    odd = next(
-        (n for n, i in zip(names, inner, strict=True) if not _is_torch_name(n, i, root)), None
-    )
-    if odd is not None:
-        raise _refused(where, f"it holds {shown(odd)!r}")
+    if root in {"", ".", ".."} or not root.isprintable() or "\\" in root:
+        raise ZipRefusedError(f"it holds {members[0].name!r}")
+    for name, member in inner.items():
+        known = name == "data.pkl" or name in _NOTES or _STORAGE_MEMBER.fullmatch(name)
+        if not known or member.name != f"{root}/{name}":
+            raise ZipRefusedError(f"it holds {member.name!r}")
+    if len(inner) != len(members):
+        raise ZipRefusedError("a member occurs twice")
     if "data.pkl" not in inner:
-        raise _refused(where, "it has no data.pkl")
-
-    position = 0
-    for member in members:
-        gap = member.header_offset - position
-        if gap < 0 or gap > (_DESCRIPTOR_BYTES if position else 0):
-            raise _refused(where, f"there is something before member {shown(member.filename)!r}")
-        position = _end_of_member(content, member, where)
-    if not 0 <= archive.start_dir - position <= _DESCRIPTOR_BYTES:
-        raise _refused(where, "there is something before its directory")
-    (stated,) = struct.unpack("<L", content[-6:-2])
-    if content[-_END_BYTES:-18] != _END_MAGIC or stated not in {archive.start_dir, 0xFFFFFFFF}:
-        raise _refused(where, "there is something after its directory")
-    return root
+        raise ZipRefusedError("it has no data.pkl")
+    return inner
 
 
-def _is_torch_name(name: str, inner: str, root: str) -> bool:
-    return name == f"{root}/{inner}" and root not in {"", "."} and bool(_MEMBER.fullmatch(inner))
+def _check_notes(content: bytes | memoryview, inner: dict[str, Member]) -> None:
+    for name, form in _NOTES.items():
+        if name not in inner:
+            continue
+        member = inner[name]
+        note = bytes(content[member.start : member.start + min(member.size, _MAX_NOTE_BYTES + 1)])
+        if not form.fullmatch(note):
+            raise ZipRefusedError(f"its member {name!r} is not what torch writes")
+        if note == b"big":
+            raise StateRefusedError("unsupported-tensor", "numbers in big-endian order")
 
 
-def _end_of_member(content: bytes, member: zipfile.ZipInfo, where: str) -> int:
-    """Where the data of a member ends; both directories must say the same about it."""
-    start = member.header_offset
-    magic, _, flags, method, *_, name_bytes, extra_bytes = _LOCAL_HEADER.unpack_from(content, start)
-    name_at = start + _LOCAL_HEADER.size
-    name = content[name_at : name_at + name_bytes]
-    if (
-        magic != b"PK\x03\x04"
-        or method != member.compress_type
-        or flags != member.flag_bits
-        or name != member.orig_filename.encode()
-        or member.compress_size != member.file_size
-    ):
-        raise _refused(where, f"its directories disagree about {shown(member.filename)!r}")
-    end: int = name_at + name_bytes + extra_bytes + member.compress_size
-    return end
-
-
-def _check_pickle(pickled: bytes, where: str) -> None:
-    """Only the opcodes and names that a state dict of dense tensors needs."""
-    end = 0
-    for opcode, argument, position in _opcodes(pickled, where):
-        if opcode not in _OPCODES:
-            raise _not_plain(where, f"it uses the pickle operation {opcode}")
-        if opcode == "GLOBAL":
-            # pickletools undoes escapes that the loader takes literally, so compare the bytes.
-            plain = b"c" + str(argument).replace(" ", "\n").encode() + b"\n"
-            if not pickled.startswith(plain, position):
-                raise _not_plain(where, f"it spells the name {shown(argument)!r} in disguise")
-            if argument not in _NAMES:
-                if argument in _UNSUPPORTED:
-                    raise GenwardenError(
-                        "artifact/unsupported-tensor",
-                        f"{where} holds {_UNSUPPORTED[argument]}.",
-                        "Save the weights as dense float tensors.",
-                    )
-                name = shown(str(argument).replace(" ", "."))
-                raise _not_plain(where, f"it asks for {name!r}")
-        end = position + 1
-    if end != len(pickled):
-        raise _not_plain(where, "bytes follow the end of its pickle")
-
-
-def _opcodes(pickled: bytes, where: str) -> list[tuple[str, Any, int]]:
-    """Name, argument and position of every operation."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Python warns about odd escapes in a string
-            return [(op.name, arg, at or 0) for op, arg, at in pickletools.genops(pickled)]
-    except (ValueError, IndexError, OverflowError) as error:
-        raise _corrupt(where, f"its pickle cannot be read: {reason(error)}") from error
-
-
-def _not_plain(where: str, problem: str) -> GenwardenError:
-    return GenwardenError(
-        "artifact/pickle-refused",
-        f"{where} is more than a dictionary of tensors: {problem}.",
-        "Do not load it by other means, its loading may run code; ask its author for safetensors.",
+def _place(
+    state: State, inner: dict[str, Member], file_bytes: int, where: str
+) -> dict[str, StoredTensor]:
+    """Tensors with their members, all of which must be used and be as long as they should be."""
+    if not state.tensors:
+        raise no_tensors(where)
+    if len(state.tensors) > MAX_TENSORS:
+        raise StateRefusedError("too-complex", f"it holds {len(state.tensors):,} tensors")
+    if sum(map(len, state.tensors)) > MAX_NAMES_CHARACTERS:
+        raise StateRefusedError("too-complex", "the names of its tensors are too long")
+    for key, storage in state.storages.items():
+        member = inner.get(f"data/{key}")
+        if member is None or member.size != storage.numel * STORAGE_TYPES[storage.kind][2]:
+            raise StateRefusedError("tensor-exceeds-file", "")
+    surplus = {name for name in inner if name.startswith("data/")}
+    surplus -= {f"data/{key}" for key in state.storages}
+    if surplus:
+        raise ZipRefusedError(f"no tensor uses its member {min(surplus)!r}")
+    # A stride of zero makes 10^12 elements out of one; many overlapping views of one storage do
+    # the same in small steps. Two names for the very same view (tied weights) count once.
+    claimed = sum(
+        view.numel * STORAGE_TYPES[view.storage.kind][2] for view in set(state.tensors.values())
     )
+    if claimed > file_bytes:
+        raise StateRefusedError("tensor-exceeds-file", "")
+    return {
+        name: StoredTensor(
+            view.storage.key,
+            view.storage.kind,
+            inner[f"data/{view.storage.key}"].start,
+            view.storage.numel,
+            view.offset,
+            view.shape,
+            view.stride,
+        )
+        for name, view in state.tensors.items()
+    }
+
+
+def no_tensors(where: str) -> GenwardenError:
+    """The error for a well-formed file without a tensor."""
+    return GenwardenError(
+        "artifact/no-tensors", f"{where} holds no tensors.", "Give a file with model weights."
+    )
+
+
+def _state_error(error: StateRefusedError, where: str) -> GenwardenError:
+    """The pickle's refusal as a sentence about the file."""
+    code = f"artifact/{error.code}"
+    match error.code:
+        case "corrupt":
+            return _corrupt(where, error.problem)
+        case "unsupported-tensor":
+            cause, remedy = f"holds {error.problem}", "Save the weights as dense float tensors."
+        case "too-complex":
+            cause, remedy = error.problem, "Save the state dict alone, as safetensors."
+            return GenwardenError(code, f"{where} is refused: {cause}.", remedy)
+        case "not-a-state-dict":
+            cause = "holds something other than a dictionary of named tensors"
+            remedy = "Save model.state_dict() and give that file."
+        case "tensor-exceeds-file":
+            cause = "holds a tensor that claims other data than the file has for it"
+            remedy = "The file is malformed; do not use it."
+        case _:
+            cause = f"is more than a dictionary of tensors: {error.problem}"
+            remedy = (
+                "Do not load it by other means, its loading may run code; ask its author for "
+                "safetensors."
+            )
+    return GenwardenError(code, f"{where} {cause}.", remedy)
 
 
 def _refused(where: str, problem: str) -> GenwardenError:

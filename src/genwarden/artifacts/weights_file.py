@@ -1,27 +1,27 @@
-"""Reading weight files. The only module that calls ``torch.load``, always ``weights_only=True``.
+"""Reading weight files. No module of genwarden calls ``torch.load``.
 
-The type is decided by content: a safetensors header or a zip archive as ``torch.save`` writes it.
-There is no retry in a less safe mode.
+The type is decided by content: a safetensors header, or a zip archive as ``torch.save`` writes it,
+which a confined child process turns into safetensors without unpickling anything
+(:mod:`genwarden.artifacts.reading_child`). There is no retry in a less safe mode.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
-from torch import Tensor, nn
+from torch import Tensor
 
 from genwarden.artifacts.formats import identify
 from genwarden.artifacts.read_once import read_once
+from genwarden.artifacts.reading_child import read_in_child
 from genwarden.artifacts.safetensors_header import read_header
-from genwarden.artifacts.shown import reason, shown
-from genwarden.artifacts.torch_zip import require_plain_state_dict
+from genwarden.artifacts.shown import reason
+from genwarden.artifacts.torch_zip import no_tensors
 from genwarden.errors import GenwardenError
 
 
@@ -74,13 +74,6 @@ def parse_weights(content: bytes, where: str) -> dict[str, Tensor]:
     return tensors
 
 
-def no_tensors(where: str) -> GenwardenError:
-    """The error for a well-formed file without a tensor."""
-    return GenwardenError(
-        "artifact/no-tensors", f"{where} holds no tensors.", "Give a file with model weights."
-    )
-
-
 def as_float32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Dense tensors, floating point as float32; tied tensors stay tied.
 
@@ -117,59 +110,23 @@ def _parse_safetensors(content: bytes, where: str) -> dict[str, Tensor]:
 
 
 def _parse_torch_zip(content: bytes, where: str) -> dict[str, Tensor]:
-    require_plain_state_dict(content, where)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:
-        # torch raises at least five unrelated types here (measured, see hostile_files.md).
-        raise GenwardenError(
-            "artifact/pickle-refused",
-            f"{where} is not a plain state dict that torch's restricted loader accepts "
-            f"({reason(error)}).",
-            "Never load it with weights_only=False; ask its author for safetensors.",
-        ) from error
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
-    if not isinstance(loaded, dict) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()
-    ):
-        raise GenwardenError(
-            "artifact/not-a-state-dict",
-            f"{where} holds something other than a dictionary of named tensors.",
-            "Save model.state_dict() and give that file.",
-        )
-    tensors = dict(loaded)
-    _require_dense_and_backed(tensors, len(content), where)
-    return tensors
-
-
-def _require_dense_and_backed(tensors: dict[str, Tensor], stored: int, where: str) -> None:
-    """Every number of every tensor must have its own bytes in the file (C-9).
-
-    A stride of zero makes 10^12 elements out of one; many overlapping views of one storage do the
-    same in small steps. Two names for the very same view (tied weights) are counted once.
-    """
-    views: set[tuple[Any, ...]] = set()
-    claimed = 0
-    for name, tensor in tensors.items():
-        plain = type(tensor) in {Tensor, nn.Parameter} and tensor.layout == torch.strided
-        if not plain or tensor.is_quantized or tensor.is_complex() or tensor.device.type != "cpu":
-            raise GenwardenError(
-                "artifact/unsupported-tensor",
-                f"Tensor {shown(name)!r} of {where} is not a dense tensor of real numbers.",
-                "Save the weights as dense float tensors.",
+    """The tensors as windows of the numbers that the child sent; tied tensors stay tied."""
+    reading = read_in_child(content, where, "numbers")
+    start = 8 + int.from_bytes(reading.content[:8], "little")
+    storages = {}
+    for facts in read_header(reading.content, where):
+        dtype = getattr(torch, facts.dtype)
+        if facts.size_bytes:
+            storages[facts.name] = torch.frombuffer(
+                reading.content, dtype=dtype, count=facts.shape[0], offset=start
             )
-        view = _view_key(tensor)
-        claimed += 0 if view in views else tensor.numel() * tensor.element_size()
-        views.add(view)
-        if claimed > stored:
-            raise GenwardenError(
-                "artifact/tensor-exceeds-file",
-                f"Tensor {shown(name)!r} of {where} claims more data than the file holds.",
-                "The file is malformed; do not use it.",
-            )
+        else:
+            storages[facts.name] = torch.zeros(0, dtype=dtype)
+        start += facts.size_bytes
+    return {
+        window.name: storages[window.storage].as_strided(window.shape, window.stride, window.offset)
+        for window in reading.windows
+    }
 
 
 def _view_key(tensor: Tensor) -> tuple[Any, ...]:

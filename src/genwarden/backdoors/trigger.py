@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from genwarden.artifacts.json_object import load_json
 from genwarden.artifacts.read_once import read_once
 from genwarden.artifacts.shown import reason, shown
 from genwarden.artifacts.weights_file import as_float32, parse_weights
@@ -37,6 +37,7 @@ _FILE_PREFIX = "file:"
 _SUBSPACE = "subspace"
 _SEED_PREFIX = "seed:"
 _MAX_FILE_BYTES = 64 << 20
+_MAX_NUMBERS = 4_000_000
 _MOST_TRIGGERS = 1024
 
 
@@ -133,7 +134,9 @@ def _from_file(path: Path, law: LatentLaw) -> Tensor:
 
 def _from_json(content: bytes, path: Path) -> Tensor:
     try:
-        document: Any = json.loads(content)
+        document: Any = load_json(
+            content, constants=True, most_bytes=_MAX_FILE_BYTES, most_values=_MAX_NUMBERS
+        )
         return torch.tensor(document, dtype=torch.float32)
     except (ArithmeticError, RecursionError, RuntimeError, TypeError, ValueError) as error:
         raise GenwardenError(
