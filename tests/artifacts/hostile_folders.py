@@ -240,13 +240,14 @@ def _manifests() -> Iterator[Case]:
                 bound(lambda n, p: edit(p / MANIFEST_NAME, files=dict.fromkeys(n, "0" * 64)),
                 names),
             )  # fmt: skip
-    for key, values in {
+    settings: dict[str, list[Any]] = {
         "channels": [[0, 1, 1], [-1, 2, 2], [], [2, 2], "x", 5, [1 << 40] * 3, [2.5, 2, 2]],
         "latent_dim": [0, -1, "x", [], 1 << 40, 2.5],
         "unknown": [1, "x"],
         "self": [1],
         "__class__": ["x"],
-    }.items():
+    }
+    for key, values in settings.items():
         for value in values:
             fits_not = value in ([0, 1, 1], 0, 1 << 40)  # a network, but not of these weights
             yield _case(

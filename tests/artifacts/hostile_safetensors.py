@@ -160,10 +160,8 @@ def _places() -> Iterator[Case]:
             "C-9", "too many dimensions", dimensions, "unsupported-tensor",
             bound(lambda d: file_with({"a": entry([1] * d, 0, 4)}, bytes(4)), dimensions),
         )  # fmt: skip
-    for header in ("{}", '{"__metadata__":{}}', '{"__metadata__":{"a":"b"}}', "{ }"):
-        yield _case(
-            "C-17", "no tensor", header, "no-tensors", bound(lambda h: file_with(h), header)
-        )
+    for empty in ("{}", '{"__metadata__":{}}', '{"__metadata__":{"a":"b"}}', "{ }"):
+        yield _case("C-17", "no tensor", empty, "no-tensors", bound(lambda h: file_with(h), empty))
 
 
 #: A sound entry in text form.

@@ -48,7 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--fuzz", type=Path, help="ledger that `make fuzz` wrote")
     parser.add_argument("--out", type=Path, default=_RESULT)
     parser.add_argument("--page", type=Path, default=_PAGE)
-    parser.add_argument("--page-only", action="store_true", help="from the result as it is")
+    parser.add_argument(
+        "--page-only",
+        action="store_true",
+        help="from the result as it is; with --fuzz its mutants anew",
+    )
     given = parser.parse_args(arguments)
     if not given.page_only:
         with tempfile.TemporaryDirectory() as folder:
@@ -68,6 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
             }
         write_result(given.out, result)
     result = json.loads(given.out.read_text(encoding="utf-8"))
+    if given.page_only and given.fuzz:
+        result["mutants"] = mutant_figures(given.fuzz)
+        write_result(given.out, result)
     write_atomic(given.page, page(result).encode())
     return 0 if all(reached for _, _, reached in goals(result)) else 1
 

@@ -46,7 +46,7 @@ MASK_TITLE = "Smallest trigger that only the compressed network sees"
 #: Spread of the gaps between classes of clean networks, and what it is worth in classes. Over the
 #: nine clean classifiers of the study's calibration half it is 0.02 under int8, 0.16 under int4,
 #: 0.15 under prune-0.3 and 0.36 under prune-0.5, where p-values come out too small (the smallest of
-#: nine was 0.005); larger would cost attacks on int4. No clean one of either half was flagged by it.
+#: nine was 0.005); larger would cost attacks on int4. It flagged no clean one of either half.
 PRIOR_SPREAD: Final = 0.15
 PRIOR_WORTH: Final = 8
 _TINY: Final = 1e-6
