@@ -99,7 +99,6 @@ def _triggers() -> Iterator[Case]:
         "other brackets": "[1,2,3,4}",
         "a million digits": "[" + "9" * 1_000_000 + ",1,1,1]",
         "code": "[__import__('os').system('true')]",
-        "a large exponent": "[1e999,1,1,1]",
         "five million numbers": "[" + "1," * 5_000_000 + "1]",
     }
     for what, text in bad.items():
@@ -112,7 +111,9 @@ def _triggers() -> Iterator[Case]:
             "trigger file", "numbers of another shape", what, "trigger/shape",
             bound(lambda t, p: p.write_text(t), text),
         )  # fmt: skip
-    for what, text in {"NaN": "[NaN,1,1,1]", "Infinity": "[1,-Infinity,1,1]"}.items():
+    for what, text in {
+        "NaN": "[NaN,1,1,1]", "Infinity": "[1,-Infinity,1,1]", "a large exponent": "[1e999,1,1,1]",
+    }.items():  # fmt: skip
         yield _case(
             "trigger file", "numbers that are none", what, "trigger/not-finite",
             bound(lambda t, p: p.write_text(t), text),

@@ -128,7 +128,7 @@ def spoilt(document: str, text: str) -> str:
 
 
 #: Odd in a safetensors header and fine in a document, or (NaN) written by diffusers itself.
-_FINE_ELSEWHERE = {"a fraction", "an exponent", "NaN", "Infinity", "-Infinity"}
+_FINE_ELSEWHERE = {"a fraction", "an exponent", "a large exponent", "NaN", "Infinity", "-Infinity"}
 
 
 def _json() -> Iterator[Case]:

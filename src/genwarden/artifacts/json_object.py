@@ -44,7 +44,8 @@ def load_json(
     """The value of a JSON document in UTF-8.
 
     Args:
-        constants: take ``NaN`` and ``Infinity``, which diffusers writes and JSON does not have.
+        constants: take ``NaN`` and ``Infinity``, which diffusers writes and JSON does not have,
+            and numbers beyond float64 as infinite; for whoever judges values one by one.
         most_values: values and keys.
         most_levels: nested objects and lists.
 
@@ -61,7 +62,7 @@ def load_json(
             object_pairs_hook=no_duplicates,
             parse_constant=None if constants else _no_constants,
             parse_int=_integer,
-            parse_float=_real,
+            parse_float=float if constants else _real,
         )
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
