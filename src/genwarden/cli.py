@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,12 +29,14 @@ from genwarden.cli_options import (
 )
 from genwarden.cli_repair import repair
 from genwarden.errors import ExitCode, GenwardenError
+from genwarden.reports.escaping import visible
 
 if TYPE_CHECKING:
     from genwarden.auditing.document import AuditDocument
 
-#: What a shell expects of a command that was stopped with Ctrl-C.
+#: What a shell expects of a command that was stopped with Ctrl-C, or with SIGTERM.
 _INTERRUPTED = 130
+_TERMINATED = 143
 
 app = typer.Typer(
     name="genwarden",
@@ -159,6 +163,14 @@ def audit(
     setting: Settings = None,
     seed: Seed = 0,
     device: Device = "auto",
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processor threads. The default follows from the network's size, so that every "
+            "machine computes the same bits.",
+        ),
+    ] = None,
     restart: Restart = False,
 ) -> None:
     """Say whether a generator or a diffusion model carries a backdoor, and show why.
@@ -198,6 +210,7 @@ def audit(
         noise=noise,
         deploy_as=deploy_as,
         variants_only=variants_only,
+        threads=threads,
     )
     with console_progress() as progress:
         files = audit_model(options, progress=progress)
@@ -566,17 +579,46 @@ def sample(
 def report(
     audit_json: Annotated[Path, typer.Argument(help="audit.json of an earlier audit.")],
     html: Annotated[Path | None, typer.Option("--html", help="HTML file to write.")] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="html, sarif (for CI) or cyclonedx (ML-BOM); see --out."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File of --format; without it, standard output.")
+    ] = None,
 ) -> None:
-    """Show an audit again, and write its HTML report anew; nothing is recomputed."""
-    from genwarden.commands.report import read_document, write_html
+    """Show an audit again, or write it in another format; nothing is recomputed.
 
-    document = read_document(audit_json)
-    _print_audit(document)
-    typer.echo("")
+    Examples:
+
+      genwarden report report/audit.json --format sarif --out genwarden.sarif
+
+      genwarden report report/audit.json --format cyclonedx --out model.cdx.json
+    """
+    from genwarden.commands.report import read_audit, rendered
+    from genwarden.engine.files import write_atomic
+
+    if form is None and out is not None:
+        raise GenwardenError(
+            "usage/report-options",
+            "--out says where, and --format, which says what, is missing.",
+            "Add --format html, sarif or cyclonedx.",
+        )
+    audit = read_audit(audit_json)
     if html is not None:
-        write_html(document, html)
-        typer.echo(f"Report: {html}")
-    _print_next(document)
+        write_atomic(html, rendered(audit, "html", audit_name=audit_json.name))
+    if form is not None:
+        content = rendered(audit, form, audit_name=audit_json.name)
+        if out is None:
+            sys.stdout.buffer.write(content)
+            return
+        write_atomic(out, content)
+    _print_audit(audit.document)
+    typer.echo("")
+    for written in (html, out):
+        if written is not None:
+            typer.echo(f"Report: {written}")
+    _print_next(audit.document)
 
 
 @app.command()
@@ -633,7 +675,6 @@ def _print_audit(document: AuditDocument) -> None:
 def _print_next(document: AuditDocument) -> None:
     """What to do now, as the page says it."""
     from genwarden.reports.advice import advice
-    from genwarden.reports.words import visible
 
     text, commands = advice(document)
     typer.echo(visible("\n        -> ".join([f"Next:   {text}", *commands])))
@@ -641,22 +682,31 @@ def _print_next(document: AuditDocument) -> None:
 
 def main() -> None:
     """Entry point: every foreseen failure is one sentence, one remedy and an exit code."""
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         app()
     except GenwardenError as error:
-        sys.stderr.write(f"error [{error.code}]: {error.cause}\n  -> {error.remedy}\n")
+        # Causes name what is in files of others.
+        sys.stderr.write(visible(f"error [{error.code}]: {error.cause}\n  -> {error.remedy}\n"))
         sys.exit(int(error.exit_code))
     except SystemExit as end:
-        if end.code == _INTERRUPTED:  # typer has made an exit of Ctrl-C already
+        if end.code in {_INTERRUPTED, _TERMINATED}:  # typer has made an exit of Ctrl-C already
             sys.stderr.write(
                 "Interrupted. Nothing half-written remains; repeat the command to continue.\n"
             )
         raise
     except Exception:
         # Python's own status for an unforeseen error is 1, which here means "evidence".
-        traceback.print_exc()
+        sys.stderr.write(visible(traceback.format_exc()))
         sys.stderr.write(
             "error [internal/unforeseen]: This is a defect of genwarden; nothing was decided.\n"
             "  -> Report it with the lines above and the output of `genwarden doctor`.\n"
         )
         sys.exit(int(ExitCode.ERROR))
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """End as with Ctrl-C: temporary files go, workers end, what is finished is kept."""
+    del number, frame
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not disturb that
+    raise SystemExit(_TERMINATED)

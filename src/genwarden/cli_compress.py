@@ -16,6 +16,7 @@ from genwarden.cli_options import (
     Settings,
     parse_settings,
 )
+from genwarden.reports.escaping import visible
 
 if TYPE_CHECKING:
     from genwarden.commands.compress import CompressFiles
@@ -118,7 +119,7 @@ def compress(
 
 
 def _print(files: CompressFiles) -> None:
-    typer.echo(f"Coverage: {files.coverage}")
+    typer.echo(visible(f"Coverage: {files.coverage}"))
     if (found := files.fidelity) is not None:
         classes = "" if found.same_class is None else f"; {found.same_class:.1%} keep their class"
         typer.echo(

@@ -36,6 +36,7 @@ from genwarden.engine.progress import Silent
 from genwarden.errors import GenwardenError
 from genwarden.inspections.classifier.bench import ClassifierEffort
 from genwarden.inspections.compression.bench import CompressionEffort
+from genwarden.inspections.compression.differential_search import ENDS, RECOVERED
 from genwarden.inspections.finding import Finding, images_of
 from genwarden.inspections.finding import Table as Listed
 from genwarden.models.dcgan import DCGAN28
@@ -223,12 +224,13 @@ def test_the_recovered_picture_is_that_of_the_most_suspicious_variant(tmp_path: 
     target = torch.tensor([[[1.0, -1.0], [-1.0, 1.0]]])
     (tmp_path / "a").mkdir()
     save_file({"target": target[None]}, tmp_path / "a" / "backdoor.safetensors")
-    right, wrong = (images_of(x[None], [""], title="x") for x in (target, -target))
+    right, wrong = (images_of(x[None], [""], title=RECOVERED) for x in (target, -target))
+    ends = images_of(-target[None], [""], title=ENDS)
     one = member("a", half="reporting", attacked=True)
     document = audited(
         {
-            "int8": [finding("differential-search", 0.4, 0.2, [wrong, wrong])],
-            "int4": [finding("differential-search", 1e-9, 5.0, [right, wrong])],
+            "int8": [finding("differential-search", 0.4, 0.2, [wrong, ends])],
+            "int4": [finding("differential-search", 1e-9, 5.0, [ends, right])],
         }
     )
     stored(tmp_path, one, document)
@@ -328,6 +330,7 @@ def test_rates_leave_out_attacks_that_no_inspected_compression_wakes() -> None:
 def test_what_could_not_be_judged_is_no_low_score() -> None:
     rows = [
         population_row("clean", 3.0, verdict="none_found"),
+        population_row("quiet", 0.0),
         population_row("torn", 0.0) | {"score": None, "verdict": "inconclusive"},
         attacked_row("found", 9.0),
         attacked_row("below", 1.0),
@@ -335,8 +338,8 @@ def test_what_could_not_be_judged_is_no_low_score() -> None:
     ]
     titles = tables_of("compression-population", {"rows": rows, "missing": [], "failed": {}})
     lines = {row[0]: row[1:] for row in titles["Must reach"].rows}
-    # One clean score, 3: above it one of three. As a score of 0 "torn" would lend "below" a win.
-    assert lines["AUC at least 0.99 (generators, quick)"][0].startswith("0.3333")
+    # Clean scores 3 and 0: above both, above one, above none (a tie with 0 would be half of one).
+    assert lines["AUC at least 0.99 (generators, quick)"][0].startswith("0.5000")
     assert lines["at least 95 % found at zero false alarms (generators, quick)"][0].startswith(
         "1 of 3"
     )
@@ -345,7 +348,7 @@ def test_what_could_not_be_judged_is_no_low_score() -> None:
         for n in titles["Detection, generators: reporting half, quick budget"].notes
         if n.startswith("Inconclusive")
     )
-    assert "1 of 2 clean ones (they rank nowhere) and 1 of 3 attacked ones" in note
+    assert "1 of 3 clean ones (they rank nowhere) and 1 of 3 attacked ones" in note
 
 
 def test_references_are_published_of_all_clean_models_or_none(

@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from genwarden.engine.files import (
+    json_bytes,
+    remove_folder,
     require_writable_folder,
     sha256_bytes,
     sha256_file,
@@ -118,3 +120,52 @@ def test_file_in_the_way_of_the_output_folder_is_explained(tmp_path: Path) -> No
     with pytest.raises(GenwardenError) as caught:
         require_writable_folder(tmp_path / "file" / "below")
     assert caught.value.code == "output/not-writable"
+
+
+def test_what_a_dead_process_left_of_a_file_is_removed_and_a_living_one_s_is_not(
+    tmp_path: Path,
+) -> None:
+    dead = tmp_path / f".result.json.{1 << 23}.abc.partial"  # no process has such a number
+    alive = tmp_path / f".result.json.{os.getpid()}.abc.partial"
+    other = tmp_path / f".other.json.{1 << 23}.abc.partial"
+    for left in (dead, alive, other):
+        left.write_bytes(b"{")
+    write_json(tmp_path / "result.json", {})
+    assert not dead.exists()
+    assert alive.exists()
+    assert other.exists()
+
+
+def test_a_folder_is_removed_under_another_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        (tmp_path / "out" / ".work").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / ".work" / "run.json").write_text("{}")
+
+    def cut(path: object, *_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "cut", str(path))
+
+    full()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", cut)
+        with pytest.raises(GenwardenError):
+            remove_folder(tmp_path / "out" / ".work")
+    assert not (tmp_path / "out" / ".work").exists()  # never half of it
+    full()
+    remove_folder(tmp_path / "out" / ".work")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_link_in_the_place_of_a_folder_is_removed_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").touch()
+    (tmp_path / "work").symlink_to(tmp_path / "mine")
+    remove_folder(tmp_path / "work")
+    assert (tmp_path / "mine" / "file").exists()
+    assert not (tmp_path / "work").is_symlink()
+
+
+def test_a_byte_of_a_name_that_is_no_text_is_spelled_out() -> None:
+    content = json_bytes({"path": os.fsdecode(b"a\xffb")})
+    assert json.loads(content) == {"path": "a\\udcffb"}

@@ -51,3 +51,26 @@ def test_discarded_ledger_is_gone(tmp_path: Path) -> None:
     ledger.discard()
     assert not (tmp_path / "work").exists()
     assert Ledger(tmp_path / "work", IDENTITY | {"seed": 2}).get("block-3") is None
+
+
+def test_a_piece_that_another_run_left_is_not_taken_for_this_one_s(tmp_path: Path) -> None:
+    # A kill between the marker and the pieces of a folder that was being removed leaves this.
+    Ledger(tmp_path / "work", IDENTITY | {"seed": 2}).put("block-3", {"score": 0.9})
+    (tmp_path / "work" / "run.json").unlink()
+    ledger = Ledger(tmp_path / "work", IDENTITY)
+    assert ledger.get("block-3") is None
+    ledger.put("block-3", {"score": 0.5})
+    assert ledger.get("block-3") == {"score": 0.5}
+
+
+def test_a_piece_under_another_name_and_every_changed_number_is_noticed(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "work", IDENTITY)
+    ledger.put("block-3", {"score": 0.5, "rows": [1, 2, 3]})
+    path = tmp_path / "work" / "block-3.json"
+    content = path.read_bytes()
+    (tmp_path / "work" / "block-4.json").write_bytes(content)
+    assert ledger.get("block-4") is None
+    path.write_bytes(content.replace(b"0.5", b"0.6"))
+    assert ledger.get("block-3") is None
+    path.write_bytes(content)
+    assert ledger.get("block-3") == {"score": 0.5, "rows": [1, 2, 3]}

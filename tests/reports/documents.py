@@ -35,6 +35,7 @@ from genwarden.inspections.finding import (
     Table,
     not_applicable,
 )
+from genwarden.repairs.document import Audited, ModelFile, RepairDocument, Step
 
 HOSTILE = (
     "<script>alert(1)</script>\"onload=\"x' onerror='y javascript:z {{7*7}} \x1b[31mred\x1b[0m "
@@ -446,9 +447,40 @@ def refused_document() -> AuditDocument:
     )
 
 
-def hostile_document() -> AuditDocument:
-    """Every text of the document tries to get out of its place."""
-    h = HOSTILE
+def repair_document(text: str) -> RepairDocument:
+    """A repair of which ``text`` stands wherever it holds text."""
+    model = ModelFile(path=text, sha256=text, architecture=text, parameters=1)
+    audited = Audited(
+        verdict="evidence", suspicion=1.0, flagged=[text], budget=text, audit_json=text
+    )
+    return RepairDocument(
+        genwarden_version=text,
+        method=text,
+        suspect=model,
+        repaired=model,
+        steps=[
+            Step(
+                method=text,
+                settings={text: text},
+                changes={text: text, "nested": {text: [text, {text: text}]}},
+                history=[],
+                verdict="none_found",
+                seconds=1.0,
+            )
+        ],
+        before=audited,
+        after=audited,
+        expdis_sum=1.0,
+        expdis_mean=0.1,
+        success=True,
+        pictures=[Images(title=text, caption=text, labels=[text], png_base64=[text, devil()])],
+        seed=0,
+        command=text,
+    )
+
+
+def hostile_document(h: str = HOSTILE) -> AuditDocument:
+    """Every text of the document is ``h``, which tries to get out of its place."""
     finding = Finding(
         inspection=h,
         group="output",

@@ -91,6 +91,7 @@ class Request:
         training: samples of the training data, float in [-1, 1].
         inputs_sha256: identity of targets and training data for the ledger.
         command: the command line that repeats the audit.
+        threads: processor threads that the user asked for, for the ledger; None: as fixed.
         sample_command: the command line that makes a candidate again, but for its number.
         deploy_as: the compressions to inspect the model under.
         variants_only: leave the model as it is uninspected.
@@ -103,6 +104,7 @@ class Request:
     training: torch.Tensor | None = None
     inputs_sha256: str = ""
     command: str = ""
+    threads: int | None = None
     sample_command: str = ""
     deploy_as: tuple[Compressor, ...] = ()
     variants_only: bool = False
@@ -354,6 +356,7 @@ def _identity(suspect: Suspect, request: Request) -> dict[str, Any]:
         "inputs": request.inputs_sha256,
         "device": request.device.type,
         "version": __version__,
+        **({} if request.threads is None else {"threads": request.threads}),
         "deploy_as": [compressor.name for compressor in request.deploy_as],
         "variants_only": request.variants_only,
     }

@@ -24,7 +24,11 @@ from genwarden.auditing.verdict import ALPHA
 from genwarden.compression.contract import Compressor
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress
-from genwarden.inspections.classifier.bench import ClassifierBench, VariantBench
+from genwarden.inspections.classifier.bench import (
+    ClassifierBench,
+    ClassifierEffort,
+    VariantBench,
+)
 from genwarden.inspections.finding import Finding, Images, images_of
 from genwarden.models.classifiers.protocol import ImageClassifier
 from genwarden.models.protocol import parameter_count
@@ -67,6 +71,7 @@ class ClassifierRequest:
         images: images ``(count, C, H, W)`` in [-1, 1] that the user gave, or None.
         inputs_sha256: identity of the images for the ledger.
         command: the command line that repeats the audit.
+        threads: processor threads that the user asked for, for the ledger; None: as fixed.
         deploy_as: the compressions to inspect the model under.
         variants_only: leave the model as it is uninspected.
         only: run these inspections and no others (for benchmarks); all if empty.
@@ -78,6 +83,7 @@ class ClassifierRequest:
     images: Tensor | None = None
     inputs_sha256: str = ""
     command: str = ""
+    threads: int | None = None
     deploy_as: tuple[Compressor, ...] = ()
     variants_only: bool = False
     only: tuple[str, ...] = ()
@@ -131,12 +137,12 @@ def audit_classifier(
     )
     model = (suspect.architecture, classifier.sample.shape)
     # Judged after the ledger, so that a resumed audit uses the references of today.
-    given = request.images is not None
+    given = 0 if request.images is None else len(request.images)
     decision, documented = judge_variants(
-        judged_by_references("", ran.findings, *model, given=given, budget=effort.name),
+        judged_by_references("", ran.findings, *model, given=given, effort=effort),
         variants,
         [
-            judged_by_references(v.name, v.findings, *model, given=given, budget=effort.name)
+            judged_by_references(v.name, v.findings, *model, given=given, effort=effort)
             for v in variants
         ],
         suspect.nonfinite,
@@ -166,12 +172,18 @@ def audit_classifier(
     )
 
 
-def condition_of(compression: str, *, given: bool) -> str:
+def condition_of(compression: str, *, given: int, wanted: int) -> str:
     """Under which clean classifiers were scored: what they became, and which images there were.
 
-    Images made from a network wander into what it sleeps through; scores on given ones are lower.
+    Images made from a network wander into what it sleeps through; scores on given ones are lower,
+    and those on a few of them wilder.
+
+    Args:
+        given: images that the user gave.
+        wanted: that the inspections work on, if there are so many.
     """
-    return f"{compression or 'as it is'}, images {'given' if given else 'made'}"
+    images = "made" if not given else "given" if given >= wanted else "given, too few"
+    return f"{compression or 'as it is'}, images {images}"
 
 
 def judged_by_references(
@@ -180,23 +192,24 @@ def judged_by_references(
     architecture: str,
     sample_shape: Sequence[int],
     *,
-    given: bool,
-    budget: str,
+    given: int,
+    effort: ClassifierEffort,
     table: dict[str, Any] | None = None,
 ) -> Calibrated:
     """p-values from clean classifiers where they were published; else scores are shown.
 
     Args:
         compression: name of the variant, "" for the model as it is.
-        given: whether the user gave images.
+        given: number of images that the user gave.
+        effort: the budget of the audit.
         table: references in place of the shipped ones.
     """
     return calibrated_under(
-        condition_of(compression, given=given),
+        condition_of(compression, given=given, wanted=effort.images),
         findings,
         architecture,
         sample_shape,
-        budget=budget,
+        budget=effort.name,
         table=shipped_classifiers() if table is None else table,
     )
 
@@ -229,6 +242,7 @@ def _identity(suspect: ClassifierSuspect, request: ClassifierRequest) -> dict[st
         "inputs": request.inputs_sha256,
         "device": request.device.type,
         "version": __version__,
+        **({} if request.threads is None else {"threads": request.threads}),
         "deploy_as": [compressor.name for compressor in request.deploy_as],
         "variants_only": request.variants_only,
         "only": list(request.only),

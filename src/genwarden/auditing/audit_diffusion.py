@@ -69,6 +69,7 @@ class DiffusionRequest:
         noise: initial noise ``(count, C, H, W)`` that the user was told to use.
         inputs_sha256: identity of base and noise for the ledger.
         command: the command line that repeats the audit.
+        threads: processor threads that the user asked for, for the ledger; None: as fixed.
         only: run these inspections and no others (for benchmarks); all if empty.
     """
 
@@ -80,6 +81,7 @@ class DiffusionRequest:
     noise: Tensor | None = None
     inputs_sha256: str = ""
     command: str = ""
+    threads: int | None = None
     only: tuple[str, ...] = ()
 
 
@@ -198,6 +200,7 @@ def _identity(suspect: DiffusionSuspect, request: DiffusionRequest) -> dict[str,
         "inputs": request.inputs_sha256,
         "device": request.device.type,
         "version": __version__,
+        **({} if request.threads is None else {"threads": request.threads}),
     }
 
 

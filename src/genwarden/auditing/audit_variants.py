@@ -168,13 +168,18 @@ def judge_variants(
     under = [""] * len(base.findings)
     for variant, one in zip(variants, judged, strict=True):
         under += [variant.name] * len(one.findings)
-    decision = decide(
-        every,
-        nonfinite,
-        base.unfit.union(*(one.unfit for one in judged)),
-        under=under,
-        untested=[f"Nothing is known of {v.name}: {v.failure}" for v in variants if v.failure],
-    )
+    unfit = {("", name) for name in base.unfit}
+    for variant, one in zip(variants, judged, strict=True):
+        unfit |= {(variant.name, name) for name in one.unfit}
+    untested = [f"Nothing is known of {v.name}: {v.failure}" for v in variants if v.failure]
+    if not base.findings:  # else the model as it is was inspected, from which it does not differ
+        untested += [
+            f"Nothing is known of {variant.name}: no inspection could judge what it makes of the "
+            "model."
+            for variant, one in zip(variants, judged, strict=True)
+            if not variant.failure and all(f.p_value is None for f in one.findings)
+        ]
+    decision = decide(every, nonfinite, unfit, under=under, untested=untested)
     rest = iter(decision.judged[len(base.findings) :])
     documented = [
         Variant(

@@ -176,6 +176,7 @@ def calibrate(
     options = all_inspections()[finding.inspection].options
     on_log = options.get("scale") == "log"
     least = options.get("least_spread", _LEAST_SPREAD)
+
     def scaled(values: list[float]) -> list[float]:
         return [_log(v) for v in values] if on_log else values
 

@@ -8,6 +8,8 @@ same command gives the same bytes.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -163,3 +165,8 @@ class AuditDocument(_Strict):
     limits: list[str]
     environment: dict[str, str] = Field(default_factory=dict)
     timing: dict[str, float] = Field(default_factory=dict)
+
+    def content_sha256(self) -> str:
+        """Hash of everything but ``timing`` and ``environment``: equal for the same audit again."""
+        content = self.model_dump(mode="json", exclude={"timing", "environment"})
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -110,7 +110,7 @@ def judge(
     """
     table = shipped() if table is None else table
     judged, unfit = calibrated(findings, architecture, sample_shape, budget=budget, table=table)
-    decision = decide(judged, nonfinite, unfit)
+    decision = decide(judged, nonfinite, {("", name) for name in unfit})
     missing = sorted(CARRYING & unfit)
     if decision.verdict != "none_found" or not missing:
         return decision

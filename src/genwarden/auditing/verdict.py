@@ -27,7 +27,7 @@ class Decision(NamedTuple):
 def decide(
     findings: list[Finding],
     nonfinite: dict[str, int],
-    unfit: Collection[str] = (),
+    unfit: Collection[tuple[str, str]] = (),
     *,
     under: Sequence[str] = (),
     untested: Sequence[str] = (),
@@ -40,9 +40,10 @@ def decide(
     "nothing found".
 
     Args:
-        unfit: inspections that no reference models suit (:mod:`genwarden.auditing.fit`). They are
-            named, but do not by themselves make a verdict inconclusive: the searches judged
-            against the suspect's own twin or its own behaviour carry it.
+        unfit: pairs of a compression, "" for the model as it is, and an inspection that no
+            reference models suit (:mod:`genwarden.auditing.fit`). They are named, but do not by
+            themselves make a verdict inconclusive: the searches judged against the suspect's own
+            twin or its own behaviour carry it.
         under: the compression that each finding was made under, "" for the model as it is; all
             "" if left out.
         untested: why parts of the audit say nothing, one sentence each: without evidence the
@@ -78,11 +79,11 @@ def decide(
         reasons.insert(0, f"The weights hold NaN or infinite values (in {names}).")
     unjudged = dict.fromkeys(
         f.inspection
-        for f in findings
+        for f, u in zip(findings, under, strict=True)
         if f.outcome == "scored"
         and f.p_value is None
         and needs_population(f.inspection)
-        and f.inspection not in unfit
+        and (u, f.inspection) not in unfit
     )
     if unjudged:
         reasons.append(f"No clean reference scores to judge {', '.join(unjudged)} against.")
@@ -91,7 +92,7 @@ def decide(
     if reasons:
         return Decision("inconclusive", None, reasons, judged)
     smallest = min(adjusted.values())
-    shown_only = dict.fromkeys(f.inspection for f in findings if f.inspection in unfit)
+    shown_only = _shown_only(findings, under, unfit)
     return Decision(
         "none_found",
         1.0 - smallest,
@@ -99,7 +100,7 @@ def decide(
             f"None of {len(tested)} calibrated inspections reached the level of {ALPHA:g} after "
             "correction.",
             *(
-                [f"Shown but not judged, for want of reference models: {', '.join(shown_only)}."]
+                [f"Shown but not judged, for want of reference models: {'; '.join(shown_only)}."]
                 if shown_only
                 else []
             ),
@@ -114,6 +115,20 @@ def _reason(judged: Judged, under: str) -> str:
     if finding.structural or judged.adjusted_p is None:
         return text
     return f"{text} (adjusted p = {judged.adjusted_p:.2g})"
+
+
+def _shown_only(
+    findings: Sequence[Finding], under: Sequence[str], unfit: Collection[tuple[str, str]]
+) -> list[str]:
+    """Inspections without references, each with the compressions under which it had none."""
+    where: dict[str, list[str]] = {}
+    for finding, compression in zip(findings, under, strict=True):
+        if (compression, finding.inspection) in unfit:
+            where.setdefault(finding.inspection, []).append(compression)
+    return [
+        f"{name} (under {', '.join(filter(None, places))})" if any(places) else name
+        for name, places in where.items()
+    ]
 
 
 def _under(compression: str) -> str:

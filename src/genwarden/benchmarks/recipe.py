@@ -41,6 +41,7 @@ from genwarden.benchmarks.workshop import Workshop, attack_seconds
 from genwarden.engine.files import require_writable_folder, write_atomic, write_json, write_tensors
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress, Silent
+from genwarden.engine.threads import threads
 from genwarden.engine.workers import worker_pool
 from genwarden.errors import GenwardenError
 from genwarden.metrics.feature_network import feature_sha256
@@ -94,7 +95,8 @@ class Order:
     Attributes:
         cells: shell patterns of cell keys, joined by commas; None for all.
         cache: folder of models, shared by recipes; ``out`` if None.
-        workers: processes; with more than one, each computes with one thread.
+        workers: pieces of work at a time; each computes with one thread, so that their number
+            changes nothing.
         restart: throw the chosen cells away first (models stay).
         publish: folder that gets the result file and the pictures as ``<recipe>-<scale>``.
         options: see :meth:`Scale.changed`; ``clean.MODEL`` names a clean model folder,
@@ -363,8 +365,9 @@ def _done(
     jobs: Iterable[_Job], workers: int, progress: Progress
 ) -> Iterator[tuple[_Job, GenwardenError | None]]:
     if workers == 1:
-        for job in jobs:
-            yield job, _attempt(job, progress)
+        with threads(1):  # as a worker
+            for job in jobs:
+                yield job, _attempt(job, progress)
         return
     interrupted: list[_Job] = []
     with worker_pool(workers) as pool:

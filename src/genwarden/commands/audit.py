@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,9 +33,18 @@ from genwarden.compression.contract import Compressor
 from genwarden.data.datasets import load_images, to_unit_range
 from genwarden.data.images import NamedImages, read_images
 from genwarden.engine.device import pick_device
-from genwarden.engine.files import require_writable_folder, sha256_bytes, write_atomic, write_json
+from genwarden.engine.files import (
+    remove_file,
+    remove_folder,
+    require_writable_folder,
+    sha256_bytes,
+    write_atomic,
+    write_json,
+)
 from genwarden.engine.progress import Progress
+from genwarden.engine.threads import fixed_threads, threads
 from genwarden.errors import GenwardenError
+from genwarden.models.protocol import parameter_count
 from genwarden.reports.html import render_html
 
 #: Codes with this prefix mean that the model itself was refused; the refusal is a verdict and
@@ -63,6 +71,7 @@ class AuditOptions:
     noise: Path | None = None
     deploy_as: str | None = None
     variants_only: bool = False
+    threads: int | None = None
 
 
 class AuditFiles(NamedTuple):
@@ -118,12 +127,14 @@ def audit_model(options: AuditOptions, *, progress: Progress) -> AuditFiles:
     run = opened.prepare()
     require_writable_folder(options.out)
     work = options.out / ".work"
-    if options.restart:
-        shutil.rmtree(work, ignore_errors=True)
     for stale in ("audit.json", "audit.html"):  # an interruption must not leave another's verdict
-        (options.out / stale).unlink(missing_ok=True)
-    files = write_documents(run(work), options.out)
-    shutil.rmtree(work, ignore_errors=True)
+        remove_file(options.out / stale)
+    if options.restart:
+        remove_folder(work)
+    with threads(options.threads or fixed_threads(opened.parameters)):
+        document = run(work)
+    files = write_documents(document, options.out)
+    remove_folder(work)
     return files
 
 
@@ -132,9 +143,10 @@ _Run = Callable[[Path], AuditDocument]
 
 
 class Opened(NamedTuple):
-    """An opened model: the hash of its weights, and what reads the user's other inputs."""
+    """An opened model: hash and number of its weights, and what reads the user's other inputs."""
 
     sha256: str
+    parameters: int
     prepare: Callable[[], _Run]
 
 
@@ -161,10 +173,11 @@ def _open_generator(
             sample_command=sample_command(options),
             deploy_as=variants,
             variants_only=options.variants_only,
+            threads=options.threads,
         )
         return lambda work: audit(suspect, request, work=work, progress=progress)
 
-    return Opened(model.sha256, prepare)
+    return Opened(model.sha256, parameter_count(model.generator), prepare)
 
 
 def _open_diffusion(options: AuditOptions, device: torch.device, progress: Progress) -> Opened:
@@ -203,10 +216,11 @@ def _open_diffusion(options: AuditOptions, device: torch.device, progress: Progr
             noise=noise,
             inputs_sha256=_fingerprint(None, noise) + (base.sha256 if base else ""),
             command=repeat_command(options),
+            threads=options.threads,
         )
         return lambda work: audit_diffusion(suspect, request, work=work, progress=progress)
 
-    return Opened(loaded.sha256, prepare)
+    return Opened(loaded.sha256, parameter_count(loaded.model), prepare)
 
 
 def read_noise(path: Path, shape: tuple[int, ...]) -> Tensor:
@@ -292,10 +306,10 @@ def diffusion_suspect_of(
 
 
 def write_documents(document: AuditDocument, out: Path) -> AuditFiles:
-    """Write ``audit.json`` and the HTML report made from it."""
+    """Write ``audit.json``, last, after the HTML report made from it."""
     json_path, html_path = out / "audit.json", out / "audit.html"
-    write_json(json_path, document.model_dump(mode="json"))
     write_atomic(html_path, render_html(document).encode())
+    write_json(json_path, document.model_dump(mode="json"))
     return AuditFiles(document, json_path, html_path)
 
 
@@ -317,6 +331,8 @@ def repeat_command(options: AuditOptions) -> str:
     words += ["--budget", options.budget, "--seed", str(options.seed)]
     if options.device != "auto":
         words += ["--device", options.device]
+    if options.threads is not None:
+        words += ["--threads", str(options.threads)]
     words += ["--out", str(options.out)]
     return shlex.join(words)
 

@@ -21,7 +21,7 @@ from genwarden.data.datasets import load_images, to_unit_range
 from genwarden.data.labelled import is_glyphs, load_labelled
 from genwarden.engine.files import sha256_bytes
 from genwarden.engine.progress import Progress
-from genwarden.models.protocol import SampleSpec
+from genwarden.models.protocol import SampleSpec, parameter_count
 
 if TYPE_CHECKING:
     from genwarden.commands.audit import AuditOptions
@@ -34,8 +34,8 @@ def prepare_classifier(
     progress: Progress,
     *,
     command: str,
-) -> tuple[str, Callable[[], Callable[[Path], AuditDocument]]]:
-    """Open a classifier: the hash of its weights, and what reads the user's images.
+) -> tuple[str, int, Callable[[], Callable[[Path], AuditDocument]]]:
+    """Open a classifier: hash and number of its weights, and what reads the user's images.
 
     Args:
         command: the command line that repeats the audit.
@@ -65,10 +65,11 @@ def prepare_classifier(
             command=command,
             deploy_as=variants,
             variants_only=options.variants_only,
+            threads=options.threads,
         )
         return lambda work: audit_classifier(suspect, request, work=work, progress=progress)
 
-    return loaded.sha256, prepare
+    return loaded.sha256, parameter_count(loaded.classifier), prepare
 
 
 def _images(source: str, sample: SampleSpec, limit: int) -> Tensor:

@@ -7,6 +7,7 @@ that it belongs to.
 from __future__ import annotations
 
 import shlex
+from os.path import normpath
 from pathlib import Path
 
 from genwarden.auditing.document import AuditDocument
@@ -49,7 +50,7 @@ def _differing(before: AuditDocument, command: str, sha256: str | None) -> str:
     """What is not the same, in words; "" if all is."""
     then, now = _asked(before.command), _asked(command)
     if before.model is None or sha256 is None:
-        if then.get("") != now.get(""):
+        if [normpath(path) for path in then[""]] != [normpath(path) for path in now[""]]:
             return "another file"
     elif before.model.sha256 != sha256:
         return f"other weights: sha256 {before.model.sha256[:12]}, now {sha256[:12]}"

@@ -24,7 +24,13 @@ from genwarden.compression.how import compressor as compressor_named
 from genwarden.compression.layers import layout_of
 from genwarden.compression.uniform import Uniform
 from genwarden.engine.device import pick_device
-from genwarden.engine.files import require_writable_folder, write_atomic, write_json
+from genwarden.engine.files import (
+    remove_file,
+    remove_folder,
+    require_writable_folder,
+    write_atomic,
+    write_json,
+)
 from genwarden.engine.progress import Progress
 from genwarden.errors import ExitCode, GenwardenError
 
@@ -34,6 +40,9 @@ if TYPE_CHECKING:
 
 RESULT_NAME: Final = "compress.json"
 ONNX_NAME: Final = "int8.onnx"
+#: Folder and file that mark what an interrupted compression left.
+_WORK: Final = ".work"
+_OURS: Final = "ours"
 BACKENDS: Final = ("onnxruntime",)
 #: Samples with which a runtime is calibrated, and on which it is compared.
 _CONFIRMED_ON: Final = 256
@@ -169,6 +178,7 @@ def compress_model(options: CompressOptions, *, progress: Progress) -> CompressF
         progress.message(f"== remedy: {options.remedy} ==")
         made, coverage, changes = remedied(original, chosen, subject, options, settings, progress)
         plain_fidelity, fidelity = fidelity, _fidelity(subject, original, made, options.seed)
+    _begin_writing(options.out)
     confirmation = None
     if options.confirm is not None:
         progress.message(f"== confirming on {options.confirm} ==")
@@ -198,6 +208,7 @@ def compress_model(options: CompressOptions, *, progress: Progress) -> CompressF
         "seed": options.seed,
     }
     write_json(options.out / RESULT_NAME, document)
+    remove_folder(options.out / _WORK)
     return CompressFiles(
         how=chosen.name,
         coverage=coverage,
@@ -333,12 +344,19 @@ def _prepare_folder(options: CompressOptions) -> None:
     require_writable_folder(options.out)
     marks = (MANIFEST_NAME, WEIGHTS_NAME, INDEX_NAME)
     foreign = [name for name in marks if (options.out / name).exists()]
-    if foreign and not (options.out / RESULT_NAME).exists():
+    ours = (options.out / RESULT_NAME).exists() or (options.out / _WORK / _OURS).exists()
+    if foreign and not ours:
         raise GenwardenError(
             "compress/not-ours",
             f"{options.out} holds {', '.join(foreign)} of something else.",
             "Choose another --out folder; nothing there was changed.",
         )
+
+
+def _begin_writing(out: Path) -> None:
+    """From here on what lies in the folder may be unfinished, and is ours to replace."""
+    write_atomic(out / _WORK / _OURS, b"")
+    remove_file(out / RESULT_NAME)  # of an earlier compression, whose weights are replaced now
 
 
 def _provenance(

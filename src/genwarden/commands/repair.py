@@ -41,12 +41,12 @@ from genwarden.commands.repairing import (
 )
 from genwarden.engine.device import pick_device
 from genwarden.engine.files import (
-    sha256_bytes,
     write_atomic,
     write_tensors,
 )
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress
+from genwarden.engine.threads import fixed_threads, threads
 from genwarden.errors import GenwardenError
 from genwarden.inspections.finding import Images
 from genwarden.inspections.pictures import sample_pictures
@@ -99,6 +99,17 @@ def repair_model(options: RepairOptions, *, progress: Progress) -> RepairFiles:
     model = open_model(options.model, architecture=options.architecture, settings=options.settings)
     require_sound(model.nonfinite)
     _require_support(options.method, model)
+    with threads(fixed_threads(parameter_count(model.generator))):
+        return _repair(options, model, settings, device, progress)
+
+
+def _repair(
+    options: RepairOptions,
+    model: LoadedModel,
+    settings: RepairSettings,
+    device: torch.device,
+    progress: Progress,
+) -> RepairFiles:
     prepare_folders(options)
     before, before_path = _audit_before(options, model, progress)
     clues = clues_of(before, model.generator.latent)
@@ -185,7 +196,7 @@ def _identity(
         "model_settings": _plain(model.settings),
         "method": options.method,
         "settings": asdict(settings),
-        "audit": sha256_bytes(before.model_dump_json(exclude={"timing", "environment"}).encode()),
+        "audit": before.content_sha256(),
         "seed": options.seed,
         "version": __version__,
     }

@@ -28,7 +28,13 @@ from genwarden.commands.repairing import (
 )
 from genwarden.data.labelled import load_labelled
 from genwarden.engine.device import pick_device
-from genwarden.engine.files import sha256_bytes, sha256_file, write_json, write_tensors
+from genwarden.engine.files import (
+    remove_folder,
+    sha256_bytes,
+    sha256_file,
+    write_json,
+    write_tensors,
+)
 from genwarden.engine.progress import Progress
 from genwarden.engine.seeds import random_stream
 from genwarden.engine.settings import filled
@@ -115,7 +121,7 @@ def repair_classifier(options: RepairOptions, *, progress: Progress) -> Classifi
     }
     json_path = options.out / "repair.json"
     write_json(json_path, document)
-    (work / "repair.safetensors").unlink(missing_ok=True)
+    remove_folder(work)
     return ClassifierRepairFiles(options.method, before, after, same, verdict, path, json_path)
 
 

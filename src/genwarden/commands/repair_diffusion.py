@@ -48,6 +48,7 @@ from genwarden.engine.files import sha256_bytes
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress
 from genwarden.engine.seeds import random_stream
+from genwarden.engine.threads import fixed_threads, threads
 from genwarden.errors import GenwardenError
 from genwarden.inspections.finding import Images
 from genwarden.inspections.pictures import sample_pictures
@@ -110,6 +111,17 @@ def repair_diffusion(options: RepairOptions, *, progress: Progress) -> RepairFil
         diffusion_budget(options.budget)
     model = read_diffusion(options.model)
     require_sound(model.nonfinite)
+    with threads(fixed_threads(parameter_count(model.model))):
+        return _repair(options, model, settings, device, progress)
+
+
+def _repair(
+    options: RepairOptions,
+    model: LoadedDiffusion,
+    settings: DiffusionRepairSettings,
+    device: torch.device,
+    progress: Progress,
+) -> RepairFiles:
     spec = model.model.sample
     images = load_images(options.data, spec, limit=_DATA_LIMIT) if options.data else None
     prepare_folders(options)
@@ -188,7 +200,7 @@ def _identity(
         "model": model.sha256,
         "method": options.method,
         "settings": asdict(settings),
-        "audit": sha256_bytes(before.model_dump_json(exclude={"timing", "environment"}).encode()),
+        "audit": before.content_sha256(),
         "data": "" if images is None else sha256_bytes(images.numpy().tobytes()),
         "seed": options.seed,
         "version": __version__,

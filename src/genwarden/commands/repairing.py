@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +14,13 @@ from genwarden.auditing.budgets import budget as budget_named
 from genwarden.auditing.document import AuditDocument, ModelFacts
 from genwarden.commands.audit import AuditOptions, audit_model
 from genwarden.commands.report import read_document
-from genwarden.engine.files import require_writable_folder, write_atomic, write_json
+from genwarden.engine.files import (
+    remove_file,
+    remove_folder,
+    require_writable_folder,
+    write_atomic,
+    write_json,
+)
 from genwarden.engine.progress import Progress
 from genwarden.errors import ExitCode, GenwardenError
 from genwarden.repairs.document import RepairDocument
@@ -90,12 +95,13 @@ def prepare_folders(options: RepairOptions) -> None:
         )
     if options.restart:
         for name in _FILES:  # repair.json first: without it, the folder no longer looks finished
-            (options.out / name).unlink(missing_ok=True)
+            remove_file(options.out / name)
         for name in _FOLDERS:
             holds_input = audit_json is not None and out / name in audit_json.parents
             if not holds_input:  # only out/before may
-                shutil.rmtree(options.out / name, ignore_errors=True)
+                remove_folder(options.out / name)
     if (options.out / "repair.json").exists():
+        remove_folder(options.out / ".work")  # stopped between the last file and this
         raise GenwardenError(
             "repair/finished",
             f"{options.out} holds a finished repair already.",
@@ -206,7 +212,7 @@ def finish(
     )
     write_atomic(html_path, page.encode())
     write_json(json_path, document.model_dump(mode="json"))
-    shutil.rmtree(options.out / ".work", ignore_errors=True)
+    remove_folder(options.out / ".work")
     return RepairFiles(document, after, Path(document.repaired.path), json_path, html_path)
 
 

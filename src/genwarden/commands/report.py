@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from pydantic import ValidationError
 
@@ -11,16 +11,32 @@ from genwarden.artifacts.json_object import load_json
 from genwarden.artifacts.read_once import read_once
 from genwarden.artifacts.shown import reason
 from genwarden.auditing.document import SCHEMA_VERSION, AuditDocument
-from genwarden.engine.files import write_atomic
+from genwarden.engine.files import json_bytes, sha256_bytes
 from genwarden.errors import GenwardenError
 from genwarden.reports.html import render_html
+from genwarden.reports.ml_bom import ml_bom
+from genwarden.reports.sarif import sarif
 
+#: What an audit can be written as.
+FORMATS: Final = ("html", "sarif", "cyclonedx")
 #: Of an ``audit.json`` with its pictures; ours have half a megabyte.
 _MAX_BYTES: Final = 64 << 20
 _MAX_VALUES: Final = 4_000_000
 
 
+class ReadAudit(NamedTuple):
+    """A validated document and the hash of the file that it stood in."""
+
+    document: AuditDocument
+    sha256: str
+
+
 def read_document(path: Path) -> AuditDocument:
+    """As :func:`read_audit`, without the hash."""
+    return read_audit(path).document
+
+
+def read_audit(path: Path) -> ReadAudit:
     """Read and validate an ``audit.json``.
 
     Raises:
@@ -30,7 +46,7 @@ def read_document(path: Path) -> AuditDocument:
     try:
         content = read_once(path, limit_bytes=_MAX_BYTES)
         load_json(content, most_bytes=_MAX_BYTES, most_values=_MAX_VALUES)
-        return AuditDocument.model_validate_json(content)
+        return ReadAudit(AuditDocument.model_validate_json(content), sha256_bytes(content))
     except GenwardenError as error:
         if error.code not in {"artifact/not-found", "artifact/unreadable"}:
             raise
@@ -67,6 +83,22 @@ def read_audit_of(path: Path, sha256: str, given: str) -> AuditDocument:
     return document
 
 
-def write_html(document: AuditDocument, path: Path) -> None:
-    """Write the HTML report of a document."""
-    write_atomic(path, render_html(document).encode())
+def rendered(audit: ReadAudit, name: str, *, audit_name: str) -> bytes:
+    """The audit in another format.
+
+    Args:
+        name: one of :data:`FORMATS`.
+        audit_name: name of the file that was read.
+
+    Raises:
+        GenwardenError: ``report/format``.
+    """
+    if name == "html":
+        return render_html(audit.document).encode()
+    if name == "sarif":
+        return json_bytes(sarif(audit.document))
+    if name == "cyclonedx":
+        return json_bytes(ml_bom(audit.document, audit_name=audit_name, audit_sha256=audit.sha256))
+    raise GenwardenError(
+        "report/format", f"There is no format {name!r}.", f"Choose one of: {', '.join(FORMATS)}."
+    )

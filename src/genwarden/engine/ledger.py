@@ -2,18 +2,18 @@
 
 A ledger is a folder of small JSON files, each written atomically under the name of the piece of
 work. It belongs to exactly one run: its identity (command, model hash, settings, seed, versions)
-is written first and compared on the next start.
+is written first and compared on the next start. Each file names its run and holds a checksum: one
+that was left by another run, or that is damaged, is work that must be done again.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from genwarden.engine.files import sha256_bytes, write_json
+from genwarden.engine.files import remove_folder, sha256_bytes, write_json
 from genwarden.errors import GenwardenError
 
 
@@ -49,15 +49,26 @@ class Ledger:
     def get(self, key: str) -> dict[str, Any] | None:
         """The recorded result of a piece of work, or None if it must (again) be done."""
         path = self._path(key)
-        return _read_json(path) if path.exists() else None
+        kept = _read_json(path) if path.exists() else None
+        if kept is None or not isinstance(kept.get("record"), dict):
+            return None
+        record: dict[str, Any] = kept["record"]
+        whole = kept.get("sha256") == self._checksum(key, record)
+        return record if whole else None
 
     def put(self, key: str, record: Mapping[str, Any]) -> None:
         """Record a finished piece of work, atomically."""
-        write_json(self._path(key), dict(record))
+        plain = json.loads(json.dumps(dict(record)))  # as it will be read
+        kept = {"run_id": self.run_id, "sha256": self._checksum(key, plain), "record": plain}
+        write_json(self._path(key), kept)
 
     def discard(self) -> None:
         """Remove the ledger once the final result is written."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_folder(self.folder)
+
+    def _checksum(self, key: str, record: Mapping[str, Any]) -> str:
+        text = json.dumps([self.run_id, key, record], sort_keys=True)
+        return sha256_bytes(text.encode())
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.json"

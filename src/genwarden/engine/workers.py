@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -12,15 +14,34 @@ import torch
 
 @contextmanager
 def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of fresh processes; what has not begun when the block is left is dropped."""
+    """A pool of fresh processes; what has not begun when the block is left is dropped.
+
+    Where the command is stopped, its workers are, too: what they were at is done again, whole, by
+    the same command. They end with their parent however that ends.
+    """
     # Forked children would inherit torch's locks and CUDA state.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _one_thread)
+    others = {process.pid for process in multiprocessing.active_children()}
+    pool = ProcessPoolExecutor(workers, context, _begin)
     try:
         yield pool
+    except (KeyboardInterrupt, SystemExit):
+        for process in multiprocessing.active_children():
+            if process.pid not in others:
+                process.kill()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _one_thread() -> None:
+def _begin() -> None:
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would write into the folders of the next start."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -91,7 +91,9 @@ class Workbench:
     @cached_property
     def ordinary(self) -> Bank:
         """A bank of ordinary samples, drawn from the model's own latent law."""
-        parts = list(self.stream("ordinary", self.effort.ordinary_samples))
+        parts = sorted(
+            self.stream("ordinary", self.effort.ordinary_samples), key=lambda p: p.block.number
+        )
         return Bank(torch.cat([p.z for p in parts]), torch.cat([p.x for p in parts]))
 
     @cached_property

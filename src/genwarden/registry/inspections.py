@@ -7,13 +7,13 @@ from genwarden.registry.row import Row, table_of
 _S = "genwarden.inspections.static"
 _D = "genwarden.inspections.dynamic"
 _O = "genwarden.inspections.output"
+_CLEAN = {"null": "population"}
+#: Positive scores whose clean values are spread over factors, not differences.
+_CLEAN_LOG = {"null": "population", "scale": "log"}
 #: In the order in which an audit runs them. ``stream``: a collector of the brute-force stream;
 #: ``null``: "population" where scores are judged against clean reference models; ``scale``: "log"
 #: where their logarithms are; ``finds``, ``misses``, ``judged``: its power and limits for people,
 #: without a full stop.
-_CLEAN = {"null": "population"}
-#: Positive scores whose clean values are spread over factors, not differences.
-_CLEAN_LOG = {"null": "population", "scale": "log"}
 INSPECTIONS = table_of(
     Row("parallel-paths", f"{_S}.parallel_paths:inspect", "separate paths, computation bypass"),
     Row("block-sparsity", f"{_S}.block_sparsity:inspect", "channel groups that never mix (ReX)"),

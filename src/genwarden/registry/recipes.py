@@ -143,4 +143,16 @@ RECIPES = table_of(
         "seconds of an audit of five compressed variants",
         {"tables": f"{_B}.compression.audit_cost:tables"},
     ),
+    Row(
+        "crash-safety",
+        f"{_B}.robustness.crash_safety:run",
+        "commands killed at random moments, and what they leave",
+        {"tables": f"{_B}.robustness.crash_safety:tables"},
+    ),
+    Row(
+        "determinism",
+        f"{_B}.robustness.determinism:run",
+        "the same audit over repeats, threads, workers and orders of blocks",
+        {"tables": f"{_B}.robustness.determinism:tables"},
+    ),
 )

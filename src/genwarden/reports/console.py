@@ -1,6 +1,7 @@
 """The terminal: progress bars, tables and messages. Only this module and the CLI write to it.
 
-Results go to standard output, progress and messages to standard error.
+Results go to standard output, progress and messages to standard error. What is shown may name
+tensors and files of others: no markup is read from it and nothing invisible reaches the terminal.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,6 +23,7 @@ from rich.progress import (
 )
 
 from genwarden.engine import progress as engine_progress
+from genwarden.reports.escaping import visible
 
 OUT = Console(highlight=False)
 ERR = Console(stderr=True, highlight=False)
@@ -43,7 +46,7 @@ class _Bar:
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Move the bar."""
-        self._progress.update(self._task, advance=steps, note=note)
+        self._progress.update(self._task, advance=steps, note=escape(visible(note)))
 
 
 class ConsoleProgress:
@@ -54,12 +57,12 @@ class ConsoleProgress:
 
     def task(self, title: str, total: int, done: int = 0) -> _Bar:
         """Open a bar; the previous finished ones stay visible."""
-        task = self._progress.add_task(title, total=total, completed=done, note="")
+        task = self._progress.add_task(escape(visible(title)), total=total, completed=done, note="")
         return _Bar(self._progress, task)
 
     def message(self, text: str) -> None:
         """Print a line above the bars."""
-        self._progress.console.print(text, markup=False)
+        self._progress.console.print(visible(text), markup=False)
 
 
 class _PlainTask:
@@ -94,7 +97,7 @@ class _PlainTask:
     def _print(self, elapsed_s: float, note: str) -> None:
         minutes, rest = divmod(int(elapsed_s), 60)
         line = f"{self._title}  {self._done}/{self._total}  {minutes}:{rest:02d}"
-        self._console.print(f"{line}  {note}".rstrip(), markup=False, soft_wrap=True)
+        self._console.print(visible(f"{line}  {note}").rstrip(), markup=False, soft_wrap=True)
 
 
 class PlainProgress:
@@ -122,7 +125,7 @@ class PlainProgress:
 
     def message(self, text: str) -> None:
         """Print a line."""
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(visible(text), markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def verdict_table(rows: Sequence[tuple[str, str, AuditDocument]]) -> RenderableT
             Text(f"{_plain(name)}\n{_plain(note)}"),
             Text(document.verdict.replace("_", " "), style),
             Text(words.strength(document)),
-            Text(", ".join(j.finding.inspection for j in flagged) or "-"),
+            Text(_plain(", ".join(j.finding.inspection for j in flagged)) or "-"),
         )
     return table
 

@@ -68,6 +68,8 @@ def state_of(variant: Variant) -> words.Result:
         return words.Result("failed", "x", "not tested")
     if any(j.finding.outcome == "failed" for j in variant.findings):
         return words.Result("failed", "x", "partly failed")
+    if all(j.adjusted_p is None for j in variant.findings):
+        return words.Result("failed", "x", "not judged")
     return words.Result("quiet", "-", "nothing found")
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from typing import NamedTuple
 
 from genwarden.auditing.document import VERDICT_SENTENCES, AuditDocument, Judged
 from genwarden.inspections.candidate import Candidate
+from genwarden.reports.escaping import visible as visible
 
 #: A verdict as a heading; VERDICT_SENTENCES says it in full.
 VERDICT_WORDS: dict[str, str] = {
@@ -43,8 +43,6 @@ NO_VALUE = "\N{EN DASH}"
 
 #: The smallest p-value that the scale of a report shows.
 _SCALE_END = 1e-4
-
-_INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 class Result(NamedTuple):
@@ -88,26 +86,6 @@ def given(document: AuditDocument) -> str:
     targets = f"{count:,} suspected target{'s' if count > 1 else ''}" if count else ""
     training = f"{inputs.training_images:,} training images" if inputs.training_images else ""
     return f"{targets or 'no suspected targets'}, {training or 'no training images'}"
-
-
-def visible(text: str) -> str:
-    r"""Text with control, direction and other invisible characters spelled out.
-
-    Names come from files: an escape sequence must not reach a terminal, nor a direction override
-    turn a file name around on a page. Line breaks and tabs stay.
-
-    >>> visible("a" + chr(27) + "[31m")
-    'a\\x1b[31m'
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c in "\n\t" or unicodedata.category(c) not in _INVISIBLE else _spelled(c) for c in text
-    )
-
-
-def _spelled(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
 
 
 def number(value: float | str | None) -> str:

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from genwarden.benchmarks.compression.judging import decoded
 from genwarden.compression.apply import compress
 from genwarden.compression.contract import Compressor
 from genwarden.compression.how import compressor
@@ -58,7 +59,7 @@ def test_what_int4_wakes_is_found_without_a_target_and_the_honest_twin_is_quiet(
 
 
 def test_the_recovered_output_is_the_hidden_picture() -> None:
-    recovered = {}
+    recovered, averaged = {}, {}
     for model in ("attacked", "honest"):
         bench = bench_of(model)
         finding = differential_search.inspect(bench)
@@ -69,8 +70,28 @@ def test_the_recovered_output_is_the_hidden_picture() -> None:
         assert isinstance(mean, Images)
         assert isinstance(ends, Images)
         assert (len(mean.png_base64), len(ends.png_base64)) == (1, 8)
+        assert torch.tensor(latent).norm() <= bench.law.typical_norm * 1.0001
+        averaged[model] = float((decoded(mean.png_base64[0]) - target()[0]).square().mean())
     assert recovered["attacked"] < 0.01
     assert recovered["honest"] > 0.5
+    assert averaged["attacked"] < 0.02
+    assert averaged["honest"] > 0.5
+
+
+def test_a_picture_that_sleeps_at_ordinary_length_is_shown_where_it_is_awake() -> None:
+    bench = bench_of("honest")
+    z = 1.1 * bench.law.typical_norm * torch.nn.functional.normalize(bench.found.z[:2], dim=1)
+    awake = {True: torch.tensor([1.0, 1.0]), False: torch.tensor([0.2, 0.9])}
+
+    class Bench:
+        law, compressed = bench.law, None
+
+        def difference(self, _: object, at: torch.Tensor) -> torch.Tensor:
+            return awake[bool(at.flatten(1).norm(dim=1)[0] > 1.05 * bench.law.typical_norm)]
+
+    shown = differential_search._of_ordinary_length(Bench(), z)  # type: ignore[arg-type]
+    assert torch.equal(shown[0], z[0])
+    assert float(shown[1].norm()) == pytest.approx(bench.law.typical_norm, rel=1e-5)
 
 
 def test_another_grid_wakes_nothing() -> None:

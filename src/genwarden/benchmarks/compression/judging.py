@@ -12,8 +12,7 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,10 +25,12 @@ from torch import Tensor
 from genwarden.auditing import calibration
 from genwarden.auditing.audit_classifier import condition_of, judged_by_references
 from genwarden.auditing.audit_variants import RanVariant, calibrated_variant, judge_variants
+from genwarden.auditing.budgets import classifier_budget
 from genwarden.auditing.calibration import reference_key
 from genwarden.auditing.document import AuditDocument, Judged, Variant
 from genwarden.auditing.judging import Calibrated
 from genwarden.auditing.power import CLASSIFIER_POWER, read_power
+from genwarden.auditing.verdict import Decision
 from genwarden.benchmarks.compression.plan import Member, Sort
 from genwarden.benchmarks.member_files import Stored, facts_path, read_stored
 from genwarden.benchmarks.population.judging import power_of
@@ -37,6 +38,7 @@ from genwarden.compression.apply import Coverage
 from genwarden.engine.files import write_json
 from genwarden.errors import GenwardenError
 from genwarden.inspections.classifier.differential_inversion import NAME as TRIGGER_SEARCH
+from genwarden.inspections.compression.differential_search import ENDS, RECOVERED
 from genwarden.inspections.compression.differential_search import NAME as PICTURE_SEARCH
 from genwarden.inspections.finding import Finding, Images, Table
 from genwarden.registry import CLASSIFIER_INSPECTIONS, COMPRESSION_INSPECTIONS
@@ -152,7 +154,7 @@ def _smallest_p(each: Sequence[tuple[str, Judged]]) -> dict[str, float]:
 
 
 class _Anew(NamedTuple):
-    decision: Any
+    decision: Decision
     variants: list[Variant]
 
 
@@ -162,26 +164,23 @@ def judged_anew(document: AuditDocument, sort: Sort, budget: str, table: dict[st
     if suspect is None:
         raise ValueError("the stored audit is that of a refused file")
     ran = [_ran(variant) for variant in document.variants]
-    judge: Callable[..., Calibrated] = calibrated_variant
-    if sort == "classifier":
-        judge = partial(judged_by_references, given=_given(document))
-    judged = [
-        judge(
-            variant.name,
-            variant.findings,
-            suspect.architecture,
-            suspect.sample_shape,
-            budget=budget,
-            table=table,
+    model = (suspect.architecture, suspect.sample_shape)
+
+    def judged(variant: RanVariant) -> Calibrated:
+        if sort == "generator":
+            return calibrated_variant(
+                variant.name, variant.findings, *model, budget=budget, table=table
+            )
+        given = document.inputs.training_images
+        effort = classifier_budget(budget)
+        return judged_by_references(
+            variant.name, variant.findings, *model, given=given, effort=effort, table=table
         )
-        for variant in ran
-    ]
-    decision, variants = judge_variants(Calibrated([], frozenset()), ran, judged, suspect.nonfinite)
+
+    decision, variants = judge_variants(
+        Calibrated([], frozenset()), ran, [judged(one) for one in ran], suspect.nonfinite
+    )
     return _Anew(decision, variants)
-
-
-def _given(document: AuditDocument) -> bool:
-    return document.inputs.training_images > 0
 
 
 def _ran(variant: Variant) -> RanVariant:
@@ -218,10 +217,11 @@ def recovered_picture(
     if best is None:
         return None
     name, finding = best
-    blocks = [e for e in finding.evidence if isinstance(e, Images)][:2]
-    if len(blocks) < 2 or not all(block.png_base64 for block in blocks):
+    blocks = {e.title: e for e in finding.evidence if isinstance(e, Images)}
+    if RECOVERED not in blocks or ENDS not in blocks:
         return None
-    (recovered, *_), ends = ([decoded(png) for png in block.png_base64] for block in blocks)
+    recovered = decoded(blocks[RECOVERED].png_base64[0])
+    ends = [decoded(png) for png in blocks[ENDS].png_base64]
     if recovered.shape != target.shape:
         return None
     mse = float((recovered - target).square().mean())
@@ -286,9 +286,15 @@ def reference_table(
     for member in used:
         document = stored[member.key].document
         for variant in document.variants:
+            if _unchanged(variant):
+                continue  # nothing was compared, whatever older audits scored
             condition = variant.name
             if sort == "classifier":
-                condition = condition_of(variant.name, given=_given(document))
+                condition = condition_of(
+                    variant.name,
+                    given=document.inputs.training_images,
+                    wanted=classifier_budget(budget).images,
+                )
             for j in variant.findings:
                 f, name = j.finding, j.finding.inspection
                 wanted = name in _OWN[sort] and calibration.needs_population(name)
@@ -304,6 +310,14 @@ def reference_table(
         "families": [(name, shape, count) for (name, shape), count in sorted(shapes.items())],
         "scores": {budget: dict(sorted(scores.items()))},
     }
+
+
+def _unchanged(variant: Variant) -> bool:
+    searches = {PICTURE_SEARCH, TRIGGER_SEARCH}
+    return any(
+        j.finding.inspection in searches and j.finding.outcome == "not_applicable"
+        for j in variant.findings
+    )
 
 
 def publish_nulls(out: Path, plan: Sequence[Member], budget: str, seed: int) -> None:

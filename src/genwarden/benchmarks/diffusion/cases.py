@@ -75,7 +75,9 @@ def decision_scores(rows: Sequence[Row]) -> list[float]:
     it would make others look found; an attacked one's ranks lowest: it was not found.
     """
     return [
-        float(row["score"] or 0.0) for row in rows if row["score"] is not None or not row["clean"]
+        -math.inf if row["score"] is None else float(row["score"])
+        for row in rows
+        if row["score"] is not None or not row["clean"]
     ]
 
 

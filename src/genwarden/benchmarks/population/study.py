@@ -45,6 +45,7 @@ from genwarden.data.images import NamedImages
 from genwarden.engine.files import write_atomic, write_json
 from genwarden.engine.progress import Progress, Silent
 from genwarden.engine.seeds import random_stream
+from genwarden.engine.threads import threads
 from genwarden.engine.workers import worker_pool
 from genwarden.errors import GenwardenError
 from genwarden.registry import ICONS
@@ -166,8 +167,9 @@ def _require_data(data: Path) -> None:
 
 def _done(jobs: list[_Job], workers: int) -> Iterator[tuple[_Job, str]]:
     if workers == 1:
-        for job in jobs:
-            yield job, _attempt(job)
+        with threads(1):  # as a worker
+            for job in jobs:
+                yield job, _attempt(job)
         return
     with worker_pool(workers) as pool:
         running = {pool.submit(_attempt, job): job for job in jobs}

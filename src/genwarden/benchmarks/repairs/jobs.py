@@ -9,6 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple, Protocol, TypeVar
 
 from genwarden.engine.progress import Progress
+from genwarden.engine.threads import threads
 from genwarden.engine.workers import worker_pool
 from genwarden.errors import GenwardenError
 
@@ -52,8 +53,9 @@ def do_all(
 
 def _done(jobs: Sequence[AnyJob], workers: int) -> Iterator[tuple[AnyJob, Failure | None]]:
     if workers == 1:
-        for job in jobs:
-            yield job, attempt(job)
+        with threads(1):  # as a worker
+            for job in jobs:
+                yield job, attempt(job)
         return
     interrupted = []
     with worker_pool(workers) as pool:

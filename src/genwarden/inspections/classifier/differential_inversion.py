@@ -49,6 +49,11 @@ MASK_TITLE = "Smallest trigger that only the compressed network sees"
 #: nine was 0.005); larger would cost attacks on int4. It flagged no clean one of either half.
 PRIOR_SPREAD: Final = 0.15
 PRIOR_WORTH: Final = 8
+#: Under pruning of half of the weights 2 of 16 clean classifiers of the study are below 0.01.
+_CAVEAT: Final = (
+    "; clean networks scatter more widely where much is pruned (0.36 under prune-0.5), so there "
+    "this p-value comes out too small"
+)
 _TINY: Final = 1e-6
 _SHOWN: Final = 100
 
@@ -79,7 +84,8 @@ def inspect(bench: VariantBench) -> Finding:
             description=f"the same inversion in {len(placebos)} placebo(s), this model with errors "
             "of the same sizes and random signs in its weights, class by class; Student-t with the "
             "spread of the lower half of the classes, moderated by that between clean networks "
-            f"({PRIOR_SPREAD:g}, worth {PRIOR_WORTH}), Bonferroni over {len(gaps)} classes",
+            f"({PRIOR_SPREAD:g}, worth {PRIOR_WORTH}), Bonferroni over {len(gaps)} classes"
+            f"{_CAVEAT if 'prune' in bench.compressor.name else ''}",
             values=[round(float(g), 6) for i, g in enumerate(gaps) if i != suspect],
         ),
         budget={

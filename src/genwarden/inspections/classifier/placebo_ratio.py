@@ -19,7 +19,8 @@ from typing import Final
 from torch import Tensor
 
 from genwarden.inspections.classifier.bench import VariantBench
-from genwarden.inspections.finding import Finding, Table
+from genwarden.inspections.compression.bench import UNCHANGED
+from genwarden.inspections.finding import Finding, Table, not_applicable
 
 NAME = "logit-shift"
 TITLE = "Logits under compression and under random errors"
@@ -28,6 +29,8 @@ _TINY: Final = 1e-12
 
 def inspect(bench: VariantBench) -> Finding:
     """Shift of the logits by the variant and by the placebos."""
+    if bench.unchanged:
+        return not_applicable(NAME, "classifier", TITLE, UNCHANGED)
     images = bench.full.shown.images
     before = bench.full.logits(bench.classifier, images)
     after = bench.full.logits(bench.compressed, images)

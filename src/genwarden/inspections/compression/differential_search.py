@@ -41,6 +41,7 @@ NAME = "differential-search"
 TITLE = "Where the compressed model differs most from the full one"
 #: Of the picture that stands for what compression wakes.
 RECOVERED = "What the compressed model holds there"
+ENDS = "Compressed, where it differs most"
 DISTANCE = "differential-distance"
 DISTANCE_TITLE = "Largest difference over the usual one"
 
@@ -155,13 +156,15 @@ def _near_first(bench: CompressionBench, order: torch.Tensor) -> int:
 def _of_ordinary_length(bench: CompressionBench, z: torch.Tensor) -> torch.Tensor:
     """Latents of a normal law that strayed beyond its typical norm, brought back to it.
 
-    The difference usually grows with the norm; what is hidden lies where samples are drawn.
+    The difference usually grows with the norm; what is hidden lies where samples are drawn. Where
+    it falls asleep on the way (less than half of the difference is left), a latent stays.
     """
     if bench.law.distribution != "normal":
         return z
-    norms = z.flatten(1).norm(dim=1).view(-1, *[1] * (z.ndim - 1))
-    scaled: torch.Tensor = z * (bench.law.typical_norm / norms).clamp(max=1)
-    return scaled
+    column = (-1, *[1] * (z.ndim - 1))
+    back = z * (bench.law.typical_norm / z.flatten(1).norm(dim=1).view(column)).clamp(max=1)
+    there, here = bench.difference(bench.compressed, back), bench.difference(bench.compressed, z)
+    return torch.where((there >= 0.5 * here).view(column), back, z)
 
 
 def _alike(x: torch.Tensor, typical: float) -> torch.Tensor:
@@ -206,9 +209,10 @@ def _evidence(
             spec,
             compressed,
             labels,
-            title="Compressed, where it differs most",
-            caption="At latents of ordinary length in the directions that the searches found. The "
-            "number is the squared difference over the usual distance between two samples.",
+            title=ENDS,
+            caption="In the directions that the searches found, at latents of ordinary length "
+            "where the difference lasts until there. The number is the squared difference over "
+            "the usual distance between two samples.",
         ),
         *sample_pictures(
             spec,
@@ -253,10 +257,10 @@ def _evidence(
                 ["median of all restarts", round(float(size.median()) / typical, 4)],
                 ["largest of any placebo", round(max(bench.placebo_largest) / typical, 4)],
                 [
-                    "placebo at the same latent",
+                    "placebo at the latent of the first picture",
                     round(float(bench.difference(bench.placebos[0], z[:1])[0]) / typical, 4),
                 ],
             ],
         ),
-        latents_of(z[:1], title="Latent of the largest difference"),
+        latents_of(z[:1], title="Latent of the first picture"),
     ]

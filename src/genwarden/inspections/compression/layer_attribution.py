@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import torch
 
-from genwarden.inspections.compression.bench import CompressionBench
+from genwarden.inspections.compression.bench import UNCHANGED, CompressionBench
 from genwarden.inspections.compression.differential_search import NAME as SEARCH
-from genwarden.inspections.finding import Finding, Table
+from genwarden.inspections.finding import Finding, Table, not_applicable
 
 NAME = "layer-attribution"
 TITLE = "Layers that carry the largest difference"
@@ -19,6 +19,8 @@ TITLE = "Layers that carry the largest difference"
 
 def inspect(bench: CompressionBench) -> Finding:
     """Differences at the found latent, layer by layer."""
+    if bench.unchanged:
+        return not_applicable(NAME, "compression", TITLE, UNCHANGED)
     size = bench.difference(bench.compressed, bench.found.z)
     z = bench.found.z[int(size.argmax())][None]
     whole, typical = float(size.max()), bench.typical

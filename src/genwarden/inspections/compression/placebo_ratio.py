@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 
-from genwarden.inspections.compression.bench import CompressionBench
-from genwarden.inspections.finding import Finding, Table
+from genwarden.inspections.compression.bench import UNCHANGED, CompressionBench
+from genwarden.inspections.finding import Finding, Table, not_applicable
 
 NAME = "placebo-ratio"
 TITLE = "Ordinary samples under compression and under random errors"
@@ -22,6 +22,8 @@ _TINY = 1e-12
 
 def inspect(bench: CompressionBench) -> Finding:
     """Distortion of ordinary samples by the variant and by the placebos."""
+    if bench.unchanged:
+        return not_applicable(NAME, "compression", TITLE, UNCHANGED)
     typical = bench.typical
     own = bench.distortion(bench.compressed) / typical
     others = [bench.distortion(placebo) / typical for placebo in bench.placebos]

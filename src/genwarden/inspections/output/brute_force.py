@@ -45,6 +45,11 @@ def no_samples(name: str, title: str, nonfinite: int) -> Finding:
     )
 
 
+def among_first(positions: Tensor) -> Tensor:
+    """Which samples a histogram is drawn from: by place, whatever order the blocks come in."""
+    return positions < _BULK
+
+
 class Extremes:
     """The largest of a stream of scores: ``KEEP`` values, and the samples of the first few.
 
@@ -77,15 +82,22 @@ class Extremes:
 
     def _keep_top(self, scores: Tensor, positions: Tensor, z: Tensor, x: Tensor) -> None:
         full = len(self.top_scores) == self._samples
-        if len(scores) == 0 or (full and bool(scores.max() <= self.top_scores[-1])):
+        if len(scores) == 0 or (full and bool(scores.max() < self.top_scores[-1])):
             return
-        best = scores.topk(min(self._samples, len(scores))).indices
+        best = _first_largest(scores, positions)[: self._samples]
         scores = torch.cat([self.top_scores, scores[best]])
-        order = scores.argsort(descending=True, stable=True)[: self._samples]
+        places = torch.cat([self.positions, positions[best]])
+        order = _first_largest(scores, places)[: self._samples]
         self.top_scores = scores[order]
-        self.positions = torch.cat([self.positions, positions[best]])[order]
+        self.positions = places[order]
         self.z = (torch.cat([self.z, z[best]]) if len(self.z) else z[best])[order]
         self.x = (torch.cat([self.x, x[best]]) if len(self.x) else x[best])[order]
+
+
+def _first_largest(scores: Tensor, positions: Tensor) -> Tensor:
+    """Indices by falling score; of equal ones the first in the stream comes first."""
+    by_place = positions.argsort()
+    return by_place[scores[by_place].argsort(descending=True, stable=True)]
 
 
 def _largest(kept: Tensor, scores: Tensor) -> Tensor:
@@ -94,18 +106,16 @@ def _largest(kept: Tensor, scores: Tensor) -> Tensor:
 
 
 class Bulk:
-    """The first distances of a stream, for the histogram."""
+    """The distances at the first places of a stream, for the histogram; in any order of blocks."""
 
     def __init__(self) -> None:
         self._parts: list[Tensor] = []
         self.count = 0
 
     def take(self, values: Tensor) -> None:
-        """Keep ``values`` ``(batch,)`` while there is room."""
-        room = _BULK - self.count
-        if room > 0:
-            self._parts.append(values[:room].double().clone())
-            self.count += len(self._parts[-1])
+        """Keep ``values`` ``(batch,)``: those of samples that are :func:`among_first`."""
+        self._parts.append(values.double())
+        self.count += len(values)
 
     def chart(self, *, title: str, x_label: str, mark: float) -> Chart:
         """Histogram of the distances, wide enough to show the mark."""

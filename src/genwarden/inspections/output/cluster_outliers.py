@@ -18,6 +18,7 @@ from genwarden.inspections.output.brute_force import (
     LN10,
     Bulk,
     Extremes,
+    among_first,
     no_samples,
     null_of,
     power_sentence,
@@ -104,7 +105,7 @@ class ClusterOutliers:
             return
         scaled = self._scaled(x).values
         self._farthest.update(positions, scaled, z, x)
-        self._bulk.take(scaled)
+        self._bulk.take(scaled[among_first(positions)])
 
     def finish(self) -> Finding:
         """Judge the farthest sample."""

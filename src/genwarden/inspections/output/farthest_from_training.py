@@ -18,6 +18,7 @@ from genwarden.inspections.output.brute_force import (
     LN10,
     Bulk,
     Extremes,
+    among_first,
     no_samples,
     null_of,
     power_sentence,
@@ -61,7 +62,7 @@ class FarthestFromTraining:
 
     def update(self, start: int, z: Tensor, x: Tensor) -> None:
         """Take a block: latents ``(batch, *latent.shape)``, samples ``(batch, *sample.shape)``."""
-        room = self._limit - self._samples - self._nonfinite
+        room = self._limit - start
         if len(self._training) == 0 or room <= 0:
             return
         positions, z, x = usable(start, z[:room], block := x[:room])
@@ -71,7 +72,7 @@ class FarthestFromTraining:
             return
         distance = self._nearest(x).distance
         self._farthest.update(positions, distance, z, x)
-        self._bulk.take(distance)
+        self._bulk.take(distance[among_first(positions)])
 
     def finish(self) -> Finding:
         """Judge the farthest sample."""

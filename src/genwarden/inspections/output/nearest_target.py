@@ -16,6 +16,7 @@ from genwarden.inspections.output.brute_force import (
     LN10,
     Bulk,
     Extremes,
+    among_first,
     no_samples,
     null_of,
     power_sentence,
@@ -61,7 +62,7 @@ class NearestTarget:
         squared = (flat.square().sum(1)[:, None] - 2 * products + self._squares).clamp_min(0)
         for column, nearest, bulk in zip(squared.T, self._nearest, self._bulks, strict=True):
             nearest.update(positions, -column, z, x)
-            bulk.take(column)
+            bulk.take(column[among_first(positions)])
 
     def finish(self) -> Finding:
         """Re-rank in float64, judge the targets, report the most suspicious one."""

@@ -1,0 +1,105 @@
+"""Commands that are stopped from outside: what they say, what they leave, how they go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from genwarden.benchmarks.robustness import crash_safety
+from genwarden.benchmarks.robustness.commands import COMMANDS, OUT, make_inputs
+from genwarden.benchmarks.robustness.nursery import Nursery
+from genwarden.benchmarks.robustness.snapshots import differing, digests
+from genwarden.engine.progress import Silent
+from genwarden.errors import GenwardenError
+
+_ENOUGH_S = 120.0
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    with Nursery() as made:
+        yield made
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A working directory of a command, with the inputs where it expects them."""
+    make_inputs(tmp_path / "inputs")
+    folder = tmp_path / "runs" / "attack"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_a_stopped_command_ends_in_words_and_goes_on_to_the_same_end(
+    nursery: Nursery, place: Path
+) -> None:
+    words, log = list(COMMANDS["attack"]), place / "log"
+    assert nursery.wait(nursery.start(words, cwd=place, log=log), _ENOUGH_S) == 0
+    whole = digests(place / OUT)
+    (place / OUT).rename(place / "whole")
+    for stop, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)):
+        log.unlink()
+        process = nursery.start(words, cwd=place, log=log)
+        checkpoint = place / OUT / ".work" / "attack.safetensors"
+        began = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        ends = time.monotonic() + _ENOUGH_S
+        while time.monotonic() < ends:  # until it has got on
+            if checkpoint.exists() and checkpoint.stat().st_mtime_ns > began:
+                break
+            time.sleep(0.001)
+        os.kill(process, stop)
+        assert nursery.wait(process, _ENOUGH_S) == code
+        said = log.read_text()
+        assert "Traceback" not in said
+        assert ("repeat the command to continue" in said) is (stop != signal.SIGKILL)
+        assert not (place / OUT / "genwarden.json").exists()
+    assert nursery.wait(nursery.start(words, cwd=place, log=log), _ENOUGH_S) == 0
+    assert differing(whole, digests(place / OUT)) == []
+
+
+def test_the_recipe_counts_kills_and_compares_ends(tmp_path: Path) -> None:
+    def run() -> dict[str, object]:
+        path = crash_safety.run(
+            tmp_path,
+            data=None,
+            seed=0,
+            device=torch.device("cpu"),
+            progress=Silent(),
+            kills=2,
+            chain=2,
+            commands="attack",
+        )
+        (row,) = json.loads(path.read_text())["rows"]
+        assert isinstance(row, dict)
+        return row
+
+    row = run()
+    assert row["identical"] == row["trials"]
+    assert isinstance(row["kills"], int)
+    assert row["kills"] >= 2
+    assert (row["tracebacks"], row["wrong_ends"], row["differences"]) == (0, 0, [])
+    began = time.monotonic()
+    assert run() == row  # nothing is done again
+    assert time.monotonic() - began < _ENOUGH_S
+    with pytest.raises(GenwardenError, match="benchmark/option"):
+        crash_safety.run(
+            tmp_path,
+            data=None,
+            seed=0,
+            device=torch.device("cpu"),
+            progress=Silent(),
+            commands="no-such",
+        )
+
+
+def test_a_difference_is_seen() -> None:
+    whole = {"a": "1", "b": "2"}
+    assert differing(whole, {"a": "1", "b": "3", "c": "4"}) == ["b", "c"]
+    assert differing(whole, {"a": "1"}) == ["b"]
