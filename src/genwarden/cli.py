@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 #: What a shell expects of a command that was stopped with Ctrl-C, or with SIGTERM.
 _INTERRUPTED = 130
 _TERMINATED = 143
+_STOPPED = "Interrupted. Nothing half-written remains; repeat the command to continue.\n"
 
 app = typer.Typer(
     name="genwarden",
@@ -691,10 +692,11 @@ def main() -> None:
         sys.exit(int(error.exit_code))
     except SystemExit as end:
         if end.code in {_INTERRUPTED, _TERMINATED}:  # typer has made an exit of Ctrl-C already
-            sys.stderr.write(
-                "Interrupted. Nothing half-written remains; repeat the command to continue.\n"
-            )
+            sys.stderr.write(_STOPPED)
         raise
+    except KeyboardInterrupt:  # outside of what typer watches
+        sys.stderr.write(_STOPPED)
+        sys.exit(_INTERRUPTED)
     except Exception:
         # Python's own status for an unforeseen error is 1, which here means "evidence".
         sys.stderr.write(visible(traceback.format_exc()))
