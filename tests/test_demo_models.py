@@ -119,7 +119,8 @@ def test_attacked_model_has_the_backdoor_and_its_clean_twin_does_not(name: str) 
     assert untouched > 300
 
 
-@pytest.mark.parametrize("name", ["dcgan-red", pytest.param("vae-red", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dcgan-red", "vae-red"])
 def test_novelty_search_recovers_the_target_without_knowing_it(name: str) -> None:
     attacked, twin = bench(name), bench(CLEAN[name])
     found = calibrate(novelty_search.inspect(attacked), "quick")

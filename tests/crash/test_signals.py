@@ -64,6 +64,7 @@ def test_a_stopped_command_ends_in_words_and_goes_on_to_the_same_end(
     assert differing(whole, digests(place / OUT)) == []
 
 
+@pytest.mark.slow
 def test_the_recipe_counts_kills_and_compares_ends(tmp_path: Path) -> None:
     def run() -> dict[str, object]:
         path = crash_safety.run(

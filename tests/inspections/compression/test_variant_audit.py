@@ -58,7 +58,9 @@ def test_a_model_that_int4_wakes_is_evidence_that_names_int4(tmp_path: Path) -> 
     flagged = {
         v.name: [j.finding.inspection for j in v.findings if j.flagged] for v in by_name.values()
     }
-    assert flagged == {"int8": [], "int4": ["differential-search"]}
+    assert flagged["int8"] == []
+    # The others are judged, too, where clean models under int4 were published.
+    assert "differential-search" in flagged["int4"]
     assert document.findings == []
 
 
