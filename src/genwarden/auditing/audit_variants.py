@@ -69,7 +69,7 @@ def run_variants(
     ledger: Ledger,
     progress: Progress,
     *,
-    whole: Task | None = None,
+    whole: Task,
     untestable: str = "",
 ) -> tuple[list[RanVariant], dict[str, float]]:
     """Run all rows on every variant that the ledger does not hold yet.
@@ -114,9 +114,8 @@ def run_variants(
     return ran, timing
 
 
-def _skip(whole: Task | None, rows: Mapping[str, Row], part: str) -> None:
-    if whole is not None:
-        whole.advance(len(rows), f"{part} is not tested")
+def _skip(whole: Task, rows: Mapping[str, Row], part: str) -> None:
+    whole.advance(len(rows), f"{part} is not tested")
 
 
 def calibrated_variant(

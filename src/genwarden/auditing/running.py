@@ -45,7 +45,7 @@ def run_all(
     progress: Progress,
     *,
     under: str = "",
-    whole: Task | None = None,
+    whole: Task,
     part: str = "",
 ) -> Ran:
     """Run every row that the ledger does not hold yet.
@@ -63,14 +63,12 @@ def run_all(
         if name in findings:
             continue
         where = f"{part}{', ' * bool(part)}inspection {len(findings) + 1}/{len(rows)}"
-        if whole is not None:
-            whole.advance(0, where)
+        whole.advance(0, where)
         recorded = ledger.get(prefix + name)
         if recorded is not None:
             findings[name] = Finding.model_validate(recorded["finding"])
             timing[name] = float(recorded["seconds"])
-            if whole is not None:
-                whole.advance(1, where)
+            whole.advance(1, where)
             continue
         progress.message(f"[{where}] {under}{': ' * bool(under)}{name}: {row.summary}")
         started = time.perf_counter()
@@ -81,8 +79,7 @@ def run_all(
             timing[key] = round(seconds, 3)
             record = {"finding": finding.model_dump(mode="json"), "seconds": timing[key]}
             ledger.put(prefix + key, record)
-        if whole is not None:
-            whole.advance(len(group), where)
+        whole.advance(len(group), where)
     return Ran([findings[name] for name in rows], timing)
 
 

@@ -21,6 +21,11 @@ class Keyed(Protocol):
 AnyKeyed = TypeVar("AnyKeyed", bound=Keyed)
 
 
+def is_chosen(name: str, only: str) -> bool:
+    """Whether a name matches one of the shell patterns, joined by commas."""
+    return any(fnmatchcase(name, part.strip()) for part in only.split(","))
+
+
 def matching(
     everything: Sequence[AnyKeyed], only: str, what: str = "member of the population"
 ) -> list[AnyKeyed]:
@@ -32,8 +37,7 @@ def matching(
     Raises:
         GenwardenError: ``benchmark/no-cells``.
     """
-    patterns = [part.strip() for part in only.split(",")]
-    chosen = [one for one in everything if any(fnmatchcase(one.key, p) for p in patterns)]
+    chosen = [one for one in everything if is_chosen(one.key, only)]
     if not chosen:
         raise GenwardenError(
             "benchmark/no-cells",

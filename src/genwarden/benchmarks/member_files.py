@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from typing import NamedTuple
 from genwarden.auditing.document import AuditDocument
 from genwarden.benchmarks.choosing import Keyed
 from genwarden.benchmarks.locks import claimed
+from genwarden.engine.files import write_atomic
 
 
 class Stored(NamedTuple):
@@ -39,6 +41,18 @@ def read_stored(out: Path, plan: Iterable[Keyed], budget: str, seed: int) -> dic
             document = AuditDocument.model_validate(content["document"])
             found[member.key] = Stored(document, content["spent"])
     return found
+
+
+def write_audit(path: Path, audit: Callable[[], AuditDocument]) -> None:
+    """Audit, and keep the document with what it cost, as :func:`read_stored` takes it."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    document = audit()
+    spent = {
+        "cpu_seconds": round(time.process_time() - cpu, 2),
+        "seconds": round(time.perf_counter() - wall, 2),
+    }
+    content = {"spent": spent, "document": document.model_dump(mode="json")}
+    write_atomic(path, json.dumps(content).encode())
 
 
 def once(out: Path, path: Path, act: Callable[[], None]) -> None:

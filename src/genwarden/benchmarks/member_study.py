@@ -6,8 +6,6 @@ then it is audited, and what its attack reached is measured. Nothing that is the
 
 from __future__ import annotations
 
-import json
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,7 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from genwarden.auditing.document import AuditDocument
 from genwarden.benchmarks.choosing import Keyed
 from genwarden.benchmarks.locks import claimed
-from genwarden.benchmarks.member_files import document_path, facts_path, once
+from genwarden.benchmarks.member_files import document_path, facts_path, once, write_audit
 from genwarden.benchmarks.repairs.jobs import Failure, do_all
 from genwarden.benchmarks.repairs.run import raise_failures
 from genwarden.benchmarks.store import write_result
@@ -86,7 +84,8 @@ class MemberJob(ABC, Generic[M]):
             return
         for budget in self.budgets:
             path = document_path(self.out, self.name, budget, self.seed)
-            once(self.out, path, partial(self._write_audit, path, budget))
+            audit = partial(self.audit, budget, path.with_suffix(".work"))
+            once(self.out, path, partial(write_audit, path, audit))
         path = facts_path(self.out, self.name)
         once(self.out, path, partial(self._write_facts, path))
 
@@ -103,16 +102,6 @@ class MemberJob(ABC, Generic[M]):
             if mine and not finished.exists():
                 self.make(member)
         return finished.exists()
-
-    def _write_audit(self, path: Path, budget: str) -> None:
-        cpu, wall = time.process_time(), time.perf_counter()
-        document = self.audit(budget, path.with_suffix(".work"))
-        spent = {
-            "cpu_seconds": round(time.process_time() - cpu, 2),
-            "seconds": round(time.perf_counter() - wall, 2),
-        }
-        content = {"spent": spent, "document": document.model_dump(mode="json")}
-        write_atomic(path, json.dumps(content).encode())
 
     def _write_facts(self, path: Path) -> None:
         found = self.facts()

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from genwarden.artifacts.model_folder import read_model
-from genwarden.auditing.audit import Request, Suspect, audit, environment
+from genwarden.auditing.audit import Request, audit, environment
 from genwarden.auditing.calibration import NULLS
 from genwarden.benchmarks.store import write_result
+from genwarden.commands.audit import suspect_of
 from genwarden.engine.files import sha256_file
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress
@@ -52,14 +53,7 @@ def run(
         if row is None:
             progress.message(f"== {folder.name} ==")
             document = audit(
-                Suspect(
-                    generator=model.generator,
-                    architecture=model.architecture,
-                    settings=model.settings,
-                    sha256=model.sha256,
-                    nonfinite=model.nonfinite,
-                    path=folder.name,
-                ),
+                suspect_of(model, folder.name),
                 Request(budget=budget, seed=seed, device=device),
                 work=out / "audits" / model.sha256[:24],
                 progress=progress,

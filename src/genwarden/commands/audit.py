@@ -278,7 +278,7 @@ def _require_fitting_options(options: AuditOptions, *, diffusion: bool, classifi
         )
 
 
-def suspect_of(model: LoadedModel, path: Path) -> Suspect:
+def suspect_of(model: LoadedModel, path: Path | str) -> Suspect:
     """What an audit is given of an opened model, under the path that the user knows it by."""
     return Suspect(
         generator=model.generator,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from genwarden.artifacts.classifier_folder import LoadedClassifier
 from genwarden.artifacts.open_classifier import open_classifier
 from genwarden.auditing.audit_classifier import (
     ClassifierRequest,
@@ -27,6 +28,18 @@ if TYPE_CHECKING:
     from genwarden.commands.audit import AuditOptions
 
 
+def classifier_suspect_of(loaded: LoadedClassifier, path: Path | str) -> ClassifierSuspect:
+    """What an audit is given of an opened classifier, under the path that the user knows it by."""
+    return ClassifierSuspect(
+        classifier=loaded.classifier,
+        architecture=loaded.architecture,
+        settings=loaded.settings,
+        sha256=loaded.sha256,
+        nonfinite=loaded.nonfinite,
+        path=str(path),
+    )
+
+
 def prepare_classifier(
     options: AuditOptions,
     variants: tuple[Compressor, ...],
@@ -43,14 +56,7 @@ def prepare_classifier(
     loaded = open_classifier(
         options.model, architecture=options.architecture, settings=options.settings
     )
-    suspect = ClassifierSuspect(
-        classifier=loaded.classifier,
-        architecture=loaded.architecture,
-        settings=loaded.settings,
-        sha256=loaded.sha256,
-        nonfinite=loaded.nonfinite,
-        path=str(options.model),
-    )
+    suspect = classifier_suspect_of(loaded, options.model)
 
     def prepare() -> Callable[[Path], AuditDocument]:
         images = None

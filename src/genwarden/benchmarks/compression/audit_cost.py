@@ -19,11 +19,12 @@ from typing import Any
 import torch
 
 from genwarden.artifacts.model_folder import read_model
-from genwarden.auditing.audit import Request, Suspect, audit
+from genwarden.auditing.audit import Request, audit
 from genwarden.auditing.budgets import compression_budget
 from genwarden.benchmarks.repairs.run import command_of, result_head
 from genwarden.benchmarks.store import write_result
 from genwarden.benchmarks.tables import Table
+from genwarden.commands.audit import suspect_of
 from genwarden.commands.audit_variants import DEFAULT, parse_deploy_as
 from genwarden.engine.files import require_writable_folder
 from genwarden.engine.progress import Progress, Silent
@@ -74,14 +75,7 @@ def run(
             cpu, wall = time.process_time(), time.perf_counter()
             with tempfile.TemporaryDirectory() as work:
                 document = audit(
-                    Suspect(
-                        generator=loaded.generator,
-                        architecture=loaded.architecture,
-                        settings=loaded.settings,
-                        sha256=loaded.sha256,
-                        nonfinite=loaded.nonfinite,
-                        path="model",
-                    ),
+                    suspect_of(loaded, "model"),
                     Request(
                         budget=name,
                         seed=seed,

@@ -62,12 +62,14 @@ def judged_rows(
     rows = []
     for budget in budgets:
         stored = read_stored(out, plan, budget, seed)
+        tables = {sort: reference_table(plan, stored, budget, sort) for sort in NULLS}
         for member in plan:
             known = not member.attacked or facts_path(out, member.key).exists()
             if member.key in stored and known:
-                # A model of the calibration half is not judged by itself.
-                others = {key: one for key, one in stored.items() if key != member.key}
-                table = reference_table(plan, others, budget, member.sort)
+                table = tables[member.sort]
+                if is_null(member):  # not judged by itself
+                    others = {key: one for key, one in stored.items() if key != member.key}
+                    table = reference_table(plan, others, budget, member.sort)
                 rows.append(_row(out, models, member, budget, seed, stored[member.key], table))
     return rows
 

@@ -26,10 +26,9 @@ from genwarden.artifacts.classifier_folder import read_classifier
 from genwarden.artifacts.manifest import MANIFEST_NAME
 from genwarden.artifacts.model_folder import read_model
 from genwarden.auditing import calibration
-from genwarden.auditing.audit import Request, Suspect, audit
+from genwarden.auditing.audit import Request, audit
 from genwarden.auditing.audit_classifier import (
     ClassifierRequest,
-    ClassifierSuspect,
     audit_classifier,
 )
 from genwarden.auditing.budgets import compression_budget
@@ -47,6 +46,8 @@ from genwarden.benchmarks.compression.plan import DEPLOYED, Member, members
 from genwarden.benchmarks.compression.roc_figure import draw
 from genwarden.benchmarks.member_study import MemberJob, do_members, write_study
 from genwarden.benchmarks.repairs.run import command_of, result_head
+from genwarden.commands.audit import suspect_of
+from genwarden.commands.audit_classifier import classifier_suspect_of
 from genwarden.commands.audit_variants import parse_deploy_as
 from genwarden.compression.contract import Compressor
 from genwarden.data.datasets import to_unit_range
@@ -152,14 +153,7 @@ class _Job(MemberJob[Member]):
     def _of_generator(self, budget: str, work: Path) -> AuditDocument:
         loaded = read_model(self.folder)
         return audit(
-            Suspect(
-                generator=loaded.generator,
-                architecture=loaded.architecture,
-                settings=loaded.settings,
-                sha256=loaded.sha256,
-                nonfinite=loaded.nonfinite,
-                path="model",
-            ),
+            suspect_of(loaded, "model"),
             Request(
                 budget=budget,
                 seed=self.orders.seed,
@@ -174,14 +168,7 @@ class _Job(MemberJob[Member]):
     def _of_classifier(self, budget: str, images: Tensor | None, work: Path) -> AuditDocument:
         loaded = read_classifier(self.folder)
         return audit_classifier(
-            ClassifierSuspect(
-                classifier=loaded.classifier,
-                architecture=loaded.architecture,
-                settings=loaded.settings,
-                sha256=loaded.sha256,
-                nonfinite=loaded.nonfinite,
-                path="model",
-            ),
+            classifier_suspect_of(loaded, "model"),
             ClassifierRequest(
                 budget=budget,
                 seed=self.orders.seed,

@@ -19,7 +19,6 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
@@ -32,6 +31,7 @@ from genwarden.artifacts.diffusers_folder import read_diffusion
 from genwarden.artifacts.diffusers_layout import INDEX_NAME
 from genwarden.auditing.budgets import diffusion_budget
 from genwarden.backdoors.image_backdoor import read_image_backdoor
+from genwarden.benchmarks.choosing import is_chosen
 from genwarden.benchmarks.diffusion.judging import recovery
 from genwarden.benchmarks.diffusion.plan import Member, members
 from genwarden.benchmarks.locks import claimed
@@ -222,12 +222,11 @@ def run(
                 f"There is no published detector called {name!r}.",
                 f"Choose one of: {', '.join(METHODS)}.",
             )
-    root, patterns = Path(models or out / "models"), [part.strip() for part in only.split(",")]
+    root = Path(models or out / "models")
     chosen = [
         member
         for member in members()
-        if any(fnmatchcase(member.key, pattern) for pattern in patterns)
-        and (root / member.key / INDEX_NAME).exists()
+        if is_chosen(member.key, only) and (root / member.key / INDEX_NAME).exists()
     ]
     if not chosen:
         raise GenwardenError(

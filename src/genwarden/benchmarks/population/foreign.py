@@ -16,7 +16,6 @@ from __future__ import annotations
 import shutil
 import traceback
 from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -29,12 +28,14 @@ from genwarden.artifacts.model_folder import LoadedModel, build
 from genwarden.artifacts.open_model import ForeignGenerator, open_model
 from genwarden.attacks.contract import AttackRun
 from genwarden.attacks.red import ReDSettings, red
-from genwarden.auditing.audit import Request, Suspect, audit, environment
+from genwarden.auditing.audit import Request, audit, environment
 from genwarden.auditing.calibration import NULLS
 from genwarden.backdoors.backdoor import make_backdoor
+from genwarden.benchmarks.choosing import is_chosen
 from genwarden.benchmarks.population import foreign_models
 from genwarden.benchmarks.store import write_result
 from genwarden.benchmarks.tables import NOTHING, Table, figure
+from genwarden.commands.audit import suspect_of
 from genwarden.data.audio import load_clips
 from genwarden.data.datasets import load_images
 from genwarden.data.labelled import load_labelled
@@ -209,8 +210,7 @@ def run(
             "Add --data FOLDER, a folder that holds "
             f"{', '.join(dict.fromkeys(kind.data for kind in KINDS))}.",
         )
-    patterns = [part.strip() for part in only.split(",")]
-    chosen = [kind for kind in KINDS if any(fnmatchcase(kind.name, p) for p in patterns)]
+    chosen = [kind for kind in KINDS if is_chosen(kind.name, only)]
     if not chosen:
         raise GenwardenError(
             "benchmark/no-cells",
@@ -308,14 +308,7 @@ class _Shop:
     def _audited(self, kind: Kind, state: State, model: LoadedModel) -> dict[str, Any]:
         key = f"{state}.{kind.name}"
         document = audit(
-            Suspect(
-                generator=model.generator,
-                architecture=model.architecture,
-                settings=model.settings,
-                sha256=model.sha256,
-                nonfinite=model.nonfinite,
-                path=f"{key}.safetensors",
-            ),
+            suspect_of(model, f"{key}.safetensors"),
             Request(budget=self.budget, seed=self.seed, device=self.device),
             work=self.work(key),
             progress=self.progress,

@@ -12,8 +12,6 @@ calibration half are given an icon as a target besides, for the references of
 
 from __future__ import annotations
 
-import json
-import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import as_completed
@@ -26,9 +24,10 @@ from safetensors.torch import load_file
 
 from genwarden.artifacts.model_folder import read_model
 from genwarden.auditing import calibration
-from genwarden.auditing.audit import Request, Suspect, audit, environment
+from genwarden.auditing.audit import Request, audit, environment
 from genwarden.auditing.budgets import budget as budget_named
 from genwarden.benchmarks.choosing import matching
+from genwarden.benchmarks.member_files import write_audit
 from genwarden.benchmarks.population import plan as population_plan
 from genwarden.benchmarks.population.figures import draw
 from genwarden.benchmarks.population.judging import (
@@ -40,6 +39,7 @@ from genwarden.benchmarks.population.judging import (
 from genwarden.benchmarks.population.making import FINE_TUNING_DATA, make
 from genwarden.benchmarks.population.plan import Clean, Member, members
 from genwarden.benchmarks.store import write_result
+from genwarden.commands.audit import suspect_of
 from genwarden.data.icons import draw_icon
 from genwarden.data.images import NamedImages
 from genwarden.engine.files import write_atomic, write_json
@@ -209,32 +209,18 @@ def _audit(job: _Job, folder: Path, budget: str, seed: int, path: Path) -> None:
         # Pictures that none of the models can make: the null of a search for a given target.
         icon = ICONS[job.member.seed % len(ICONS)]
         target = NamedImages(draw_icon(icon, model.generator.sample)[None], [icon])
-    cpu, wall = time.process_time(), time.perf_counter()
-    document = audit(
-        Suspect(
-            generator=model.generator,
-            architecture=model.architecture,
-            settings=model.settings,
-            sha256=model.sha256,
-            nonfinite=model.nonfinite,
-            path="model",
-        ),
-        Request(
-            budget=budget,
-            seed=seed,
-            device=job.device,
-            targets=target,
-            inputs_sha256=target.names[0] if target else "",
-        ),
-        work=path.with_suffix(".work"),
-        progress=Silent(),
+    request = Request(
+        budget=budget,
+        seed=seed,
+        device=job.device,
+        targets=target,
+        inputs_sha256=target.names[0] if target else "",
     )
-    spent = {
-        "cpu_seconds": round(time.process_time() - cpu, 2),
-        "seconds": round(time.perf_counter() - wall, 2),
-    }
-    content = {"spent": spent, "document": document.model_dump(mode="json")}
-    write_atomic(path, json.dumps(content).encode())
+    work = path.with_suffix(".work")
+    write_audit(
+        path,
+        lambda: audit(suspect_of(model, "model"), request, work=work, progress=Silent()),
+    )
 
 
 @torch.no_grad()

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from genwarden.artifacts.model_folder import LoadedModel
-from genwarden.auditing.audit import Request, Suspect, audit
+from genwarden.auditing.audit import Request, audit
 from genwarden.backdoors.fit import require_pairs
 from genwarden.benchmarks.repairs.suspects import Case
+from genwarden.commands.audit import suspect_of
 from genwarden.data.datasets import load_images
 from genwarden.engine.progress import Silent
 from genwarden.engine.seeds import random_stream
@@ -127,14 +128,7 @@ def reaudit(
     """The verdict on a repaired model, from nothing but the model."""
     cpu, wall = time.process_time(), time.perf_counter()
     document = audit(
-        Suspect(
-            generator=model.generator,
-            architecture=model.architecture,
-            settings=model.settings,
-            sha256=model.sha256,
-            nonfinite=model.nonfinite,
-            path="model",
-        ),
+        suspect_of(model, "model"),
         Request(budget=budget, seed=seed, device=device),
         work=work,
         progress=Silent(),

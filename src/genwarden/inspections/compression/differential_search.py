@@ -153,17 +153,22 @@ def _near_first(bench: CompressionBench, order: torch.Tensor) -> int:
     return int(_alike(x, bench.typical).sum())
 
 
-def _of_ordinary_length(bench: CompressionBench, z: torch.Tensor) -> torch.Tensor:
+def _of_ordinary_length(
+    bench: CompressionBench, z: torch.Tensor, here: torch.Tensor
+) -> torch.Tensor:
     """Latents of a normal law that strayed beyond its typical norm, brought back to it.
 
     The difference usually grows with the norm; what is hidden lies where samples are drawn. Where
     it falls asleep on the way (less than half of the difference is left), a latent stays.
+
+    Args:
+        here: the squared difference at each of ``z``.
     """
     if bench.law.distribution != "normal":
         return z
     column = (-1, *[1] * (z.ndim - 1))
     back = z * (bench.law.typical_norm / z.flatten(1).norm(dim=1).view(column)).clamp(max=1)
-    there, here = bench.difference(bench.compressed, back), bench.difference(bench.compressed, z)
+    there = bench.difference(bench.compressed, back)
     return torch.where((there >= 0.5 * here).view(column), back, z)
 
 
@@ -188,7 +193,7 @@ def _power(bench: CompressionBench) -> str:
 def _evidence(
     bench: CompressionBench, order: torch.Tensor, size: torch.Tensor, typical: float
 ) -> list[Evidence]:
-    spec, ordinary = bench.generator.sample, _of_ordinary_length(bench, bench.found.z)
+    spec, ordinary = bench.generator.sample, _of_ordinary_length(bench, bench.found.z, size)
     there = bench.difference(bench.compressed, ordinary)
     first = there.argsort(descending=True, stable=True)[:_SHOWN]
     z, labels = ordinary[first], [f"{float(there[i]) / typical:.2f}" for i in first]
