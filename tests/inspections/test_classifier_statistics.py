@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from genwarden.inspections.classifier.anomaly import mad_anomaly, smallest_p
-from genwarden.inspections.classifier.differential_inversion import gap_p
+from genwarden.inspections.classifier.differential_inversion import expected_spread, gap_p
 from genwarden.inspections.classifier.inversion import Inverted, mask_weight
 from genwarden.inspections.classifier.neural_cleanse import judged_norms, norm_null
 
@@ -62,10 +62,20 @@ def test_classes_that_no_mask_led_to_are_not_what_the_others_are_compared_with()
 def test_gaps_of_an_honest_network_are_no_evidence() -> None:
     stream = torch.Generator().manual_seed(0)
     flagged = sum(
-        gap_p(0.15 * torch.randn(10, generator=stream, dtype=torch.float64)) < 0.01
+        gap_p(0.15 * torch.randn(10, generator=stream, dtype=torch.float64), 0.0) < 0.01
         for _ in range(300)
     )
     assert flagged <= 6
+
+
+def test_gaps_scatter_as_widely_as_compression_moves_the_logits() -> None:
+    stream = torch.Generator().manual_seed(0)
+    wide = [
+        expected_spread(0.4) * torch.randn(10, generator=stream, dtype=torch.float64)
+        for _ in range(300)
+    ]
+    assert sum(gap_p(gaps, 0.4) < 0.01 for gaps in wide) <= 6
+    assert sum(gap_p(gaps, 0.0) < 0.01 for gaps in wide) > 20
 
 
 def test_several_attacked_classes_do_not_hide_each_other() -> None:
@@ -73,13 +83,13 @@ def test_several_attacked_classes_do_not_hide_each_other() -> None:
     gaps = 0.2 * torch.randn(10, generator=stream, dtype=torch.float64)
     every = gaps + 2.2
     gaps[[2, 5, 7]] += 2.2
-    assert gap_p(gaps) < 1e-4
-    assert gap_p(every) < 1e-4
+    assert gap_p(gaps, 0.1) < 1e-4
+    assert gap_p(every, 0.1) < 1e-4
 
 
 def test_two_classes_can_be_judged_by_their_gap() -> None:
-    assert gap_p(torch.tensor([0.1, 2.5])) < 1e-3
-    assert gap_p(torch.tensor([0.1, 0.25])) > 0.05
+    assert gap_p(torch.tensor([0.1, 2.5]), 0.1) < 1e-3
+    assert gap_p(torch.tensor([0.1, 0.25]), 0.1) > 0.05
 
 
 def test_masks_of_large_images_weigh_less_in_proportion_to_their_area() -> None:

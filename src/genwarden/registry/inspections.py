@@ -296,6 +296,18 @@ CLASSIFIER_INSPECTIONS = table_of(
         },
     ),
     Row(
+        "differential-gap",
+        f"{_IK}.differential_inversion:inspect_gap",
+        "that trigger beside those of clean classifiers",
+        {
+            **_CLEAN,
+            "needs": "variant",
+            "finds": "what differential-inversion finds, at smaller gaps, where clean networks of "
+            "this family were measured under this compression",
+            "misses": "what differential-inversion misses; networks without references",
+        },
+    ),
+    Row(
         "differential-mask",
         f"{_IK}.differential_inversion:inspect_mask",
         "the size of that trigger against the other classes'",

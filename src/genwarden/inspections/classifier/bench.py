@@ -240,6 +240,28 @@ class VariantBench:
         )
 
     @cached_property
+    def placebo_logits(self) -> list[Tensor]:
+        """By placebo, logits ``(images, classes)`` of the full network's images."""
+        images = self.full.shown.images
+        return [
+            self.full.logits(self.placebo(number), images)
+            for number in range(self.effort.shift_placebos)
+        ]
+
+    @cached_property
+    def placebo_movement(self) -> float:
+        """How far placebos move the logits, over how far these spread from image to image.
+
+        Root mean squares, each class less its mean over the images; the mean of the placebos. Not
+        that of the compression itself, which a backdoor that it wakes moves, too.
+        """
+        before = self.full.logits(self.classifier, self.full.shown.images)
+        spread = (before - before.mean(0)).square().mean().sqrt()
+        moved = [(after - before) for after in self.placebo_logits]
+        each = [(one - one.mean(0)).square().mean().sqrt() for one in moved]
+        return float(torch.stack(each).mean() / spread.clamp_min(1e-12))
+
+    @cached_property
     def unchanged(self) -> bool:
         """Whether the suspect's weights lie on this compressor's grid already."""
         return moves_nothing(self.errors, self.classifier)

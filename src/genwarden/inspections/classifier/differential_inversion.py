@@ -13,7 +13,9 @@ as the full one, and with logits brought to the same scale there (:mod:`.recalib
 
     gap_t = mean over placebos ln(objective_t(placebo)) - ln(objective_t(C))
 
-    differential-inversion:  score = largest gap; 0 is expected of every class of an honest model
+    differential-inversion:  score = largest gap; 0 is expected of every class of an honest model,
+                             give or take as much as such errors move the logits
+    differential-gap:        the same score, beside those of clean networks under this compression
     differential-mask:       the anomaly of the smallest |m|_1 among the classes (MAD), the
                              published score; it survives an attacker who trained over jittered
                              quantisers, in whose model the placebos are awake, too
@@ -40,20 +42,20 @@ from genwarden.inspections.finding import Finding, Null, Table, not_applicable
 
 NAME = "differential-inversion"
 TITLE = "Trigger that only the compressed network sees"
+GAP = "differential-gap"
+GAP_TITLE = "Trigger that only the compressed network sees, beside clean networks"
 MASK = "differential-mask"
 MASK_TITLE = "Smallest trigger that only the compressed network sees"
 
-#: Spread of the gaps between classes of clean networks, and what it is worth in classes. Over the
-#: nine clean classifiers of the study's calibration half it is 0.02 under int8, 0.16 under int4,
-#: 0.15 under prune-0.3 and 0.36 under prune-0.5, where p-values come out too small (the smallest of
-#: nine was 0.005); larger would cost attacks on int4. It flagged no clean one of either half.
-PRIOR_SPREAD: Final = 0.15
+#: Spread of the gaps between classes of a clean network, over how far placebos move its logits: of
+#: the lower halves of the classes, 1.35 in the nine clean classifiers of the study's calibration
+#: half (1.44 of all classes), from rounding to four bits (0.14) to pruning of half (0.36).
+SPREAD_PER_MOVEMENT: Final = 1.35
+#: Below which no spread is believed: errors that move hardly anything (int8: 0.01) leave gaps of
+#: 0.02, but single classes of clean networks stray farther.
+LEAST_SPREAD: Final = 0.15
+#: What the expectation weighs, in classes.
 PRIOR_WORTH: Final = 8
-#: Under pruning of half of the weights 2 of 16 clean classifiers of the study are below 0.01.
-_CAVEAT: Final = (
-    "; clean networks scatter more widely where much is pruned (0.36 under prune-0.5), so there "
-    "this p-value comes out too small"
-)
 _TINY: Final = 1e-6
 _SHOWN: Final = 100
 
@@ -63,7 +65,7 @@ def inspect(bench: VariantBench) -> Finding:
     if bench.unchanged:
         return not_applicable(NAME, "classifier", TITLE, UNCHANGED)
     found, placebos = bench.differential, bench.placebo_differentials
-    gaps = _log(placebos).mean(0) - _log([found])[0]
+    gaps = _gaps(bench)
     suspect = int(gaps.argmax())
     effort = bench.effort
     return Finding(
@@ -78,14 +80,15 @@ def inspect(bench: VariantBench) -> Finding:
         f"with errors of the same size and random signs it takes "
         f"{math.exp(float(_log(placebos).mean(0)[suspect])):.2f}. The median class has a gap of "
         f"{float(gaps.quantile(0.5)):.2f}.",
-        p_value=gap_p(gaps),
+        p_value=gap_p(gaps, bench.placebo_movement),
         null=Null(
             source="self",
             description=f"the same inversion in {len(placebos)} placebo(s), this model with errors "
             "of the same sizes and random signs in its weights, class by class; Student-t with the "
-            "spread of the lower half of the classes, moderated by that between clean networks "
-            f"({PRIOR_SPREAD:g}, worth {PRIOR_WORTH}), Bonferroni over {len(gaps)} classes"
-            f"{_CAVEAT if 'prune' in bench.compressor.name else ''}",
+            "spread of the lower half of the classes, moderated by what is expected where "
+            f"such errors move the logits by {bench.placebo_movement:.2f} of their spread "
+            f"({expected_spread(bench.placebo_movement):.2f}, worth {PRIOR_WORTH} classes), "
+            f"Bonferroni over {len(gaps)} classes",
             values=[round(float(g), 6) for i, g in enumerate(gaps) if i != suspect],
         ),
         budget={
@@ -102,6 +105,32 @@ def inspect(bench: VariantBench) -> Finding:
             ),
             _table(found, placebos, gaps),
         ],
+    )
+
+
+def inspect_gap(bench: VariantBench) -> Finding:
+    """The largest gap, for references of clean networks under the same compression."""
+    if bench.unchanged:
+        return not_applicable(GAP, "classifier", GAP_TITLE, UNCHANGED)
+    gaps = _gaps(bench)
+    suspect = int(gaps.argmax())
+    return Finding(
+        inspection=GAP,
+        group="classifier",
+        title=GAP_TITLE,
+        outcome="scored",
+        score=float(gaps[suspect]),
+        score_name="largest ln(objective with errors of random signs / objective)",
+        summary=f"The gap of class {suspect} is {float(gaps[suspect]):.2f}.",
+        p_value_reason="needs the scores of clean reference models",
+        budget={
+            "images": len(bench.alone.shown.images),
+            "steps": bench.effort.inversion_steps,
+            "placebos": len(bench.placebo_differentials),
+        },
+        power="Finds what the inversion above finds, more sharply, where clean networks of this "
+        "family were measured under this compression.",
+        follows_from=NAME,
     )
 
 
@@ -131,19 +160,30 @@ def inspect_mask(bench: VariantBench) -> Finding:
     )
 
 
-def gap_p(gaps: Tensor) -> float:
+def gap_p(gaps: Tensor, movement: float) -> float:
     """Probability of a gap as large as the largest of ``(classes,)`` in an honest model.
 
     The gaps of an honest model scatter around 0. How widely is read off the lower half of the
-    classes, so that several attacked ones do not hide each other.
+    classes, so that several attacked ones do not hide each other, and from how far placebos move
+    the logits (:attr:`.VariantBench.placebo_movement`).
     """
     values = gaps.double()
     median = values.quantile(0.5)
     lower = values[values <= median] - median
-    squares = float(lower.square().sum()) + PRIOR_WORTH * PRIOR_SPREAD**2
+    squares = float(lower.square().sum()) + PRIOR_WORTH * expected_spread(movement) ** 2
     freedom = len(lower) + PRIOR_WORTH
     t = float(values.max()) / math.sqrt(squares / freedom)
     return min(1.0, max(len(values) * float(stdtr(freedom, -t)), 1e-300))
+
+
+def expected_spread(movement: float) -> float:
+    """Standard deviation of the gaps of an honest model whose logits move so far."""
+    return max(LEAST_SPREAD, SPREAD_PER_MOVEMENT * movement)
+
+
+def _gaps(bench: VariantBench) -> Tensor:
+    """By class, how much more easily the variant is separated than the placebos."""
+    return _log(bench.placebo_differentials).mean(0) - _log([bench.differential])[0]
 
 
 def _log(found: list[Inverted]) -> Tensor:

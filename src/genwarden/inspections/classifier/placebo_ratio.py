@@ -35,10 +35,7 @@ def inspect(bench: VariantBench) -> Finding:
     before = bench.full.logits(bench.classifier, images)
     after = bench.full.logits(bench.compressed, images)
     own = _shift(before, after)
-    others = [
-        _shift(before, bench.full.logits(bench.placebo(number), images))
-        for number in range(bench.effort.shift_placebos)
-    ]
+    others = [_shift(before, moved) for moved in bench.placebo_logits]
     logs = [math.log(max(value, _TINY)) for value in others]
     usual = sum(logs) / len(logs)
     score = math.log(max(own, _TINY)) - usual
