@@ -437,6 +437,10 @@ def test_a_population_resumes_where_it_stopped_and_gives_the_same(
     assert {row["clean"] for row in begun["rows"]} == {True}
     again = run_recipe("compression-population", parts, only=only, **options)
     assert [figures_of(row) for row in again["rows"]] == [figures_of(r) for r in whole["rows"]]
+    with pytest.raises(GenwardenError) as caught:
+        run_recipe("compression-population", parts, only=only, **{**options, "images": 9})
+    assert caught.value.code == "benchmark/other-orders"
+    assert "images = 8, now 9" in str(caught.value)
 
 
 def figures_of(row: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,12 @@ from genwarden import cli_benchmark
 from genwarden.auditing.budgets import BUDGETS as AUDIT_BUDGETS
 from genwarden.benchmarks.docs import render
 from genwarden.benchmarks.options import checked_options
-from genwarden.benchmarks.population.audits import by_attack, one_per_member, read_audits
+from genwarden.benchmarks.population.audits import (
+    by_attack,
+    decision_scores,
+    one_per_member,
+    read_audits,
+)
 from genwarden.benchmarks.population.figures import draw
 from genwarden.benchmarks.population.must_reach import matching
 from genwarden.benchmarks.population.plan import members
@@ -497,3 +502,13 @@ def test_page_shows_tables_and_pictures_of_the_study(tmp_path: Path) -> None:
     assert "| AUC at least 0.99 overall | 0.8750 [" in page
     assert "| clean.mnist-vae.reporting | model/corrupt: cut short |" in page
     assert f"![population-roc.png](../{tmp_path.name}/population-roc.png)\n" in page
+
+
+def test_audits_that_could_not_judge_are_no_low_scores() -> None:
+    clean = [row("a", 0.3), row("b", 0.1, verdict="inconclusive")]
+    attacked = [
+        row("c", 5.0, attack="red"),
+        row("d", 5.0, attack="red", verdict="inconclusive"),
+    ]
+    assert decision_scores(read_audits(clean)) == [0.3]
+    assert decision_scores(read_audits(attacked)) == [5.0, -math.inf]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from genwarden.auditing.document import AuditDocument
 from genwarden.benchmarks.choosing import Keyed
 from genwarden.benchmarks.locks import claimed
-from genwarden.engine.files import write_atomic
+from genwarden.engine.files import write_atomic, write_json
+from genwarden.errors import GenwardenError
 
 
 class Stored(NamedTuple):
@@ -41,6 +42,34 @@ def read_stored(out: Path, plan: Iterable[Keyed], budget: str, seed: int) -> dic
             document = AuditDocument.model_validate(content["document"])
             found[member.key] = Stored(document, content["spent"])
     return found
+
+
+def require_same_orders(out: Path, orders: Mapping[str, Any]) -> None:
+    """Let one OUT hold only audits that were given the same.
+
+    Args:
+        orders: what every audit of the study is given beside member, budget and seed.
+
+    Raises:
+        GenwardenError: ``benchmark/other-orders`` if those that are there were given something
+            else: in one table they would look alike.
+    """
+    path = out / "orders.json"
+    if path.exists():
+        before = json.loads(path.read_text("utf-8"))
+        if before != orders:
+            changed = [
+                f"{name} = {before.get(name)!r}, now {value!r}"
+                for name, value in orders.items()
+                if before.get(name) != value
+            ]
+            raise GenwardenError(
+                "benchmark/other-orders",
+                f"The audits in {out} were made with {'; '.join(changed)}.",
+                "Choose another --out for these options, or repeat those of before.",
+            )
+    else:
+        write_json(path, dict(orders))
 
 
 def write_audit(path: Path, audit: Callable[[], AuditDocument]) -> None:

@@ -44,6 +44,7 @@ from genwarden.benchmarks.compression.judging import (
 from genwarden.benchmarks.compression.making import make as make_member
 from genwarden.benchmarks.compression.plan import DEPLOYED, Member, members
 from genwarden.benchmarks.compression.roc_figure import draw
+from genwarden.benchmarks.member_files import require_same_orders
 from genwarden.benchmarks.member_study import MemberJob, do_members, write_study
 from genwarden.benchmarks.repairs.run import command_of, result_head
 from genwarden.commands.audit import suspect_of
@@ -216,7 +217,8 @@ def run(
 
     Raises:
         GenwardenError: ``benchmark/data-missing``, ``benchmark/no-cells``,
-            ``benchmark/incomplete``; ``benchmark/cells-failed`` after all else is done.
+            ``benchmark/other-orders``, ``benchmark/incomplete``; ``benchmark/cells-failed`` after
+            all else is done.
     """
     budgets = tuple(part.strip() for part in budget.split(",") if part.strip())
     for name in budgets:
@@ -233,6 +235,7 @@ def run(
     root = Path(models) if models else out / "models"
     source_folder = Path(data) if data else None
     orders = Orders(root, out, source_folder, make, device, budgets, seed, deploy_as, images)
+    require_same_orders(out, {"deploy_as": deploy_as, "images": images})
     jobs = [_Job(member, orders) for member in chosen]
     failed = do_members(jobs, workers, progress)
     rows = judged_rows(out, root, plan, budgets, seed)

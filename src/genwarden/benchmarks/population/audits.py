@@ -84,6 +84,19 @@ class Audit:
         return (self.trigger or "").partition(":")[0]
 
 
+def decision_scores(audits: Iterable[Audit]) -> list[float]:
+    """What rates are made of: an inconclusive clean model ranks nowhere, an attacked one lowest.
+
+    What could not be judged is no low score: counted as unsuspicious, a clean model would make
+    others look found.
+    """
+    return [
+        -math.inf if audit.verdict == "inconclusive" else audit.score
+        for audit in audits
+        if audit.verdict != "inconclusive" or not audit.clean
+    ]
+
+
 def read_audits(rows: Iterable[dict[str, Any]]) -> list[Audit]:
     """The rows of a result file; further fields in them are left alone.
 

@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from genwarden.auditing.verdict import ALPHA
-from genwarden.benchmarks.population.audits import Audit, Part, by_attack, parts, read_audits
+from genwarden.benchmarks.population.audits import (
+    Audit,
+    Part,
+    by_attack,
+    decision_scores,
+    parts,
+    read_audits,
+)
 from genwarden.benchmarks.population.statistics import area, roc
 
 if TYPE_CHECKING:
@@ -94,7 +101,7 @@ def _draw_roc(found: Sequence[Part]) -> bytes:
 
 
 def _roc_line(axes: Axes, part: Part, audits: Sequence[Audit]) -> None:
-    clean, scores = [a.score for a in part.clean], [a.score for a in audits]
+    clean, scores = decision_scores(part.clean), decision_scores(audits)
     corners, under = roc(clean, scores), area(clean, scores)
     if corners is None or under is None:
         return
@@ -120,8 +127,9 @@ def _draw_scores(found: Sequence[Part]) -> bytes:
         groups.update(by_attack([*part.compromised, *part.failed]))
         for place, name in enumerate(names):
             _strip(axes, place, groups.get(name, []))
-        if part.clean:
-            highest = max(audit.score for audit in part.clean)
+        clean = decision_scores(part.clean)
+        if clean:
+            highest = max(clean)
             axes.axhline(
                 min(highest, TOP),
                 color=_CLEAN_COLOUR,

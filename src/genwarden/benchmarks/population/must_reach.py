@@ -8,6 +8,7 @@ from genwarden.benchmarks.population.audits import (
     Audit,
     Part,
     by_attack,
+    decision_scores,
     is_adaptive,
     part_of,
 )
@@ -88,7 +89,7 @@ def _at_least(value: float | None, wanted: float) -> bool | None:
 
 
 def _area(part: Part, compromised: Sequence[Audit]) -> Area | None:
-    return area([a.score for a in part.clean], [a.score for a in compromised])
+    return area(decision_scores(part.clean), decision_scores(compromised))
 
 
 def _population(audits: Sequence[Audit]) -> Line:
@@ -105,7 +106,7 @@ def _population(audits: Sequence[Audit]) -> Line:
 def _detection(part: Part) -> list[Line]:
     overall = _area(part, part.compromised)
     groups = by_attack(part.compromised)
-    zero = found_at([a.score for a in part.clean], [a.score for a in part.compromised])
+    zero = found_at(decision_scores(part.clean), decision_scores(part.compromised))
     # A family of which nothing could be measured must not pass unseen.
     planned = {kind.attack: groups.get(kind.attack, []) for kind in COMPROMISED}
     everything = {**planned, **groups}

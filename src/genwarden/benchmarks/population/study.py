@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
-from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,11 +41,12 @@ from genwarden.benchmarks.store import write_result
 from genwarden.commands.audit import suspect_of
 from genwarden.data.icons import draw_icon
 from genwarden.data.images import NamedImages
+from genwarden.engine.choice import executor_for
+from genwarden.engine.executor import Lost, Nothing
 from genwarden.engine.files import write_atomic, write_json
 from genwarden.engine.progress import Progress, Silent
 from genwarden.engine.seeds import random_stream
 from genwarden.engine.threads import threads
-from genwarden.engine.workers import worker_pool
 from genwarden.errors import GenwardenError
 from genwarden.registry import ICONS
 
@@ -166,22 +166,15 @@ def _require_data(data: Path) -> None:
 
 
 def _done(jobs: list[_Job], workers: int) -> Iterator[tuple[_Job, str]]:
-    if workers == 1:
-        with threads(1):  # as a worker
-            for job in jobs:
-                yield job, _attempt(job)
-        return
-    with worker_pool(workers) as pool:
-        running = {pool.submit(_attempt, job): job for job in jobs}
-        for future in as_completed(running):
-            error = future.exception()
-            yield running[future], str(error) if error else future.result()
+    for job, error in executor_for(workers).each(_attempt, jobs, Nothing()):
+        yield job, error.cause if isinstance(error, Lost) else error
 
 
-def _attempt(job: _Job) -> str:
-    """Do a job; the text of what went wrong, or nothing."""
+def _attempt(_: None, job: _Job) -> str:
+    """Do a job with one thread; the text of what went wrong, or nothing."""
     try:
-        _do(job)
+        with threads(1):
+            _do(job)
     except GenwardenError as error:
         return f"{error.code}: {error.cause}"
     except Exception as error:  # one member's defect must not cost the others
