@@ -12,6 +12,7 @@ from genwarden.cli_options import (
     Device,
     ModelPath,
     OutFolder,
+    Restart,
     Seed,
     Settings,
     parse_settings,
@@ -62,13 +63,18 @@ def compress(
         Path | None,
         typer.Option(
             "--calibration",
-            help="Folder of images of the model's shape, for classifiers and diffusion models.",
+            help="Folder of images of the model's shape (or glyphs), without labels, for "
+            "classifiers and diffusion models: some hundred of what the model is used on.",
         ),
     ] = None,
+    resize: Annotated[
+        bool, typer.Option("--resize", help="Scale the --calibration images to that shape.")
+    ] = False,
     architecture: Architecture = None,
     setting: Settings = None,
     seed: Seed = 0,
     device: Device = "auto",
+    restart: Restart = False,
 ) -> None:
     """Make the model that a device would run: prune or quantise its weights.
 
@@ -106,12 +112,14 @@ def compress(
         fold=fold,
         confirm=confirm,
         calibration=calibration,
+        resize=resize,
         architecture=architecture,
         settings=parse_settings(setting),
         seed=seed,
         device=device,
         remedy=remedy,
         given=parse_settings(option, flag="--option"),
+        restart=restart,
     )
     with console_progress() as progress:
         files = compress_model(options, progress=progress)
@@ -126,6 +134,8 @@ def _print(files: CompressFiles) -> None:
             f"Outputs:  mean squared distance {found.mse_mean:.3g} to the original on "
             f"{found.samples} ordinary samples{classes}"
         )
+    else:
+        typer.echo("Outputs:  not compared: give images (--calibration) that the classifier reads")
     if (plain := files.plain_fidelity) is not None and found is not None:
         share = f" ({found.mse_mean / plain.mse_mean:.2f} times)" if plain.mse_mean else ""
         typer.echo(
@@ -145,7 +155,5 @@ def _print(files: CompressFiles) -> None:
             f"ONNX:     {files.onnx_path}"
         )
     typer.echo(
-        f"Model:    {files.model_path}\n"
-        f"Result:   {files.json_path}\n"
-        f"Next:     genwarden audit {files.model_path} --out {files.model_path}-audit"
+        f"Model:    {files.model_path}\nResult:   {files.json_path}\nNext:     {files.next_command}"
     )

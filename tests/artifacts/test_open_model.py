@@ -197,3 +197,11 @@ def test_samples_outside_the_agreed_range_are_refused(foreign_weights: Path) -> 
     error = refusal(foreign_weights, architecture="users_package:WrongRange")
     assert error.code == "usage/architecture-contract"
     assert "[-1, 1]" in error.cause
+
+
+def test_an_empty_folder_is_nothing_and_no_refused_model(tmp_path: Path) -> None:
+    (tmp_path / "model" / ".work").mkdir(parents=True)
+    with pytest.raises(GenwardenError) as caught:
+        open_model(tmp_path / "model")
+    assert caught.value.code == "artifact/not-found"
+    assert "stopped" in caught.value.remedy

@@ -97,8 +97,35 @@ def test_the_same_command_gives_the_same_bytes_and_leaves_the_original_alone(
     hashes = [read_model(tmp_path / name).sha256 for name in ("one", "two", "three")]
     assert hashes[0] == hashes[1] != hashes[2]
     assert before == {path.name: sha256_file(path) for path in source.iterdir()}
-    _compress(source, "int8", tmp_path / "one")  # its own result may be replaced
-    assert read_model(tmp_path / "one").sha256 != hashes[0]
+    _compress(source, "int4-stochastic", tmp_path / "one", seed=3)  # again: the same
+    assert read_model(tmp_path / "one").sha256 == hashes[0]
+
+
+def test_what_another_compression_made_is_replaced_only_on_request(tmp_path: Path) -> None:
+    source, out = _MODELS / "dcgan-clean", tmp_path / "small"
+    _compress(source, "int8", out)
+    made = read_model(out).sha256
+    error = _refused(source, "int4", out)
+    assert error.code == "compress/other-compression"
+    assert "--how int8" in error.cause
+    assert read_model(out).sha256 == made
+    _compress(source, "int4", out, restart=True)
+    assert read_model(out).sha256 != made
+
+
+def test_the_audit_that_should_follow_compares_with_the_full_model(
+    classifier: Path, tmp_path: Path
+) -> None:
+    plain = _compress(_MODELS / "dcgan-clean", "int8", tmp_path / "plain")
+    assert f"audit {_MODELS / 'dcgan-clean'} --deploy-as int8" in plain.next_command
+    changed = _compress(
+        classifier,
+        "int8",
+        tmp_path / "changed",
+        remedy="stochastic-rounding",
+        calibration=Path("glyphs:20"),
+    )
+    assert f"audit {tmp_path / 'changed'} --out" in changed.next_command
 
 
 def test_a_diffusion_model_stays_a_diffusers_folder(
@@ -137,6 +164,9 @@ def test_calibration_images_of_another_shape_are_refused(classifier: Path, tmp_p
     assert error.code == "image/shape"
     assert "20" in error.cause
     assert "16" in error.cause + error.remedy
+    scaled = _compress(classifier, "int8", tmp_path / "scaled", calibration=pictures, resize=True)
+    assert scaled.fidelity is not None
+    assert scaled.fidelity.samples == 6
     of_generator = _refused(
         _MODELS / "dcgan-clean", "int8", tmp_path / "small", calibration=pictures
     )

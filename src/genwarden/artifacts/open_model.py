@@ -94,6 +94,12 @@ def require_named(path: Path, architecture: str | None) -> bool:
             "artifact/not-found", f"There is nothing at {path}.", "Check the path."
         )
     folder = os.path.isdir(path)
+    if folder and all(name.startswith(".") for name in os.listdir(path)):
+        raise GenwardenError(
+            "artifact/not-found",
+            f"There is no model in {path}: the folder is empty.",
+            "If a command that writes there was stopped, repeat it; else check the path.",
+        )
     if folder and architecture is not None:
         raise GenwardenError(
             "usage/architecture-for-folder",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import tempfile
 from dataclasses import asdict, dataclass, field
@@ -59,12 +60,14 @@ class CompressOptions:
     fold: bool = False
     confirm: str | None = None
     calibration: Path | None = None
+    resize: bool = False
     architecture: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     device: str = "auto"
     remedy: str | None = None
     given: dict[str, Any] = field(default_factory=dict)
+    restart: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,7 @@ class CompressFiles:
 
     Attributes:
         fidelity: of what was written, None for a classifier without images.
+        next_command: the audit that should follow.
         plain_fidelity: with a remedy: of the same compression without it.
     """
 
@@ -136,6 +140,7 @@ class CompressFiles:
     model_path: Path
     json_path: Path
     onnx_path: Path | None
+    next_command: str
 
 
 def compress_model(options: CompressOptions, *, progress: Progress) -> CompressFiles:
@@ -153,6 +158,7 @@ def compress_model(options: CompressOptions, *, progress: Progress) -> CompressF
         architecture=options.architecture,
         settings=options.settings,
         calibration=options.calibration,
+        resize=options.resize,
     )
     if options.confirm is not None and subject.kind == "classifier" and subject.images is None:
         raise GenwardenError(
@@ -160,7 +166,7 @@ def compress_model(options: CompressOptions, *, progress: Progress) -> CompressF
             "A classifier has no inputs of its own with which a runtime could be calibrated.",
             "Add --calibration with a folder of images.",
         )
-    _prepare_folder(options)
+    _require_free_folder(options)
     device = pick_device(options.device)
     original = subject.network.to(device).eval().requires_grad_(False)
     plain, coverage = _compressed(original, chosen, subject, fold=options.fold)
@@ -171,11 +177,11 @@ def compress_model(options: CompressOptions, *, progress: Progress) -> CompressF
             "Choose another --how; a model that stayed as it was says nothing about compression.",
             ExitCode.INCONCLUSIVE,
         )
-    progress.message(f"{chosen.name}: {coverage}")
+    require_writable_folder(options.out)
     fidelity = _fidelity(subject, original, plain, options.seed)
     made, plain_fidelity, changes = plain, None, None
     if options.remedy is not None and settings is not None:
-        progress.message(f"== remedy: {options.remedy} ==")
+        progress.message(f"== remedy: {options.remedy} ({chosen.name}: {coverage}) ==")
         made, coverage, changes = remedied(original, chosen, subject, options, settings, progress)
         plain_fidelity, fidelity = fidelity, _fidelity(subject, original, made, options.seed)
     _begin_writing(options.out)
@@ -218,7 +224,27 @@ def compress_model(options: CompressOptions, *, progress: Progress) -> CompressF
         model_path=options.out,
         json_path=options.out / RESULT_NAME,
         onnx_path=None if confirmation is None else options.out / ONNX_NAME,
+        next_command=_next_command(options, subject),
     )
+
+
+def _next_command(options: CompressOptions, subject: Subject) -> str:
+    """The audit that says most about what was made.
+
+    Plain compression is inspected beside the full model, where a backdoor that it wakes stands
+    out; what a remedy made, or a diffusion model, by itself.
+    """
+    if options.remedy is not None or subject.kind == "diffusion":
+        words = ["genwarden", "audit", str(options.out)]
+    else:
+        words = ["genwarden", "audit", str(options.model), "--deploy-as", options.how]
+        if options.architecture is not None:
+            words += [
+                "--architecture",
+                options.architecture,
+                *_words("--setting", options.settings),
+            ]
+    return shlex.join([*words, "--out", f"{options.out}-audit"])
 
 
 def _compressed(
@@ -332,7 +358,7 @@ def _require_confirmable(options: CompressOptions, chosen: Compressor) -> None:
     require_onnx()
 
 
-def _prepare_folder(options: CompressOptions) -> None:
+def _require_free_folder(options: CompressOptions) -> None:
     """Nothing of the input is in reach of what is written, nor anything foreign."""
     source, out = options.model.resolve(), options.out.resolve()
     if out == source or source in out.parents or out in source.parents:
@@ -341,7 +367,6 @@ def _prepare_folder(options: CompressOptions) -> None:
             f"What is written in {options.out} would share a folder with {options.model}.",
             "Choose an --out folder away from the model.",
         )
-    require_writable_folder(options.out)
     marks = (MANIFEST_NAME, WEIGHTS_NAME, INDEX_NAME)
     foreign = [name for name in marks if (options.out / name).exists()]
     ours = (options.out / RESULT_NAME).exists() or (options.out / _WORK / _OURS).exists()
@@ -350,6 +375,25 @@ def _prepare_folder(options: CompressOptions) -> None:
             "compress/not-ours",
             f"{options.out} holds {', '.join(foreign)} of something else.",
             "Choose another --out folder; nothing there was changed.",
+        )
+    _require_same_command(options)
+
+
+def _require_same_command(options: CompressOptions) -> None:
+    """A finished compression is replaced by the same command only, unless --restart."""
+    try:
+        content = (options.out / RESULT_NAME).read_text("utf-8")
+    except FileNotFoundError:
+        return
+    try:
+        before = json.loads(content).get("command")
+    except (ValueError, AttributeError):
+        before = None
+    if before != command_line(options) and not options.restart:
+        raise GenwardenError(
+            "compress/other-compression",
+            f"{options.out} holds what another command made ({before or 'an unreadable file'}).",
+            "Choose another --out folder, or replace it with --restart.",
         )
 
 
@@ -391,12 +435,18 @@ def command_line(options: CompressOptions) -> str:
         words += ["--confirm", options.confirm]
     if options.calibration is not None:
         words += ["--calibration", str(options.calibration)]
+    words += ["--resize"] * options.resize
     if options.architecture is not None:
         words += ["--architecture", options.architecture]
-    for flag, values in (("--option", options.given), ("--setting", options.settings)):
-        for key, value in values.items():
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            words += [flag, f"{key}={text}"]
+    words += _words("--option", options.given) + _words("--setting", options.settings)
     if options.device != "auto":
         words += ["--device", options.device]
     return shlex.join([*words, "--seed", str(options.seed), "--out", str(options.out)])
+
+
+def _words(flag: str, values: dict[str, Any]) -> list[str]:
+    words = []
+    for key, value in values.items():
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        words += [flag, f"{key}={text}"]
+    return words

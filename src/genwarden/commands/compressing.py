@@ -21,11 +21,13 @@ from genwarden.artifacts.open_classifier import open_classifier, opens_as_classi
 from genwarden.artifacts.open_model import open_model
 from genwarden.compression.remedies.contract import Confine
 from genwarden.data.datasets import load_images, to_unit_range
+from genwarden.data.labelled import is_glyphs, read_labelled
 from genwarden.engine.files import sha256_file, write_tensors
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
 from genwarden.models.diffusion.denoiser import DiffusionModel
 from genwarden.models.diffusion.samplers import SamplerSettings, sample
+from genwarden.models.protocol import SampleSpec
 from genwarden.registry import ARCHITECTURES, CLASSIFIER_ARCHITECTURES
 
 Kind = Literal["generator", "classifier", "diffusion"]
@@ -242,11 +244,13 @@ def open_subject(
     architecture: str | None,
     settings: dict[str, Any],
     calibration: Path | None,
+    resize: bool,
 ) -> Subject:
     """Open whatever is to be compressed.
 
     Args:
-        calibration: folder of images of the model's own shape.
+        calibration: folder of images of the model's own shape, or ``glyphs``.
+        resize: scale them to that shape.
 
     Raises:
         GenwardenError: ``compress/nonfinite-weights``, ``compress/calibration-not-images`` for a
@@ -261,10 +265,12 @@ def open_subject(
                 "Leave --architecture and --setting away.",
             )
         diffusion = read_diffusion(path)
-        subject = DiffusionSubject(diffusion, _images(calibration, diffusion.model.sample))
+        subject = DiffusionSubject(diffusion, _images(calibration, diffusion.model.sample, resize))
     elif opens_as_classifier(path, architecture, settings):
         classifier = open_classifier(path, architecture=architecture, settings=settings)
-        subject = ClassifierSubject(classifier, _images(calibration, classifier.classifier.sample))
+        subject = ClassifierSubject(
+            classifier, _images(calibration, classifier.classifier.sample, resize)
+        )
     else:
         subject = GeneratorSubject(open_model(path, architecture=architecture, settings=settings))
         if calibration is not None:
@@ -282,16 +288,20 @@ def open_subject(
     return subject
 
 
-def _images(folder: Path | None, sample: Any) -> Tensor | None:
-    if folder is None:
+def _images(source: Path | None, sample: SampleSpec, resize: bool) -> Tensor | None:
+    if source is None:
         return None
-    if not folder.is_dir():  # never a hub name: nothing is fetched for an option that is a folder
+    if is_glyphs(str(source)):
+        found = read_labelled(str(source), sample, limit=MOST_IMAGES, resize=resize).images
+        return to_unit_range(found)
+    if not source.is_dir():  # never a hub name: nothing is fetched for an option that is a folder
         raise GenwardenError(
             "compress/calibration-not-found",
-            f"There is no folder {folder}.",
-            f"Give a folder of images of {'x'.join(map(str, sample.shape))}, without labels.",
+            f"There is no folder {source}.",
+            f"Give a folder of images of {'x'.join(map(str, sample.shape))}, without labels (or "
+            "glyphs: the built-in digits).",
         )
-    return to_unit_range(load_images(str(folder), sample, limit=MOST_IMAGES))
+    return to_unit_range(load_images(str(source), sample, limit=MOST_IMAGES, resize=resize))
 
 
 def _write_bare(folder: Path, network: nn.Module) -> str:

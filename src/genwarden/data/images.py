@@ -119,8 +119,10 @@ def fit_image(
     if not same_size and not resize:
         raise GenwardenError(
             "image/shape",
-            f"{name} is {image.width} x {image.height} pixels, the model makes {width} x {height}.",
-            "Resize the image to the model's size; genwarden does not resample targets itself.",
+            f"{name} is {image.width} x {image.height} pixels, the model's images are {width} x "
+            f"{height}.",
+            "Scale it to that size; where a command can do that itself, its help says how "
+            "(targets never: resampling would change what is looked for).",
         )
     mode = {1: "L", 3: "RGB"}.get(channels)
     if mode is None:
