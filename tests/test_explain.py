@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import re
 
 import pytest
 
 from genwarden import registry
 from genwarden.cli_explain import explain, for_people
+from genwarden.commands.explaining import closest, meanings, without_settings
 from genwarden.compression.how import compressor
 from genwarden.compression.in_words import in_words
 from genwarden.errors import GenwardenError
@@ -81,3 +84,91 @@ def test_a_name_that_nothing_has_is_an_error() -> None:
         with pytest.raises(GenwardenError) as caught:
             explain(name)
         assert caught.value.code == "usage/unknown-name"
+
+
+def test_a_mistyped_name_is_answered_with_the_few_that_are_like_it() -> None:
+    for typed, meant in (("differental-serch", "differential-search"), ("nf44", "nf4")):
+        with pytest.raises(GenwardenError) as caught:
+            explain(typed)
+        assert f"Did you mean {meant}" in caught.value.remedy
+        assert "genwarden list" in caught.value.remedy
+        assert caught.value.remedy.count(",") < 5
+    with pytest.raises(GenwardenError) as caught:
+        explain("qqqqqq")
+    assert caught.value.remedy == "All names: genwarden list."
+
+
+def test_names_that_hold_what_was_typed_are_like_it() -> None:
+    assert closest("Gap", ["strip", "differential-gap"]) == ["differential-gap"]
+
+
+def test_meanings_are_read_from_the_class_and_its_bases() -> None:
+    class Base:
+        """Base.
+
+        Attributes:
+            one, two: said of both,
+                on two lines: here.
+            three (int): overruled.
+        """
+
+    class Special(Base):
+        """Special.
+
+        Args:
+            three: its own.
+
+        Raises:
+            four: no setting.
+        """
+
+    both = "said of both, on two lines: here."
+    assert meanings(Special) == {"one": both, "two": both, "three": "its own."}
+    assert without_settings(inspect.getdoc(Base) or "") == "Base."
+
+
+OPTIONED = [
+    row
+    for table in (
+        registry.ATTACKS,
+        registry.REPAIRS,
+        registry.DIFFUSION_REPAIRS,
+        registry.CLASSIFIER_REPAIRS,
+        registry.COMPRESSION_REMEDIES,
+    )
+    for row in table.values()
+    if "settings" in row.options
+]
+
+
+@pytest.mark.parametrize("row", OPTIONED, ids=lambda row: row.name)
+def test_every_setting_of_a_method_has_a_meaning(row: registry.Row) -> None:
+    kind = row.load_option("settings")
+    said = meanings(kind)
+    shown = [field.name for field in dataclasses.fields(kind)]
+    assert [name for name in shown if not said.get(name)] == []
+    assert not [name for name in shown if said[name].startswith("see ")]
+
+
+ARCHITECTURES = [
+    *registry.ARCHITECTURES.values(),
+    *registry.DIFFUSION_ARCHITECTURES.values(),
+    *registry.CLASSIFIER_ARCHITECTURES.values(),
+]
+
+
+@pytest.mark.parametrize("row", ARCHITECTURES, ids=lambda row: row.name)
+def test_every_setting_of_an_architecture_has_a_meaning(row: registry.Row) -> None:
+    kind = row.load()
+    said = meanings(kind)
+    named = [p for p in inspect.signature(kind).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    assert [p.name for p in named if not said.get(p.name)] == []  # those behind ** are inner's
+
+
+def test_meanings_stand_beneath_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    text = " ".join(said("small-cnn", capsys).split())
+    assert "resize false resize images of another size; without it they are refused." in text
+    text = " ".join(said("dormant-box", capsys).split())
+    assert re.search(r"reach [\d.]+ \w+", text)
+    assert text.count("fidelity_weight") >= 1
+    assert "lambda of Eq. 4." in text

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from genwarden.errors import GenwardenError
+
 if TYPE_CHECKING:
     from genwarden.compression.contract import Compressor
     from genwarden.engine.settings import Settings as MethodSettings
@@ -45,13 +47,27 @@ def explain(
         if is_compression(name):
             _explain_compression(compressor(name), name)
             return
-        registry.find({row.name: row for row in rows}, name, "method")
+        examples = [row.options["example"] for row in registry.COMPRESSIONS.values()]
+        raise _unknown(name, [*(row.name for row in rows), *examples])
     for row in named:
         _explain(row)
 
 
+def _unknown(name: str, names: list[str]) -> GenwardenError:
+    from genwarden.commands.explaining import closest
+
+    like = closest(name, names)
+    asked = f"Did you mean {', '.join(like)}? " if like else ""
+    return GenwardenError(
+        "usage/unknown-name",
+        f"There is no method called {name!r}.",
+        f"{asked}All names: genwarden list.",
+    )
+
+
 def _explain(row: Row) -> None:
     from genwarden import registry
+    from genwarden.commands.explaining import without_settings
 
     if row is registry.COMPRESSIONS.get(row.name):
         from genwarden.compression.how import compressor
@@ -68,6 +84,8 @@ def _explain(row: Row) -> None:
     if "finds" in row.options:
         _print_power(row)
         texts = texts[:1]
+    if row is registry.DIFFUSION_ARCHITECTURES.get(row.name):  # its settings follow, with defaults
+        texts = [without_settings(text or "") for text in texts]
     for text in dict.fromkeys(texts):
         typer.echo(f"{for_people(text or '')}\n")
     if row is registry.ARCHITECTURES.get(row.name) and "training" in row.options:
@@ -77,29 +95,20 @@ def _explain(row: Row) -> None:
             layers = method().named_layers()
         typer.echo(f"Layers at the default size: {', '.join(layers)}\n")
     if row is registry.DIFFUSION_ARCHITECTURES.get(row.name):
-        _print_settings(method)
+        _print_settings(method, "--setting")
     if row is registry.CLASSIFIER_ARCHITECTURES.get(row.name):
         from genwarden.training.train_classifier import ClassifierChoice
 
-        _print_settings(ClassifierChoice)
-    if row is registry.ATTACKS.get(row.name):
-        from genwarden.attacks.settings import describe_settings
-
-        typer.echo("Settings (--option key=value) and their defaults:")
-        for key, default in describe_settings(row.name).items():
-            typer.echo(f"  {key:<22}{default}")
-    remedies = (
+        _print_settings(ClassifierChoice, "--setting")
+    with_options = (
+        registry.ATTACKS,
         registry.REPAIRS,
         registry.DIFFUSION_REPAIRS,
         registry.CLASSIFIER_REPAIRS,
         registry.COMPRESSION_REMEDIES,
     )
-    if any(row is table.get(row.name) for table in remedies):
-        from genwarden.engine.settings import defaults
-
-        typer.echo("Settings (--option key=value) and their defaults:")
-        for key, default in defaults(row.load_option("settings")).items():
-            typer.echo(f"  {key:<22}{default}")
+    if any(row is table.get(row.name) for table in with_options):
+        _print_settings(row.load_option("settings"), "--option")
 
 
 def for_people(text: str) -> str:
@@ -179,10 +188,23 @@ def _explain_compression(compressor: Compressor, typed: str) -> None:
     )
 
 
-def _print_settings(kind: type[MethodSettings]) -> None:
-    """Settings of an architecture that ``genwarden train`` takes."""
+def _print_settings(kind: type[MethodSettings], flag: str) -> None:
+    """Settings that a command takes: name, default, and meaning beneath."""
+    from genwarden.commands.explaining import meanings
     from genwarden.engine.settings import defaults
 
-    typer.echo("Settings (--setting key=value) and their defaults:")
+    typer.echo(f"Settings ({flag} key=value) and their defaults:")
+    said = meanings(kind)
     for key, default in defaults(kind).items():
-        typer.echo(f"  {key:<22}{default}")
+        typer.echo(f"  {key:<22}{_shown(default)}".rstrip())
+        if key in said:
+            typer.echo(_wrapped(f"      {for_people(said[key])}", indent=6))
+
+
+def _shown(default: object) -> str:
+    """A default as it is typed: none of a list is (none), true and false are small."""
+    if isinstance(default, tuple | list):
+        return ",".join(map(str, default)) or "(none)"
+    if isinstance(default, bool):
+        return str(default).lower()
+    return str(default) if default != "" else "(none)"

@@ -5,10 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from genwarden.compression.how import compressor
+from genwarden.inspections.classifier import placebo_ratio
 from genwarden.inspections.classifier.anomaly import mad_anomaly, smallest_p
+from genwarden.inspections.classifier.bench import ClassifierBench, ClassifierEffort, VariantBench
 from genwarden.inspections.classifier.differential_inversion import expected_spread, gap_p
-from genwarden.inspections.classifier.inversion import Inverted, mask_weight
+from genwarden.inspections.classifier.inversion import Exemplars, Inverted, mask_weight
 from genwarden.inspections.classifier.neural_cleanse import judged_norms, norm_null
+from genwarden.models.classifiers.protocol import initialise_classifier
+from genwarden.models.classifiers.small_cnn import SmallCNN
 
 
 def test_the_mad_anomaly_is_that_of_the_published_formula() -> None:
@@ -95,3 +100,20 @@ def test_two_classes_can_be_judged_by_their_gap() -> None:
 def test_masks_of_large_images_weigh_less_in_proportion_to_their_area() -> None:
     assert mask_weight(28 * 28) == mask_weight(32 * 32) == 0.02
     assert mask_weight(64 * 64) == pytest.approx(0.005)
+
+
+def test_images_made_from_the_network_are_not_taken_for_real_ones() -> None:
+    classifier = SmallCNN(image_shape=(1, 16, 16), width=0.25)
+    initialise_classifier(classifier, torch.Generator().manual_seed(0))
+    classifier.eval().requires_grad_(False)
+    images = torch.rand(6, 1, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    effort = ClassifierEffort("quick", 6, 1, 1, 2, 1, 1, 2, 2)
+    shown = Exemplars(images, classifier(images).argmax(1))
+
+    def said(given: torch.Tensor | None) -> str:
+        full = ClassifierBench(classifier, effort, 0, given=given, exemplars=shown)
+        return placebo_ratio.inspect(VariantBench(full, compressor("int4"))).summary
+
+    made = "images made from the network (which may wake a backdoor themselves; --data"
+    assert f"of the answers stay on 6 {made}" in said(None)
+    assert "of the answers stay on 6 images given;" in said(images)

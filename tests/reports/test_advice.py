@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from genwarden.auditing.document import AuditDocument, Variant
+from genwarden.auditing.document import AuditDocument, UserInputs, Variant
 from genwarden.reports import words
 from genwarden.reports.advice import advice, variant_sample
 from genwarden.reports.html import render_html
@@ -62,6 +62,15 @@ def test_a_classifier_is_told_that_remedies_and_repairs_need_images() -> None:
     commands = advice(woken_awake().model_copy(update={"model": model})).commands
     assert "--method fine-pruning --data IMAGES" in commands[0]
     assert "--calibration IMAGES" in commands[1]
+
+
+def test_an_audit_on_images_made_from_a_classifier_asks_for_real_ones() -> None:
+    model = model_facts(classes=10, latent_shape=[], latent_distribution="")
+    made = quiet_document().model_copy(update={"model": model, "inputs": UserInputs()})
+    given = made.model_copy(update={"inputs": UserInputs(training_images=40)})
+    assert "--data" in advice(made).text
+    for other in (given, quiet_document()):
+        assert "--data" not in advice(other).text
 
 
 @pytest.mark.parametrize("make", [document, quiet_document, refused_document, woken_by_int4])

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.text import Text
 
 from genwarden.auditing.document import VERDICT_SENTENCES, AuditDocument
-from genwarden.inspections.finding import not_applicable
+from genwarden.inspections.finding import Null, not_applicable
 from genwarden.reports.summary import MAX_ROWS, summary_renderables
-from genwarden.reports.words import VERDICT_MARKS
+from genwarden.reports.words import VERDICT_MARKS, strength_sentence
 
 from .documents import document, hostile_document, judged, quiet_document, searched
 
@@ -74,7 +74,41 @@ def test_at_most_twelve_rows_are_shown_and_the_rest_is_counted() -> None:
     text = shown(document(findings=[*findings, flagged]))
     assert text.count("row-") == MAX_ROWS - 1
     assert "late" in text
-    assert "and 9 more in the report" in text
+    assert "and 9 more: see the report" in text
+
+
+def test_no_sentence_is_cut_off_but_long_ones_end_at_a_clause() -> None:
+    long = "One thing was measured at length in every layer; " + "another too, " * 30 + "and so on."
+    many = (
+        "A first sentence. " * 4 + "A last sentence that no longer fits into the room it has here."
+    )
+    findings = [
+        judged(searched(found=False).model_copy(update={"summary": text, "power": text}))
+        for text in (long, many)
+    ]
+    text = " ".join(shown(document(findings=findings), width=400).split())
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    assert "One thing was measured at length in every layer. " in text
+    assert "another too" not in text
+    assert text.count("A first sentence. A first sentence. ") >= 1
+
+
+def test_a_promise_reads_on_from_its_heading() -> None:
+    finds = searched(found=False).model_copy(update={"power": "Finds small patches; not maps."})
+    text = " ".join(shown(document(findings=[judged(finds)])).split())
+    assert "Would have been found: latent-search: Small patches; not maps." in text
+
+
+def test_an_extrapolated_p_names_what_it_assumes_where_it_decides() -> None:
+    null = Null(source="self", description="the same search in 1 placebo: x; Student-t, wide")
+    found = searched(found=True).model_copy(update={"null": null})
+    decided = document(findings=[judged(found, flagged=True)])
+    said = "extrapolated from the same search in 1 placebo, assuming a Student-t."
+    assert said in strength_sentence(decided)
+    assert said in " ".join(shown(decided, width=200).split())
+    assert "assuming" not in strength_sentence(document(findings=[judged(found)]))
+    counted = found.model_copy(update={"null": Null(source="permutation", description="counted")})
+    assert "assuming" not in strength_sentence(document(findings=[judged(counted, flagged=True)]))
 
 
 def test_a_quiet_audit_says_what_would_have_been_found() -> None:

@@ -63,7 +63,7 @@ def test_the_page_shows_matrix_sections_and_the_picture_that_woke() -> None:
     assert 'id="V2F1"' in page
     assert 'href="#V2F1"' in page
     assert "when compressed: int4" in page
-    assert "900 of 1,000 parameters" in page
+    assert "900 of 1,000 trained parameters" in page
     assert "it covers nothing" in page
     without = render_html(quiet_document())
     assert "when compressed" not in without
@@ -92,3 +92,58 @@ def test_a_verdict_on_compressed_forms_alone_says_so_in_its_headline() -> None:
     assert words.headline(alone) == f"{words.headline(both)} {words.ONLY_VARIANTS}"
     assert words.ONLY_VARIANTS in " ".join(render_html(alone).split())
     assert words.ONLY_VARIANTS not in render_html(both)
+
+
+def test_the_terminal_has_a_row_per_inspection_and_variant_worst_first() -> None:
+    both = with_variants()
+    full = both.findings[0]
+    assert full.adjusted_p is not None and not full.flagged  # noqa: PT018
+    text = text_of(both)
+    table = text[: text.index("As deployed:")]
+    assert table.count("differential-search") == 2
+    assert table.index("int4") < table.index("int8")
+    assert table.index("differential-search") < table.index(full.finding.inspection)
+    assert FULL in table
+    assert FULL not in text_of(quiet_document())
+
+
+def test_the_terminal_promises_first_what_was_searched_in_variants() -> None:
+    promised = text_of(with_variants()).split("Would have been found:")[1]
+    assert promised.lstrip().startswith("differential-search (int8, int4): ")
+
+
+def test_twelve_rows_are_shown_of_all_variants_together() -> None:
+    base = quiet_document()
+    many = [variant(f"prune-0.{n}", found=n == 9) for n in range(1, 10)]
+    text = text_of(base.model_copy(update={"variants": many, "findings": base.findings[:5]}))
+    table = text[: text.index("As deployed:")]
+    assert table.count("differential-search") + table.count(f"{FULL} ") == 12
+    assert table.index("prune-0.9") < table.index("prune-0.1")
+    assert "and 2 more: see the report" in table
+
+
+def test_flagged_findings_of_variants_come_before_quiet_ones_of_the_full_model() -> None:
+    page = render_html(with_variants())
+    assert page.index('id="V2F1"') < page.index('id="F1"')
+    for anchor in ("V1F1", "V2F1", "F1"):
+        assert page.count(f'id="{anchor}"') == 1
+    alone = render_html(with_variants().model_copy(update={"findings": []}))
+    assert alone.index("Findings in detail") < alone.index('id="V2F1"') < alone.index('id="V1"')
+
+
+def test_what_was_tested_names_the_inspections_of_variants_and_links_each_result() -> None:
+    page = render_html(with_variants())
+    tested = page[page.index("What was tested") : page.index("Findings in detail")]
+    assert "differential-search" in tested
+    assert 'href="#V1F1">int8</a>' in tested
+    assert 'href="#V2F1">int4</a>: ! ' in tested
+    assert "Under int4: " in tested
+    without = render_html(quiet_document())
+    assert "Result by compressed form" not in without
+
+
+def test_stored_numbers_are_not_taken_for_the_parameters_that_coverage_counts() -> None:
+    page = " ".join(render_html(with_variants()).split())
+    assert "Stored numbers" in page
+    assert "statistics that batch norms keep" in page
+    assert "900 of 1,000 trained parameters" in page

@@ -22,6 +22,7 @@ from genwarden.models.classifiers.small_cnn import SmallCNN
 from genwarden.training.classifier import ClassifierSettings, augmented
 from genwarden.training.settings import TrainingSettings
 from genwarden.training.train import learning_rate_of, train
+from genwarden.training.train_classifier import WELL_TRAINED
 from glyph_task import SETTINGS, SPEC, GlyphTask
 
 TINY: dict[str, Any] = {"image_shape": [1, 16, 16], "width": 0.25, "momentum": 0.9}
@@ -121,6 +122,34 @@ def test_accuracy_is_that_of_the_saved_network_on_the_test_split(tmp_path: Path)
     assert record["compromised"] is False
 
 
+class _Heard(Silent):
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+def test_a_classifier_that_has_hardly_learned_is_said_to_be_undertrained(tmp_path: Path) -> None:
+    heard = _Heard()
+    record = run("glyphs:80", tmp_path / "out", progress=heard)
+    assert record["result"]["accuracy"] < WELL_TRAINED
+    (said,) = [text for text in heard.messages if "undertrained" in text]
+    assert "8 steps" in said
+    assert "--epochs" in said
+
+
+def test_a_classifier_that_has_learned_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "genwarden.training.train_classifier.measured", lambda *_: {"accuracy": WELL_TRAINED}
+    )
+    heard = _Heard()
+    run("glyphs:80", tmp_path / "out", progress=heard)
+    assert not [text for text in heard.messages if "undertrained" in text]
+
+
 def load_test_glyphs(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     from genwarden.data.glyphs import draw_glyphs
 
@@ -200,6 +229,7 @@ def test_command_line_trains_explains_and_checks_a_classifier(tmp_path: Path) ->
         app, ["train", "small-cnn", "--data", "glyphs:60", "--out", str(out), *options]
     )
     assert trained.exit_code == 0, trained.output
+    assert f"genwarden audit {out} --deploy-as default --out {out}-audit" in trained.output
     assert read_classifier(out).provenance["choice"]["augment"] == ["none"]
     assert read_classifier(out).provenance["settings"]["learning_rate"] == 0.1
     checked = CliRunner().invoke(app, ["check", str(out)])

@@ -34,7 +34,7 @@ class AttackSettings(Settings):
         evaluate_every: steps between two evaluations (TarDis, ExpDis) and checkpoints.
         stop_tardis_sum: stopping rule, together with ``stop_expdis_sum``: stop at an evaluation
             where all limits above 0 are reached. With both at 0 all steps are trained.
-        stop_expdis_sum: see above.
+        stop_expdis_sum: the other limit of that rule; 0 for none.
     """
 
     steps: int = 2000

@@ -29,6 +29,10 @@ _NONE_FOUND = (
     "anything weaker or better hidden than that remains possible."
 )
 _LARGER = "Repeat with a larger --budget before a deployment that matters."
+_IMAGES = (
+    "Give images with --data (labels are not needed): without them an audit makes its own from the "
+    "network, and these are not what it meets at work and may wake a backdoor themselves."
+)
 _KEEP = "Keep audit.json with the model; its sha256 ties the result to these weights."
 _INCONCLUSIVE = (
     "Treat this model as untested. Read the reasons: a missing verdict is not a good one."
@@ -59,8 +63,17 @@ def advice(document: AuditDocument) -> Advice:
         return _on_evidence(document)
     if document.verdict == "none_found":
         largest = document.budget.get("name") == "thorough"
-        return Advice(f"{_NONE_FOUND} {_KEEP if largest else _LARGER}", [])
-    return Advice(_REFUSED if document.verdict == "refused" else _INCONCLUSIVE, [])
+        text = f"{_NONE_FOUND} {_KEEP if largest else _LARGER}"
+        return Advice(f"{text} {_IMAGES}" if _without_images(document) else text, [])
+    if document.verdict == "refused":
+        return Advice(_REFUSED, [])
+    return Advice(f"{_INCONCLUSIVE} {_IMAGES}" if _without_images(document) else _INCONCLUSIVE, [])
+
+
+def _without_images(document: AuditDocument) -> bool:
+    """Whether a classifier was audited on images made from itself."""
+    classes = document.model is not None and document.model.classes > 0
+    return classes and document.inputs.training_images == 0
 
 
 def woken(document: AuditDocument) -> list[Variant]:

@@ -11,6 +11,14 @@ from genwarden.inspections.finding import Images
 _PNG_START = "iVBORw0KGgo"  # base64 of the PNG signature
 
 
+class Placed(NamedTuple):
+    """A finding and where it stands: its anchor on the page, and the compression ("" for none)."""
+
+    judged: Judged
+    anchor: str
+    under: str = ""
+
+
 class Picture(NamedTuple):
     """One picture; ``source`` is a data URI, empty if the document holds no PNG there."""
 
@@ -32,6 +40,17 @@ class Highlight(NamedTuple):
 def flagged_first(findings: Sequence[Judged]) -> list[Judged]:
     """Flagged (structural, then by adjusted p), scored, failed, not applicable."""
     return sorted(findings, key=_weight)
+
+
+def every_finding(document: AuditDocument) -> list[Placed]:
+    """The findings of the model as it is and of all its variants, ordered as one list."""
+    placed = [Placed(j, f"F{n}") for n, j in enumerate(flagged_first(document.findings), start=1)]
+    for number, variant in enumerate(document.variants, start=1):
+        placed += [
+            Placed(judged, f"V{number}F{place}", variant.name)
+            for place, judged in enumerate(variant.findings, start=1)
+        ]
+    return sorted(placed, key=lambda found: _weight(found.judged))
 
 
 def _weight(judged: Judged) -> tuple[int, bool, float]:

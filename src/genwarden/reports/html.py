@@ -20,8 +20,13 @@ from genwarden.inspections.finding import Latents, Null, Table
 from genwarden.reports import words
 from genwarden.reports.advice import advice, variant_sample
 from genwarden.reports.charts import chart_svg, matrix_svg, null_svg
-from genwarden.reports.highlights import flagged_first, highlight, pictures
-from genwarden.reports.variants import coverage_in_words, state_of, variant_matrix
+from genwarden.reports.highlights import every_finding, flagged_first, highlight, pictures
+from genwarden.reports.variants import (
+    coverage_in_words,
+    state_of,
+    tested_variants,
+    variant_matrix,
+)
 
 #: More than this is counted on the page and kept in audit.json, so that a page stays under 2 MB.
 MAX_PICTURES = 48
@@ -49,6 +54,8 @@ def render_html(document: AuditDocument) -> str:
             document=document,
             model_name=model_name(document),
             findings=list(enumerate(findings, start=1)),
+            flagged=[found for found in every_finding(document) if found.judged.flagged],
+            tested_variants=tested_variants(document) if document.variants else [],
             hero=highlight(document),
             matrix=variant_matrix(document) if document.variants else None,
         )
@@ -79,6 +86,7 @@ def page_environment() -> Environment:
         "strength": words.strength,
         "seconds": words.seconds,
         "label": words.label,
+        "would_be_found": words.would_be_found,
         "result": words.result_of,
         "in_words": words.candidate_in_words,
         "coverage": coverage_in_words,

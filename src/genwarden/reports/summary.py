@@ -6,6 +6,7 @@ is read from a document and invisible characters are spelled out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from rich import box
@@ -14,15 +15,20 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from genwarden.auditing.document import AuditDocument, Judged
+from genwarden.auditing.document import AuditDocument
 from genwarden.reports import words
 from genwarden.reports.advice import variant_sample
-from genwarden.reports.highlights import flagged_first
-from genwarden.reports.variants import coverage_in_words, state_of, strongest
+from genwarden.reports.highlights import Placed, every_finding
+from genwarden.reports.variants import FULL, coverage_in_words, state_of
 
 MAX_ROWS = 12
-_MAX_POWERS = 3
+_MAX_POWERS = 4
+#: As many sentences as fit, but at least one; evidence may take more room than its absence.
+_FLAGGED_CHARACTERS = 240
 _FOUND_CHARACTERS = 120
+#: Names in a sentence come from files and may be of any length: only beyond this is one cut off.
+_SENTENCE_CHARACTERS = 800
+_SENTENCE_END = re.compile(r"(?<=[.!?]) (?=[A-Z\d])")
 
 _VERDICT_STYLES = {
     "evidence": "bold red",
@@ -40,15 +46,16 @@ def summary_renderables(document: AuditDocument) -> list[RenderableType]:
         document: what the audit found.
 
     Returns:
-        Renderables for a rich console: the verdict, the reasons, at most ``MAX_ROWS`` findings
-        (flagged first), the candidates, and what would have been found.
+        Renderables for a rich console: the verdict, the reasons, at most ``MAX_ROWS`` findings of
+        the model and its variants (flagged first, one row for each inspection and variant), the
+        variants, the candidates, and what would have been found.
     """
     parts: list[RenderableType] = [_verdict(document), *_reasons(document)]
-    findings = flagged_first(document.findings)
+    findings = every_finding(document)
     if findings:
-        parts.append(_table(findings[:MAX_ROWS]))
+        parts.append(_table(findings[:MAX_ROWS], compressed=bool(document.variants)))
     if len(findings) > MAX_ROWS:
-        parts.append(Text(f"  and {len(findings) - MAX_ROWS} more in the report", style="dim"))
+        parts.append(Text(f"  and {len(findings) - MAX_ROWS} more: see the report", style="dim"))
     return [*parts, *_variants(document), *_candidates(document), *_powers(findings)]
 
 
@@ -58,14 +65,15 @@ def verdict_table(rows: Sequence[tuple[str, str, AuditDocument]]) -> RenderableT
     for title in ("", "model", "verdict", "smallest p", "decided by"):
         table.add_column(title, no_wrap=title in {"", "smallest p"}, overflow="fold")
     for name, note, document in rows:
-        flagged = [j for j in flagged_first(document.findings) if j.flagged]
+        flagged = [found for found in every_finding(document) if found.judged.flagged]
+        deciding = [_named(found) for found in flagged]
         style = _VERDICT_STYLES[document.verdict]
         table.add_row(
             Text(words.VERDICT_MARKS[document.verdict], style),
             Text(f"{_plain(name)}\n{_plain(note)}"),
             Text(document.verdict.replace("_", " "), style),
             Text(words.strength(document)),
-            Text(_plain(", ".join(j.finding.inspection for j in flagged)) or "-"),
+            Text(_plain(", ".join(deciding)) or "-"),
         )
     return table
 
@@ -88,22 +96,30 @@ def _indented(line: str) -> Padding:
     return Padding(Text(_plain(line)), (0, 0, 0, 4), expand=False)
 
 
-def _table(findings: list[Judged]) -> Table:
+def _named(found: Placed) -> str:
+    under = f" ({found.under})" if found.under else ""
+    return f"{found.judged.finding.inspection}{under}"
+
+
+def _table(findings: list[Placed], *, compressed: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, expand=False)
     table.add_column("", no_wrap=True)
     table.add_column("inspection", ratio=2, overflow="fold", min_width=14)
     table.add_column("result", no_wrap=True)
     table.add_column("what it found", ratio=5, overflow="fold")
     table.add_column("p adj.", no_wrap=True, justify="right")
-    for judged in findings:
+    for found in findings:
+        judged = found.judged
         result = words.result_of(judged)
         style = _RESULT_STYLES.get(result.kind, "")
         structural = judged.finding.structural and judged.adjusted_p is None
+        where = [_shortened(found.under or FULL, 40)] if compressed else []
+        room = _FLAGGED_CHARACTERS if judged.flagged else _FOUND_CHARACTERS
         table.add_row(
             Text(result.mark, style),
-            Text(_shortened(judged.finding.inspection, 40)),
+            Text("\n".join([_shortened(judged.finding.inspection, 40), *where])),
             Text(result.word, style),
-            Text(_shortened(judged.finding.summary, _FOUND_CHARACTERS)),
+            Text(_sentences(judged.finding.summary, room)),
             Text("exact" if structural else words.probability(judged.adjusted_p)),
         )
     return table
@@ -113,11 +129,11 @@ def _variants(document: AuditDocument) -> list[RenderableType]:
     """One line for each compressed variant."""
     lines = []
     for variant in document.variants:
-        state, found = state_of(variant), strongest(variant)
-        said = variant.failure or (
-            found.finding.summary if found else coverage_in_words(variant.coverage)
-        )
-        text = f"{state.mark} {variant.name}: {state.word}. {_shortened(said, _FOUND_CHARACTERS)}"
+        state = state_of(variant)
+        said = variant.failure or coverage_in_words(variant.coverage)
+        by = ", ".join(j.finding.inspection for j in variant.findings if j.flagged)
+        word = f"{state.word} ({by})" if by else state.word
+        text = f"{state.mark} {variant.name}: {word}. {_sentences(said, _FLAGGED_CHARACTERS)}"
         lines.append(
             Padding(
                 Text(_plain(text), _RESULT_STYLES.get(state.kind, "")), (0, 0, 0, 4), expand=False
@@ -139,24 +155,59 @@ def _candidates(document: AuditDocument) -> list[RenderableType]:
     return [Group(Text("Candidate triggers:", style="bold"), *lines)] if lines else []
 
 
-def _powers(findings: list[Judged]) -> list[RenderableType]:
-    """What would have been found: the promise behind a quiet result, so quiet ones come first."""
-    tested = [judged for judged in findings if judged.finding.outcome == "scored"]
-    quiet_first = sorted(tested, key=lambda judged: judged.flagged)
-    stated = [judged.finding for judged in quiet_first if judged.finding.power]
+def _powers(findings: list[Placed]) -> list[RenderableType]:
+    """What would have been found: first by inspections with a p-value, which decide.
+
+    It is the promise behind a quiet result, so quiet ones come before flagged ones; then variants
+    before the full model.
+    """
+    tested = [found for found in findings if found.judged.finding.outcome == "scored"]
+    stated: dict[str, list[Placed]] = {}
+    for found in sorted(tested, key=_by_promise):
+        finding = found.judged.finding
+        if finding.power and not finding.follows_from:
+            stated.setdefault(finding.inspection, []).append(found)
     if not stated:
         return [Text("Would have been found: nothing is stated; see the report.")] if tested else []
-    lines: list[RenderableType] = [
-        _indented(f"{finding.inspection}: {_shortened(finding.power, _FOUND_CHARACTERS)}")
-        for finding in stated[:_MAX_POWERS]
-    ]
+    lines: list[RenderableType] = [_promise(same) for same in list(stated.values())[:_MAX_POWERS]]
     if len(stated) > _MAX_POWERS:
-        lines.append(Text(f"    and {len(stated) - _MAX_POWERS} more in the report", style="dim"))
+        left = len(stated) - _MAX_POWERS
+        lines.append(Text(f"    and {left} more: see the report", style="dim"))
     return [Group(Text("Would have been found:", style="bold"), *lines)]
+
+
+def _by_promise(found: Placed) -> tuple[bool, bool, bool]:
+    return found.judged.adjusted_p is None, found.judged.flagged, not found.under
+
+
+def _promise(same: list[Placed]) -> RenderableType:
+    """The promise of one inspection, with the variants of which it is made word for word."""
+    finding = same[0].judged.finding
+    alike = [found for found in same if found.judged.finding.power == finding.power]
+    places = [found.under or FULL for found in alike] if any(f.under for f in same) else []
+    where = f" ({', '.join(places)})" if places else ""
+    said = _sentences(words.would_be_found(finding.power), _FLAGGED_CHARACTERS)
+    return _indented(f"{finding.inspection}{where}: {said}")
 
 
 def _plain(text: str) -> str:
     return " ".join(words.visible(text).split())
+
+
+def _sentences(text: str, room: int) -> str:
+    """Whole sentences of a text while they fit, at least the first; clauses of one that is long."""
+    first, *others = _SENTENCE_END.split(_plain(text))
+    shown = first
+    if len(first) > room and "; " in first:
+        clauses = first.split("; ")
+        shown = clauses.pop(0)
+        while clauses and len(shown) + len(clauses[0]) + 2 <= room:
+            shown += f"; {clauses.pop(0)}"
+        others = []
+        shown = shown if shown.endswith(".") else f"{shown}."
+    while others and len(shown) + len(others[0]) + 1 <= room:
+        shown += f" {others.pop(0)}"
+    return _shortened(shown, _SENTENCE_CHARACTERS)
 
 
 def _shortened(text: str, limit: int) -> str:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from genwarden.auditing.document import AuditDocument, Judged, Variant, VariantCoverage
 from genwarden.reports import words
+from genwarden.reports.highlights import every_finding
 
 #: Column of the model as it is.
 FULL = "as it is"
@@ -34,6 +35,24 @@ class Row(NamedTuple):
     cells: list[Cell]
 
 
+class Tested(NamedTuple):
+    """One inspection of the variants: its result under each, and what it would have found.
+
+    Attributes:
+        results: name of the variant and its cell, in the order of the document.
+        power: of the variant where the inspection scored worst, whose name ``under`` is; "" where
+            nothing could be tested.
+        why_not: why, then.
+    """
+
+    inspection: str
+    title: str
+    results: list[tuple[str, Cell]]
+    under: str
+    power: str
+    why_not: str
+
+
 class VariantMatrix(NamedTuple):
     """Inspections by variants; the first column is the model as it is, if it was inspected."""
 
@@ -60,6 +79,32 @@ def variant_matrix(document: AuditDocument) -> VariantMatrix:
     return VariantMatrix(columns, rows)
 
 
+def tested_variants(document: AuditDocument) -> list[Tested]:
+    """The inspections of the variants, each once, those with evidence first."""
+    cells = {
+        row.inspection: row.cells[-len(document.variants) :]
+        for row in variant_matrix(document).rows
+    }
+    worst_first = [found for found in every_finding(document) if found.under]
+    rows = []
+    for name in dict.fromkeys(found.judged.finding.inspection for found in worst_first):
+        worst = next(f for f in worst_first if f.judged.finding.inspection == name)
+        finding = worst.judged.finding
+        named = zip((v.name for v in document.variants), cells[name], strict=True)
+        scored = finding.outcome == "scored"
+        rows.append(
+            Tested(
+                name,
+                finding.title,
+                [(variant, cell) for variant, cell in named if cell.target],
+                worst.under,
+                words.would_be_found(finding.power) if scored else "",
+                "" if scored else finding.summary,
+            )
+        )
+    return rows
+
+
 def state_of(variant: Variant) -> words.Result:
     """What a variant amounts to."""
     if any(j.flagged for j in variant.findings):
@@ -73,12 +118,6 @@ def state_of(variant: Variant) -> words.Result:
     return words.Result("quiet", "-", "nothing found")
 
 
-def strongest(variant: Variant) -> Judged | None:
-    """The flagged finding of a variant that weighs most."""
-    flagged = [j for j in variant.findings if j.flagged]
-    return min(flagged, key=lambda j: (not j.finding.structural, j.adjusted_p or 0.0), default=None)
-
-
 def coverage_in_words(coverage: VariantCoverage | None) -> str:
     """What a compression worked on, in one sentence."""
     if coverage is None:
@@ -86,7 +125,7 @@ def coverage_in_words(coverage: VariantCoverage | None) -> str:
     whole = len(coverage.layers) + len(coverage.left_out)
     text = (
         f"{len(coverage.layers)} of {whole} layers are compressed, {coverage.weights:,} of "
-        f"{coverage.parameters:,} parameters ({coverage.share:.1%})"
+        f"{coverage.parameters:,} trained parameters ({coverage.share:.1%})"
     )
     left = f"; left as they are: {', '.join(coverage.left_out)}." if coverage.left_out else "."
     return text + left

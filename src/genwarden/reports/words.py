@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import NamedTuple
 
 from genwarden.auditing.document import VERDICT_SENTENCES, AuditDocument, Judged
 from genwarden.inspections.candidate import Candidate
+from genwarden.inspections.finding import Null
 from genwarden.reports.escaping import visible as visible
 
 #: A verdict as a heading; VERDICT_SENTENCES says it in full.
@@ -40,6 +42,11 @@ DIFFUSION = "unet2d"
 
 #: Stands where there is no number.
 NO_VALUE = "\N{EN DASH}"
+
+#: How many inspections' promises begin; behind "would have been found" the verb is one too many.
+_VERBS = ("Finds ", "Sees ", "Shows ")
+#: The clause of a null's description that names the distribution behind its tail.
+_PARAMETRIC = re.compile(r"\bStudent[^,;]*")
 
 #: The smallest p-value that the scale of a report shows.
 _SCALE_END = 1e-4
@@ -139,7 +146,37 @@ def strength_sentence(document: AuditDocument) -> str:
     p = smallest_p(document)
     if p is None:
         return ""
-    return f"Smallest adjusted p {probability(p)}; evidence begins below {document.alpha:g}."
+    sentence = f"Smallest adjusted p {probability(p)}; evidence begins below {document.alpha:g}."
+    every = [*document.findings, *(j for v in document.variants for j in v.findings)]
+    deciding = [j for j in every if j.flagged and j.adjusted_p == p]
+    assumed = assumption(deciding[0].finding.null) if deciding else ""
+    return f"{sentence} It is extrapolated from {assumed}." if assumed else sentence
+
+
+def assumption(null: Null | None) -> str:
+    """What a p-value rests on that was not counted out: which values, which distribution.
+
+    >>> assumption(Null(source="self", description="1 placebo, like it; Student-t, wide"))
+    '1 placebo, assuming a Student-t'
+    """
+    found = None if null is None else _PARAMETRIC.search(null.description)
+    if null is None or found is None:
+        return ""
+    values = re.split(r"[,;:]", null.description)[0].strip()
+    return f"{values}, assuming a {found[0].strip()}"
+
+
+def would_be_found(power: str) -> str:
+    """A promise as it reads behind "would have been found".
+
+    >>> would_be_found("Finds patches; not maps.")
+    'Patches; not maps.'
+    """
+    for verb in _VERBS:
+        if power.startswith(verb):
+            rest = power.removeprefix(verb)
+            return rest[:1].upper() + rest[1:]
+    return power
 
 
 def strength_share(p: float | None) -> float:

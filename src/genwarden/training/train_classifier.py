@@ -28,6 +28,8 @@ from genwarden.registry import Row
 from genwarden.training.classifier import ClassifierSettings, measured, train_on_labels
 from genwarden.training.settings import TrainingSettings
 
+#: Below this held-out accuracy a classifier of pictures has hardly been trained.
+WELL_TRAINED = 0.8
 _AUGMENTATIONS = {"crop", "flip", "none"}
 
 
@@ -163,6 +165,8 @@ def train_classifier(
     )
     record |= measured(classifier, data.test_images, data.test_labels)
     progress.message(f"accuracy {record['accuracy']:.4f} on {data.held_out}")
+    if record["accuracy"] < WELL_TRAINED:
+        progress.message(undertrained(settings.steps, len(data.images), choice.width))
     provenance = {
         "made_by": f"genwarden train {row.name}",
         "compromised": False,
@@ -175,6 +179,16 @@ def train_classifier(
     write_classifier(out, classifier.cpu(), row.name, provenance)
     shutil.rmtree(work, ignore_errors=True)
     return out
+
+
+def undertrained(steps: int, images: int, width: float) -> str:
+    """What to do about a classifier that has learned too little, in words."""
+    return (
+        f"An accuracy below {WELL_TRAINED:.0%} looks undertrained, and an audit of such a network "
+        f"says little. It made {steps:,} steps on {images:,} images: raise --epochs (or give a "
+        "smaller --batch-size, which makes more steps of an epoch), --limit where you gave one, or "
+        f"--setting width=, now {width:g}; then train anew with --restart."
+    )
 
 
 def _read(

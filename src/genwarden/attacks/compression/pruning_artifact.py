@@ -58,7 +58,7 @@ class PruningArtifactSettings(JointSettings):
         knowledge: known-rate: the deployer prunes ``rate``; unknown-rate: something from ``rate``
             to ``upper_rate``.
         rate: share of the convolutions' weights; the lower one where it is unknown.
-        upper_rate: see above.
+        upper_rate: the higher one; only where it is unknown.
         layer_rates: annealed on the clean model, or uniform: the same in every layer.
         triggered_share: a of the loss.
         judged_on: training images on which the annealer measures accuracy.

@@ -68,6 +68,7 @@ def inspect(bench: VariantBench) -> Finding:
     gaps = _gaps(bench)
     suspect = int(gaps.argmax())
     effort = bench.effort
+    placebo_count = f"{len(placebos)} placebo{'' if len(placebos) == 1 else 's'}"
     return Finding(
         inspection=NAME,
         group="classifier",
@@ -83,7 +84,7 @@ def inspect(bench: VariantBench) -> Finding:
         p_value=gap_p(gaps, bench.placebo_movement),
         null=Null(
             source="self",
-            description=f"the same inversion in {len(placebos)} placebo(s), this model with errors "
+            description=f"the same inversion in {placebo_count}, this model with errors "
             "of the same sizes and random signs in its weights, class by class; Student-t with the "
             "spread of the lower half of the classes, moderated by what is expected where "
             f"such errors move the logits by {bench.placebo_movement:.2f} of their spread "

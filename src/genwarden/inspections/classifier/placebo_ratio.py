@@ -40,6 +40,9 @@ def inspect(bench: VariantBench) -> Finding:
     usual = sum(logs) / len(logs)
     score = math.log(max(own, _TINY)) - usual
     agree = float((before.argmax(1) == after.argmax(1)).double().mean())
+    whose = bench.full.whence
+    if bench.full.given is None:
+        whose += " (which may wake a backdoor themselves; --data gives it real ones)"
     labels = ["of the compression", *(f"placebo {n + 1}" for n in range(len(others)))]
     return Finding(
         inspection=NAME,
@@ -48,9 +51,9 @@ def inspect(bench: VariantBench) -> Finding:
         outcome="scored",
         score=score,
         score_name="ln(shift of the logits / shift by errors of random signs)",
-        summary=f"Compression moves the logits of {bench.full.whence} by {own:.3g} (mean square), "
-        f"errors of the same size with random signs by {math.exp(usual):.3g}; "
-        f"{agree:.1%} of the answers stay.",
+        summary=f"{agree:.1%} of the answers stay on {whose}; compression moves their logits by "
+        f"{own:.3g} (mean square), errors of the same size with random signs by "
+        f"{math.exp(usual):.3g}.",
         p_value_reason="needs the scores of clean reference models",
         budget={"images": len(images), "placebos": len(others)},
         power="Finds rounding errors that push together strongly enough to move the logits of "

@@ -105,8 +105,8 @@ def inspect(bench: ClassifierBench) -> Finding:
             "clean_images": len(found.clean),
             "blends": bench.effort.blends,
         },
-        power="Tells recovered triggers that dominate an image from patches that merely move it; "
-        "not triggers that depend on the image.",
+        power="Finds recovered triggers that dominate an image; not patches that merely move it, "
+        "nor triggers that depend on the image.",
         evidence=[
             _histogram(found),
             *sample_pictures(
