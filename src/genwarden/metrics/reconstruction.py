@@ -17,6 +17,7 @@ from genwarden.engine.progress import Silent
 from genwarden.engine.seeds import random_stream
 from genwarden.metrics.closest import ClosestState, as_targets
 from genwarden.metrics.draws import device_of, ordinary_samples
+from genwarden.models.fast.fast_generator import fastest
 from genwarden.models.protocol import LatentGenerator
 from genwarden.search.latent_search import Objective, SearchSettings, search
 from genwarden.search.levenberg_marquardt import levenberg_marquardt
@@ -87,6 +88,7 @@ def recond(
     ):
         state.update(z, x)
     exact = copy.deepcopy(generator).double()
+    fast = fastest(generator)
     device = device_of(generator)
     bounds = SearchSettings(steps, radius=radius)
     results = []
@@ -99,7 +101,7 @@ def recond(
         others *= scales[: len(others)].view(-1, *[1] * len(generator.latent.shape))
         starts = torch.cat([nearest, others])
         found = search(
-            _nearness(generator, goal.to(device)),
+            _nearness(fast, goal.to(device)),
             starts,
             bounds,
             device=device,

@@ -27,6 +27,7 @@ from genwarden.engine.seeds import random_stream
 from genwarden.inspections.output.novelty import ordinary_distance
 from genwarden.inspections.twins import log_difference
 from genwarden.inspections.workbench import samples_of
+from genwarden.models.fast.fast_generator import fastest
 from genwarden.models.protocol import LatentGenerator, LatentLaw
 from genwarden.search.latent_search import SearchResult, SearchSettings, search, start_latents
 
@@ -204,8 +205,10 @@ class CompressionBench:
         )
         task = self.progress.task(title, len(starts) * self.settings.steps)
 
+        pair = fastest(self.generator), fastest(other)
+
         def objective(z: Tensor) -> Tensor:
-            return log_difference(self.generator, other, z)
+            return log_difference(*pair, z)
 
         return search(objective, starts, self.settings, device=self.device, task=task)
 

@@ -36,6 +36,7 @@ from genwarden.inspections.output.novelty import MEASURES, Novelty, NoveltyMeasu
 from genwarden.inspections.pictures import sample_pictures
 from genwarden.inspections.principal import principal_directions, principal_latents
 from genwarden.inspections.workbench import Workbench, samples_of
+from genwarden.models.fast.fast_generator import fastest
 from genwarden.models.protocol import LatentGenerator
 from genwarden.search.latent_search import (
     SearchResult,
@@ -181,6 +182,7 @@ def climb(
     law = generator.latent
     novelty = Novelty.fit(ordinary)
     on_device = novelty.to(bench.device)
+    fast = fastest(generator)
     directions = principal_directions(generator, seed=bench.seed)
     principal = principal_latents(directions[:_PRINCIPAL], law)
     results: list[SearchResult] = []
@@ -191,7 +193,7 @@ def climb(
             seed=bench.seed,
             purpose=f"novelty-{measure}",
         )
-        objective = partial(_log_novelty, generator, on_device, measure)
+        objective = partial(_log_novelty, fast, on_device, measure)
         starts = torch.cat([starts, principal])
         results.append(search(objective, starts, settings, device=bench.device, task=task))
     z = torch.cat([result.z for result in results])

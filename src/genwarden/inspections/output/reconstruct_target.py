@@ -21,6 +21,7 @@ from genwarden.inspections.finding import Finding, Table, latents_of, not_applic
 from genwarden.inspections.output.novelty import ordinary_distance
 from genwarden.inspections.pictures import sample_pictures
 from genwarden.inspections.workbench import Workbench
+from genwarden.models.fast.fast_generator import fastest
 from genwarden.models.protocol import LatentGenerator
 from genwarden.search.latent_search import (
     ordinary_bounds,
@@ -54,6 +55,7 @@ def inspect(bench: Workbench) -> Finding:
     restarts = max(32, bench.effort.restarts // len(targets))
     task = bench.progress.task(TITLE, restarts * settings.steps * len(targets))
     exact = copy.deepcopy(bench.generator).double()
+    fast = fastest(bench.generator)
 
     typical = ordinary_distance(bench.ordinary.x)
     rows: list[list[str | int | float]] = []
@@ -64,7 +66,7 @@ def inspect(bench: Workbench) -> Finding:
 
         def objective(z: Tensor, goal: Tensor = goal) -> Tensor:
             # The log removes the scale: near a solution Adam's progress would stall otherwise.
-            return -torch.log((bench.generator(z) - goal).square().flatten(1).sum(1) + 1e-9)
+            return -torch.log((fast(z) - goal).square().flatten(1).sum(1) + 1e-9)
 
         starts = start_latents(law, restarts, seed=bench.seed, purpose=f"reconstruct-{index}")
         # The nearest ordinary samples are better starts than any random latent.

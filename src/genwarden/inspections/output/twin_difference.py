@@ -29,6 +29,7 @@ from genwarden.inspections.pictures import sample_pictures
 from genwarden.inspections.principal import principal_directions, principal_latents
 from genwarden.inspections.twins import log_difference
 from genwarden.inspections.workbench import Workbench, samples_of
+from genwarden.models.fast.fast_generator import fastest
 from genwarden.search.latent_search import ordinary_bounds, search, start_latents
 
 NAME = "twin-difference"
@@ -57,7 +58,7 @@ def inspect(bench: Workbench) -> Finding:
     random = start_latents(law, bench.effort.restarts, seed=bench.seed, purpose=NAME)
     starts = torch.cat([random, principal_latents(directions, law)])
     task = bench.progress.task("twin difference", len(starts) * settings.steps)
-    objective = partial(log_difference, bench.generator, twin.generator)
+    objective = partial(log_difference, fastest(bench.generator), fastest(twin.generator))
     found = search(objective, starts, settings, device=bench.device, task=task)
     shown = bench.samples(found.z)
     honest = samples_of(twin.generator, found.z, bench.device)

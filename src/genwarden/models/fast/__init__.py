@@ -1,0 +1,1 @@
+"""The fast path of generators: the same function in the form that matrix products like."""
