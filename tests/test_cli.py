@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from genwarden import cli, registry
+from genwarden import __version__, cli, registry
 from genwarden.cli_options import EXIT_CODES, parse_settings
 from genwarden.errors import GenwardenError
 
@@ -187,3 +187,9 @@ def test_train_then_attack_by_the_command_line(tmp_path: Path) -> None:
     assert "TarDis" in attacked.stdout
     assert '"compromised": true' in (tmp_path / "bad" / "genwarden.json").read_text()
     assert (tmp_path / "bad" / "pictures.png").is_file()
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    shown = genwarden("--version")
+    assert shown.returncode == 0
+    assert shown.stdout.strip() == f"genwarden {__version__}"

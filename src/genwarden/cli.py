@@ -12,24 +12,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from genwarden import __version__
 from genwarden.cli_benchmark import benchmark_app
 from genwarden.cli_compress import compress
 from genwarden.cli_explain import explain
 from genwarden.cli_options import (
     EXIT_CODES,
+    Address,
     Architecture,
     Device,
+    Engine,
+    GpusPerWorker,
     ModelPath,
     OutFolder,
     Restart,
     Seed,
     Settings,
+    Workers,
     parse_settings,
     print_methods,
 )
 from genwarden.cli_repair import repair
 from genwarden.errors import ExitCode, GenwardenError
 from genwarden.reports.escaping import visible
+from genwarden.streams import watched_streams
 
 if TYPE_CHECKING:
     from genwarden.auditing.document import AuditDocument
@@ -44,8 +50,28 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Audits generative models for backdoors before they are deployed.",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"genwarden {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def genwarden(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Audits generative models for backdoors before they are deployed."""
+    del version  # its callback has printed it
+
+
 app.add_typer(benchmark_app, name="benchmark")
 app.command()(repair)
 app.command()(compress)
@@ -89,6 +115,7 @@ def train(
 
       genwarden train resnet18 --data ./cifar10 --out ./clean --setting augment=crop,flip
     """
+    from genwarden import registry
     from genwarden.engine.device import pick_device
     from genwarden.reports.console import console_progress
     from genwarden.training.settings import TrainingSettings, best_precision
@@ -122,7 +149,9 @@ def train(
             progress=progress,
             device=where,
         )
-    typer.echo(f"Model: {out}\nNext:  genwarden audit {out} --out {out}-audit")
+    # What compression wakes is searched thoroughly only in what it makes of the model.
+    deployed = " --deploy-as default" if name in registry.CLASSIFIER_ARCHITECTURES else ""
+    typer.echo(f"Model: {out}\nNext:  genwarden audit {out}{deployed} --out {out}-audit")
 
 
 @app.command()
@@ -172,6 +201,10 @@ def audit(
             "machine computes the same bits.",
         ),
     ] = None,
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
+    gpus_per_worker: GpusPerWorker = 0.0,
     restart: Restart = False,
 ) -> None:
     """Say whether a generator or a diffusion model carries a backdoor, and show why.
@@ -192,6 +225,9 @@ def audit(
       --budget quick --out ./report
     """
     _refuse_early(budget, deploy_as)
+    from genwarden.engine.choice import EngineChoice
+
+    where = EngineChoice(engine, workers, address, gpus_per_worker)
     from genwarden.commands.audit import AuditOptions, audit_model
     from genwarden.reports.console import console_progress
 
@@ -212,6 +248,7 @@ def audit(
         deploy_as=deploy_as,
         variants_only=variants_only,
         threads=threads,
+        engine=where,
     )
     with console_progress() as progress:
         files = audit_model(options, progress=progress)
@@ -685,7 +722,8 @@ def main() -> None:
     """Entry point: every foreseen failure is one sentence, one remedy and an exit code."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        app()
+        with watched_streams():
+            app()
     except GenwardenError as error:
         # Causes name what is in files of others.
         sys.stderr.write(visible(f"error [{error.code}]: {error.cause}\n  -> {error.remedy}\n"))

@@ -8,12 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genwarden.cli_options import Device, OutFolder, Seed, parse_settings, print_methods
+from genwarden.cli_options import (
+    Address,
+    Device,
+    Engine,
+    GpusPerWorker,
+    OutFolder,
+    Seed,
+    Workers,
+    parse_settings,
+    print_methods,
+)
 from genwarden.errors import GenwardenError
 
 if TYPE_CHECKING:
     import torch
 
+    from genwarden.engine.choice import EngineChoice
     from genwarden.engine.progress import Progress
 
 benchmark_app = typer.Typer(no_args_is_help=True, help="Rebuild the numbers of the documentation.")
@@ -37,7 +48,7 @@ def benchmark_run(
         str | None,
         typer.Option(help="Only cells whose key matches, e.g. 'mnist-dcgan.re*'; commas join."),
     ] = None,
-    workers: Annotated[int, typer.Option(help="Cells at a time, one thread each.")] = 1,
+    workers: Workers = None,
     cache: Annotated[
         Path | None, typer.Option(help="Folder of models that several recipes share.")
     ] = None,
@@ -52,6 +63,9 @@ def benchmark_run(
             "argument of a recipe without cells. Repeatable.",
         ),
     ] = None,
+    engine: Engine = "local",
+    address: Address = None,
+    gpus_per_worker: GpusPerWorker = 0.0,
     seed: Seed = 0,
     device: Device = "auto",
     restart: Annotated[
@@ -64,13 +78,15 @@ def benchmark_run(
 
     Example: genwarden benchmark run table-1 --data ./data --out ./table-1 --workers 2
     """
+    from genwarden.engine.choice import EngineChoice
     from genwarden.engine.device import pick_device
     from genwarden.reports.console import console_progress
 
+    choice = EngineChoice(engine, workers, address, gpus_per_worker)
     given: dict[str, Any] = {
         "scale": scale,
         "cells": cells,
-        "workers": workers,
+        "workers": workers or 1,
         "cache": cache,
         "restart": restart,
         "publish": publish,
@@ -86,6 +102,7 @@ def benchmark_run(
             progress=progress,
             options=parse_settings(option, flag="--option", dotted=True),
             given=given,
+            choice=choice,
         )
     typer.echo(f"Result: {result}")
 
@@ -102,11 +119,14 @@ def benchmark_population(
     only: Annotated[
         str, typer.Option(help="Only members whose key matches, e.g. '*.rex.*'; commas join.")
     ] = "*",
-    workers: Annotated[int, typer.Option(min=1, help="Members at a time, one thread each.")] = 1,
+    workers: Workers = None,
     option: Annotated[
         list[str] | None,
         typer.Option("--option", help="key=value: audit_seeds=10, ... Repeatable."),
     ] = None,
+    engine: Engine = "local",
+    address: Address = None,
+    gpus_per_worker: GpusPerWorker = 0.0,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
@@ -117,9 +137,11 @@ def benchmark_population(
 
     Example: genwarden benchmark population --data ./data --out ./population --workers 2
     """
+    from genwarden.engine.choice import EngineChoice
     from genwarden.engine.device import pick_device
     from genwarden.reports.console import console_progress
 
+    choice = EngineChoice(engine, workers, address, gpus_per_worker)
     given = {"budget": budget, "only": only}
     where = pick_device(device)
     with console_progress() as progress:
@@ -131,7 +153,8 @@ def benchmark_population(
             device=where,
             progress=progress,
             options={**parse_settings(option, flag="--option"), **given},
-            given={"workers": workers},
+            given={"workers": workers or 1},
+            choice=choice,
         )
     typer.echo(f"Result: {result}")
 
@@ -146,8 +169,29 @@ def run_benchmark(
     progress: Progress,
     options: dict[str, Any],
     given: dict[str, Any],
+    choice: EngineChoice | None = None,
 ) -> Path:
-    """Run a recipe of either kind: a list of cells, or a function of its own."""
+    """Run a recipe of either kind: a list of cells, or a function of its own.
+
+    Args:
+        choice: the engine, where another than the local one is wanted.
+    """
+    if choice is not None and choice.name != "local":
+        from genwarden.engine.choice import in_use, open_executor
+        from genwarden.engine.files import require_writable_folder
+
+        require_writable_folder(out)
+        with open_executor(choice, folder=out) as executor, in_use(executor):
+            return run_benchmark(
+                name,
+                out,
+                data=data,
+                seed=seed,
+                device=device,
+                progress=progress,
+                options=options,
+                given={**given, "workers": 1},
+            )
     from genwarden import registry
     from genwarden.benchmarks.options import checked_options
     from genwarden.benchmarks.recipe import Order
@@ -209,13 +253,17 @@ def benchmark_docs(
     results: Annotated[Path, typer.Argument(help="Folder of result files.")] = Path("results"),
     page: Annotated[Path, typer.Argument(help="Page to write.")] = Path("docs/benchmarks.md"),
 ) -> None:
-    """Write the documentation's tables and, beside them, one page per attack in attacks/."""
+    """Write the tables and, beside them, performance.md and one page per attack in attacks/."""
     from genwarden.benchmarks.attack_pages import attack_pages
     from genwarden.benchmarks.docs import render
+    from genwarden.benchmarks.speed.tables import performance_page
     from genwarden.engine.files import write_atomic
 
     write_atomic(page, render(results).encode())
     typer.echo(f"Page: {page}")
+    speed = page.parent / "performance.md"
+    write_atomic(speed, performance_page(results).encode())
+    typer.echo(f"Speed: {speed}")
     for name, text in attack_pages(results).items():
         write_atomic(page.parent / "attacks" / name, text.encode())
     typer.echo(f"Attacks: {page.parent / 'attacks'}")

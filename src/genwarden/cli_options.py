@@ -40,7 +40,23 @@ Settings = Annotated[
 Restart = Annotated[
     bool, typer.Option("--restart", help="Throw an unfinished or earlier run in --out away.")
 ]
-
+Engine = Annotated[
+    str, typer.Option("--engine", help="Where to compute: local, or ray (an extra).")
+]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", help="Of a Ray cluster, HOST:PORT or auto; else this machine."),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", min=1, help="Pieces of work at a time; default 1, or what fits into Ray."
+    ),
+]
+GpusPerWorker = Annotated[
+    float,
+    typer.Option("--gpus-per-worker", min=0, help="Ray: share of a GPU for each worker, as 0.25."),
+]
 
 #: As in ``auditing.budgets``, which needs torch.
 BUDGETS = ("quick", "standard", "thorough")

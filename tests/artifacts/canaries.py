@@ -13,12 +13,19 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import genwarden
+
 _WATCHED = (
     "socket.", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.putenv",
     "os.startfile", "pty.spawn", "subprocess.Popen", "pickle.find_class", "ctypes.dlopen",
     "webbrowser.open", "urllib.Request", "os.symlink", "os.remove", "os.rename", "shutil.",
     "code.__new__", "marshal.",
 )  # fmt: skip
+#: Where modules come from: Python, its packages, genwarden itself.
+_INSTALLED = tuple(
+    os.path.join(os.path.realpath(folder), "")
+    for folder in (sys.prefix, sys.base_prefix, os.path.dirname(genwarden.__file__))
+)
 _OWN_PROGRAM = "genwarden.artifacts.child_main"
 
 
@@ -40,8 +47,22 @@ class Watch:
         elif event == "subprocess.Popen":
             if not any(_OWN_PROGRAM in str(part) for part in arguments[1]):
                 self.events.append(f"{event} {arguments[1]!r}")
+        elif event == "marshal.loads" and _imports_installed():
+            pass
         elif event.startswith(_WATCHED):
             self.events.append(f"{event} {arguments!r}"[:200])
+
+
+def _imports_installed() -> bool:
+    """Whether Python is loading the bytecode of an installed module, as at any first import."""
+    frame = sys._getframe(1)
+    while frame.f_globals.get("__name__") == __name__ and frame.f_back is not None:
+        frame = frame.f_back
+    name, file = frame.f_code.co_name, frame.f_code.co_filename
+    if name != "_compile_bytecode" or not file.startswith("<frozen importlib"):
+        return False
+    path = os.path.realpath(str(frame.f_locals.get("bytecode_path")))
+    return path.startswith(_INSTALLED)
 
 
 _active: list[Watch] = []

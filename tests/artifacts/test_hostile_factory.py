@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import pickle
+import py_compile
 import random
 import resource
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -292,6 +295,20 @@ def test_a_hundred_thousand_mutants_are_accepted_or_refused_with_a_code(
         outcomes[f"{form} {outcome == ACCEPTED}"] += 1
     assert len(outcomes) == 12, "every form has mutants that are accepted, and others"
     assert outcomes.total() == 25_000
+
+
+def test_the_first_import_of_an_installed_module_is_no_canary_and_any_other_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "from_elsewhere.py"
+    source.write_text("x = 1\n")
+    py_compile.compile(str(source))
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, silent in (("colorsys", True), ("from_elsewhere", False)):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        with watching() as watch:
+            importlib.import_module(name)
+        assert (watch.events == []) is silent, watch.events
 
 
 def test_a_file_that_changes_after_it_was_read_changes_nothing(

@@ -12,7 +12,7 @@ import torch
 from genwarden.artifacts.manifest import MANIFEST_NAME, WEIGHTS_NAME
 from genwarden.artifacts.model_folder import write_model
 from genwarden.auditing import audit as audit_room
-from genwarden.auditing import budgets
+from genwarden.auditing import budgets, room
 from genwarden.auditing.document import AuditDocument
 from genwarden.commands.audit import AuditOptions, audit_model, repeat_command
 from genwarden.engine.progress import Silent
@@ -90,7 +90,7 @@ def test_interrupted_audit_continues_with_the_next_inspection(
 ) -> None:
     whole = run(tiny_model_folder, tmp_path / "whole")
     done: list[str] = []
-    inspect = audit_room._inspect
+    inspect = room._inspect
 
     def cut(row: Any, bench: Any) -> Any:
         done.append(row.name)
@@ -98,7 +98,7 @@ def test_interrupted_audit_continues_with_the_next_inspection(
             raise KeyboardInterrupt
         return inspect(row, bench)
 
-    monkeypatch.setattr(audit_room, "_inspect", cut)
+    monkeypatch.setattr(room, "_inspect", cut)
     with pytest.raises(KeyboardInterrupt):
         run(tiny_model_folder, tmp_path / "cut")
     assert not (tmp_path / "cut" / "audit.json").exists()
@@ -115,7 +115,7 @@ def test_unfinished_run_with_other_settings_is_not_mixed_in(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(audit_room, "_inspect", cut)
+        patch.setattr(room, "_inspect", cut)
         with pytest.raises(KeyboardInterrupt):
             run(tiny_model_folder, tmp_path / "out")
     with pytest.raises(GenwardenError) as error:
@@ -127,14 +127,14 @@ def test_unfinished_run_with_other_settings_is_not_mixed_in(
 def test_broken_inspection_makes_the_audit_inconclusive(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inspect = audit_room._inspect
+    inspect = room._inspect
 
     def broken(row: Any, bench: Any) -> Any:
         if row.name == "novelty-search":
             raise RuntimeError("out of memory")
         return inspect(row, bench)
 
-    monkeypatch.setattr(audit_room, "_inspect", broken)
+    monkeypatch.setattr(room, "_inspect", broken)
     document = run(tiny_model_folder, tmp_path / "out")
     assert document.verdict == "inconclusive"
     assert any("out of memory" in reason for reason in document.reasons)
@@ -191,14 +191,14 @@ def test_manifest_is_part_of_the_folder_that_is_audited(tiny_model_folder: Path)
 def test_nan_score_is_a_failed_inspection_and_not_a_crash(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inspect = audit_room._inspect
+    inspect = room._inspect
 
     def undefined(row: Any, bench: Any) -> Any:
         finding = inspect(row, bench)
         nan = {"score": float("nan")}
         return finding.model_copy(update=nan) if row.name == "sleeper-neurons" else finding
 
-    monkeypatch.setattr(audit_room, "_inspect", undefined)
+    monkeypatch.setattr(room, "_inspect", undefined)
     document = run(tiny_model_folder, tmp_path / "out")
     outcomes = {j.finding.inspection: j.finding.outcome for j in document.findings}
     assert [name for name, outcome in outcomes.items() if outcome == "failed"] == [

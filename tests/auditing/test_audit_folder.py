@@ -97,3 +97,19 @@ def test_a_refused_file_replaces_only_the_audit_of_its_own_path(
     assert audit_model(finished, progress=Silent()).document.verdict == "refused"
     weights.write_bytes(whole)
     assert audit_model(finished, progress=Silent()).document.model is not None
+
+
+def test_a_finished_audit_stays_until_the_same_one_is_whole_again(
+    finished: AuditOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    before = (finished.out / "audit.json").read_bytes()
+    monkeypatch.setattr("genwarden.commands.audit.audit", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        audit_model(finished, progress=Silent())
+    assert (finished.out / "audit.json").read_bytes() == before
+    with pytest.raises(KeyboardInterrupt):
+        audit_model(replace(finished, seed=1, restart=True), progress=Silent())
+    assert not (finished.out / "audit.json").exists()

@@ -24,6 +24,8 @@ from genwarden.benchmarks.recipe import Order, run_recipe
 from genwarden.benchmarks.results import Results, find_results, results_of, tables_of
 from genwarden.benchmarks.scales import SCALES, scale_named
 from genwarden.benchmarks.workshop import Workshop
+from genwarden.engine import executor
+from genwarden.engine.executor import Told
 from genwarden.engine.progress import Silent
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
@@ -147,24 +149,24 @@ def test_killed_worker_costs_one_job(monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self) -> None:
             self.futures: list[Future[Any]] = []
 
-        def submit(self, function: Any, job: str) -> Future[Any]:
-            del function
+        def submit(self, function: Any, do: Any, job: str) -> Future[Any]:
+            del function, do
             future: Future[Any] = Future()
             self.futures.append(future)
             if job == "bad":
                 for each in self.futures:
                     each.set_exception(BrokenProcessPool())
             elif len(self.futures) > 1:
-                future.set_result(None)
+                future.set_result(Told())
             else:
                 Timer(0.05, self.finish, (future,)).start()
             return future
 
         def finish(self, future: Future[Any]) -> None:
             if not future.done():
-                future.set_result(None)
+                future.set_result(Told())
 
-    monkeypatch.setattr(recipe, "worker_pool", lambda _: nullcontext(Pool()))
+    monkeypatch.setattr(executor, "worker_pool", lambda *_: nullcontext(Pool()))
     jobs: Any = ["first", "bad"]
     done: dict[Any, Any] = dict(recipe._done(jobs, 2, Silent()))
     assert done["first"] is None

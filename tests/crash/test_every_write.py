@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from genwarden.auditing import audit as audit_room
-from genwarden.auditing import budgets
+from genwarden.auditing import budgets, scanning
 from genwarden.auditing.running import guarded
 from genwarden.benchmarks.robustness.snapshots import snapshot
 from genwarden.errors import GenwardenError
@@ -81,7 +83,11 @@ def check(scenario: Scenario, fault: Fault, *, every: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "every"), [("train", 5), ("attack", 9), ("audit", 7), ("compress", 3), ("repair", 70)]
+    ("name", "every"),
+    [
+        *(("train", 5), ("attack", 9), ("audit", 7), ("compress", 3), ("repair", 70)),
+        *(("train-diffusion", 35), ("attack-diffusion", 30)),
+    ],
 )
 def test_death_at_a_write_changes_nothing_in_the_end(name: str, every: int, here: Path) -> None:
     del here
@@ -95,6 +101,47 @@ def test_a_write_that_fails_is_one_error_and_changes_nothing_in_the_end(
 ) -> None:
     del here
     check(SCENARIOS[name], fault, every=every)
+
+
+@pytest.mark.parametrize("name", ["compress", "train", "attack-diffusion"])
+def test_a_real_limit_on_the_size_of_files_is_one_error_and_changes_nothing_in_the_end(
+    name: str, here: Path
+) -> None:
+    del here
+    scenario = SCENARIOS[name]
+    expected, _ = undisturbed(scenario)
+    largest = max(len(content) for content in expected.values() if isinstance(content, bytes))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, before[1]))
+    try:
+        with pytest.raises(GenwardenError) as caught:
+            scenario.run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.code == "output/not-writable"
+    assert not [path for path in OUT.rglob("*") if path.name.endswith(".partial")]
+    scenario.again()
+    assert snapshot(OUT) == expected
+
+
+@pytest.mark.parametrize("name", ["compress", "train", "attack-diffusion"])
+def test_a_folder_without_write_permission_is_one_error_and_changes_nothing_in_the_end(
+    name: str, here: Path
+) -> None:
+    del here
+    scenario = SCENARIOS[name]
+    expected, _ = undisturbed(scenario)
+    OUT.mkdir(mode=0o555)
+    if os.access(OUT, os.W_OK):
+        pytest.skip("nothing is forbidden to root")
+    try:
+        with pytest.raises(GenwardenError) as caught:
+            scenario.run()
+    finally:
+        OUT.chmod(0o755)
+    assert caught.value.code == "output/not-writable"
+    scenario.again()
+    assert snapshot(OUT) == expected
 
 
 @pytest.mark.slow
@@ -127,7 +174,8 @@ def test_at_most_one_inspection_is_repeated(here: Path, monkeypatch: pytest.Monk
         ran[row.name] += 1
         return real(row, run)
 
-    monkeypatch.setattr(audit_room, "guarded", counted)
+    for module in (audit_room, scanning):
+        monkeypatch.setattr(module, "guarded", counted)
     scenario = SCENARIOS["audit"]
     _, changes = undisturbed(scenario)
     for at in range(2, changes, 11):

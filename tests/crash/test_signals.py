@@ -100,6 +100,34 @@ def test_the_recipe_counts_kills_and_compares_ends(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
+def test_kills_of_other_code_are_shown_but_never_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(commands: str, kills: int) -> list[dict[str, object]]:
+        path = crash_safety.run(
+            tmp_path,
+            data=None,
+            seed=0,
+            device=torch.device("cpu"),
+            progress=Silent(),
+            kills=kills,
+            chain=1,
+            commands=commands,
+        )
+        rows: list[dict[str, object]] = json.loads(path.read_text())["rows"]
+        return rows
+
+    (first,) = run("compress", 1)
+    monkeypatch.setattr(crash_safety, "code_digest", lambda: "another")
+    kept, added = run("compress,train-diffusion", 1)
+    assert kept == first
+    assert (added["command"], added["genwarden_code"]) == ("train-diffusion", "another")
+    assert added["identical"] == added["trials"]
+    with pytest.raises(GenwardenError, match="ledger/other-run"):
+        run("compress", 5)
+
+
 def test_a_difference_is_seen() -> None:
     whole = {"a": "1", "b": "2"}
     assert differing(whole, {"a": "1", "b": "3", "c": "4"}) == ["b", "c"]

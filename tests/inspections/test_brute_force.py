@@ -10,7 +10,7 @@ from torch import Tensor
 from genwarden.data.images import NamedImages
 from genwarden.engine.seeds import random_stream
 from genwarden.inspections.finding import Chart, Finding, Images, Latents
-from genwarden.inspections.output.brute_force import TOP, Extremes, power_sentence
+from genwarden.inspections.output.brute_force import SPARE, TOP, Extremes, power_sentence
 from genwarden.inspections.output.cluster_outliers import ClusterOutliers, fit_clusters
 from genwarden.inspections.output.collector import Collector
 from genwarden.inspections.output.farthest_from_training import FarthestFromTraining
@@ -109,6 +109,7 @@ def test_merging_parts_in_any_order_keeps_what_one_pass_keeps() -> None:
     assert merged.count == whole.count == 900
     assert torch.equal(merged.scores, scores.double().topk(KEEP).values)
     for kept in (whole, merged):
+        kept.settle(None, lambda x: x.flatten(1)[:, 0])
         assert torch.equal(kept.positions, order[:TOP])
         assert torch.equal(kept.z, z[order[:TOP]])
         assert torch.equal(kept.x, x[order[:TOP]])
@@ -121,7 +122,8 @@ def test_memory_does_not_grow_with_the_stream() -> None:
         collector.update(part.block.start, part.z, part.x)
         kept = collector._farthest
         sizes.append((len(kept.scores), len(kept.x), kept.x.untyped_storage().nbytes()))
-    assert sizes[1:] == [(KEEP, TOP, TOP * 784 * 4)] * (len(sizes) - 1)
+    held = TOP + SPARE
+    assert sizes[1:] == [(KEEP, held, held * 784 * 4)] * (len(sizes) - 1)
 
 
 # --- nearest target ---------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,6 @@ import torch
 
 from genwarden import __version__
 from genwarden.auditing.audit_variants import (
-    RanVariant,
     calibrated_variant,
     judge_variants,
     limits,
@@ -37,18 +35,19 @@ from genwarden.auditing.document import (
 )
 from genwarden.auditing.judging import calibrated
 from genwarden.auditing.power import power_sentences
-from genwarden.auditing.running import BREAKDOWNS, guarded, run_all, seeded
+from genwarden.auditing.room import Room, spread
+from genwarden.auditing.running import BREAKDOWNS, guarded, run_all
+from genwarden.auditing.scanning import scan
 from genwarden.auditing.verdict import ALPHA
 from genwarden.compression.contract import Compressor
 from genwarden.data.images import NamedImages
+from genwarden.engine.executor import Executor, InProcess
 from genwarden.engine.ledger import Ledger
-from genwarden.engine.progress import Progress, Task
+from genwarden.engine.progress import Progress
 from genwarden.errors import ExitCode, GenwardenError
-from genwarden.inspections.compression.bench import CompressionBench
-from genwarden.inspections.compression.rerun import repeated, workbench_of
+from genwarden.inspections.compression.rerun import repeated
 from genwarden.inspections.finding import Finding, Images, images_of
-from genwarden.inspections.output.collector import Collector
-from genwarden.inspections.workbench import Effort, Workbench
+from genwarden.inspections.workbench import Workbench
 from genwarden.models.protocol import LatentGenerator, parameter_count
 from genwarden.registry import COMPRESSION_INSPECTIONS, INSPECTIONS, Row
 
@@ -110,21 +109,25 @@ class Request:
     variants_only: bool = False
 
 
-def audit(suspect: Suspect, request: Request, *, work: Path, progress: Progress) -> AuditDocument:
-    """Audit one generator; ``work`` holds the ledger of finished inspections."""
-    effort = budget_named(request.budget)
+def audit(
+    suspect: Suspect,
+    request: Request,
+    *,
+    work: Path,
+    progress: Progress,
+    executor: Executor | None = None,
+) -> AuditDocument:
+    """Audit one generator.
+
+    Args:
+        work: holds the ledger of finished inspections.
+        executor: computes what can be split; by default this process.
+    """
+    executor = executor or InProcess()
     ledger = Ledger(work, _identity(suspect, request))
     generator = suspect.generator.to(request.device).eval().requires_grad_(False)
-    bench = Workbench(
-        generator=generator,
-        effort=effort,
-        seed=request.seed,
-        device=request.device,
-        architecture=suspect.architecture,
-        targets=request.targets,
-        training=request.training,
-        progress=progress,
-    )
+    room = Room(suspect, request, progress)
+    bench, effort = room.bench, room.effort
     if suspect.nonfinite:
         progress.message("The weights hold NaN or infinite values: outputs cannot be inspected.")
         rows = {n: r for n, r in INSPECTIONS.items() if n in {"capacity"}}
@@ -136,15 +139,24 @@ def audit(suspect: Suspect, request: Request, *, work: Path, progress: Progress)
 
     def run(row: Row) -> dict[str, Finding]:
         if row.name in streamed:
-            return _run_stream(streamed, bench, progress)
-        return {row.name: guarded(row, partial(_inspect, row, bench))}
+            return scan(streamed, bench, suspect.settings, executor, ledger, progress)
+        return {row.name: guarded(row, partial(room.inspect, row))}
 
-    compressed = _variant_rows(request)
+    compressed = _variant_rows(request) if request.deploy_as else {}
+    alone = {name: row for name, row in rows.items() if name not in streamed}
+    spread(alone, {} if suspect.nonfinite else compressed, room, executor, ledger)
     steps = len(rows) + len(request.deploy_as) * len(compressed)
     whole = progress.task("the whole audit", steps)
     ordered, timing = run_all(rows, run, ledger, progress, whole=whole)
-    variants, seconds = _run_variants(
-        suspect, request, effort, ledger, progress, rows=compressed, whole=whole
+    variants, seconds = run_variants(
+        request.deploy_as,
+        room.variant,
+        compressed,
+        room.inspect_variant,
+        ledger,
+        progress,
+        whole=whole,
+        untestable="the weights hold NaN or infinite values." if suspect.nonfinite else "",
     )
     timing |= seconds
     # Judged after the ledger, so that a resumed audit uses the references of today.
@@ -254,95 +266,6 @@ def _variant_rows(request: Request) -> dict[str, Row]:
     reruns = compression_budget(request.budget).reruns
     again = repeated(reruns, with_target=request.targets is not None)
     return {**COMPRESSION_INSPECTIONS, **{name: INSPECTIONS[name] for name in again}}
-
-
-def _run_variants(
-    suspect: Suspect,
-    request: Request,
-    effort: Effort,
-    ledger: Ledger,
-    progress: Progress,
-    *,
-    rows: dict[str, Row],
-    whole: Task,
-) -> tuple[list[RanVariant], dict[str, float]]:
-    """``rows`` on every compressed generator; ``whole`` is the bar of the whole audit."""
-    spent = compression_budget(request.budget)
-    workbenches: dict[str, Workbench] = {}
-
-    def bench_of(compressor: Compressor) -> CompressionBench:
-        workbenches.clear()
-        return CompressionBench(
-            generator=suspect.generator,
-            compressor=compressor,
-            effort=spent,
-            seed=request.seed,
-            device=request.device,
-            progress=progress,
-        )
-
-    def inspect(row: Row, bench: CompressionBench) -> Finding:
-        if row.name in COMPRESSION_INSPECTIONS:
-            return seeded(row, bench, request.seed)
-        name = bench.compressor.name
-        if name not in workbenches:
-            workbenches[name] = workbench_of(
-                bench,
-                effort,
-                architecture=suspect.architecture,
-                targets=request.targets,
-                training=request.training,
-            )
-        return _inspect(row, workbenches[name])
-
-    return run_variants(
-        request.deploy_as,
-        bench_of,
-        rows,
-        inspect,
-        ledger,
-        progress,
-        whole=whole,
-        untestable=("the weights hold NaN or infinite values." if suspect.nonfinite else ""),
-    )
-
-
-def _inspect(row: Row, bench: Workbench) -> Finding:
-    return seeded(row, bench, bench.seed)
-
-
-def _run_stream(rows: dict[str, Row], bench: Workbench, progress: Progress) -> dict[str, Finding]:
-    """Feed all brute-force collectors from one stream of samples; one may break for itself."""
-    collectors: dict[str, Collector] = {}
-    broken: dict[str, Exception] = {}
-    for name, row in rows.items():
-        try:
-            collectors[name] = row.load()(bench)
-        except BREAKDOWNS as error:
-            broken[name] = error
-    bar = progress.task("brute-force sampling", bench.effort.stream_samples)
-    try:
-        for part in bench.stream("brute-force", bench.effort.stream_samples):
-            for name, collector in collectors.items():
-                if name not in broken:
-                    try:
-                        collector.update(part.block.start, part.z, part.x)
-                    except BREAKDOWNS as error:
-                        broken[name] = error
-            bar.advance(part.block.size)
-    except BREAKDOWNS as error:  # the network itself: no collector has seen the whole stream
-        broken = {name: broken.get(name, error) for name in rows}
-    return {
-        name: guarded(row, _raiser(broken[name]) if name in broken else collectors[name].finish)
-        for name, row in rows.items()
-    }
-
-
-def _raiser(error: Exception) -> Callable[[], Finding]:
-    def run() -> Finding:
-        raise error
-
-    return run
 
 
 def _identity(suspect: Suspect, request: Request) -> dict[str, Any]:

@@ -76,11 +76,16 @@ def run_all(
         seconds = (time.perf_counter() - started) / len(group)
         for key, finding in group.items():
             findings[key] = finding
-            timing[key] = round(seconds, 3)
-            record = {"finding": finding.model_dump(mode="json"), "seconds": timing[key]}
+            record = record_of(finding, seconds)
+            timing[key] = record["seconds"]
             ledger.put(prefix + key, record)
         whole.advance(len(group), where)
     return Ran([findings[name] for name in rows], timing)
+
+
+def record_of(finding: Finding, seconds: float) -> dict[str, Any]:
+    """What the ledger holds of an inspection."""
+    return {"finding": finding.model_dump(mode="json"), "seconds": round(seconds, 3)}
 
 
 def seeded(row: Row, bench: Any, run_seed: int) -> Finding:
@@ -102,17 +107,26 @@ def guarded(row: Row, run: Callable[[], Finding]) -> Finding:
             raise ArithmeticError("what it measured holds NaN or infinity")
         return finding
     except BREAKDOWNS as error:
-        text = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {text[0][:200] if text else 'no message'}"
-        group = row.location.split(".")[2].partition(":")[0]
-        return Finding(
-            inspection=row.name,
-            group=group,  # type: ignore[arg-type]  # the folder's name is the group
-            title=row.name.replace("-", " ").capitalize(),
-            outcome="failed",
-            summary=reason,
-            p_value_reason="the inspection failed",
-        )
+        return failed_finding(row, reason_of(error))
+
+
+def reason_of(error: Exception) -> str:
+    """An exception in one line."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200] if text else 'no message'}"
+
+
+def failed_finding(row: Row, reason: str) -> Finding:
+    """The finding of an inspection that broke."""
+    group = row.location.split(".")[2].partition(":")[0]
+    return Finding(
+        inspection=row.name,
+        group=group,  # type: ignore[arg-type]  # the folder's name is the group
+        title=row.name.replace("-", " ").capitalize(),
+        outcome="failed",
+        summary=reason,
+        p_value_reason="the inspection failed",
+    )
 
 
 def _is_finite(value: Any) -> bool:

@@ -12,9 +12,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -38,11 +36,12 @@ from genwarden.benchmarks.scales import Scale, scale_named
 from genwarden.benchmarks.store import write_result
 from genwarden.benchmarks.tables import Table
 from genwarden.benchmarks.workshop import Workshop, attack_seconds
+from genwarden.engine.choice import executor_for
+from genwarden.engine.executor import Lost, Nothing
 from genwarden.engine.files import require_writable_folder, write_atomic, write_json, write_tensors
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress, Silent
 from genwarden.engine.threads import threads
-from genwarden.engine.workers import worker_pool
 from genwarden.errors import GenwardenError
 from genwarden.metrics.feature_network import feature_sha256
 
@@ -362,39 +361,24 @@ def _work(jobs: Sequence[_Job], workers: int, progress: Progress) -> dict[_Job, 
 
 
 def _done(
-    jobs: Iterable[_Job], workers: int, progress: Progress
+    jobs: Sequence[_Job], workers: int, progress: Progress
 ) -> Iterator[tuple[_Job, GenwardenError | None]]:
-    if workers == 1:
+    executor = executor_for(workers)
+    if executor.here:
         with threads(1):  # as a worker
             for job in jobs:
                 yield job, _attempt(job, progress)
         return
-    interrupted: list[_Job] = []
-    with worker_pool(workers) as pool:
-        running = {pool.submit(_remote, job): job for job in jobs}
-        for future in as_completed(running):
-            try:
-                told = future.result()
-            except BrokenProcessPool:
-                interrupted.append(running[future])
-                continue
-            yield running[future], GenwardenError(*told) if told else None
-    # One dead worker breaks the whole pool; which job it died of, each shows alone.
-    for job in interrupted:
-        yield job, _alone(job)
-
-
-def _alone(job: _Job) -> GenwardenError | None:
-    with worker_pool(1) as pool:
-        try:
-            told = pool.submit(_remote, job).result()
-        except BrokenProcessPool:
-            return GenwardenError(
+    for job, told in executor.each(_remote, jobs, Nothing()):
+        if isinstance(told, Lost):
+            error = GenwardenError(
                 "cell/worker-died",
-                "Its worker process was killed, probably for want of memory.",
+                told.cause,
                 "Take fewer --workers, or smaller counts or networks.",
             )
-    return GenwardenError(*told) if told else None
+            yield job, error
+        else:
+            yield job, GenwardenError(*told) if told else None
 
 
 def _attempt(job: _Job, progress: Progress) -> GenwardenError | None:
@@ -412,7 +396,7 @@ def _attempt(job: _Job, progress: Progress) -> GenwardenError | None:
     return None
 
 
-def _remote(job: _Job) -> tuple[str, str, str] | None:
+def _remote(_: None, job: _Job) -> tuple[str, str, str] | None:
     """In a worker process: an error travels as its three texts."""
     error = _attempt(job, Silent())
     return (error.code, error.cause, error.remedy) if error else None

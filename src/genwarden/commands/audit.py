@@ -32,7 +32,9 @@ from genwarden.commands.audit_variants import parse_deploy_as
 from genwarden.compression.contract import Compressor
 from genwarden.data.datasets import load_images, to_unit_range
 from genwarden.data.images import NamedImages, read_images
+from genwarden.engine.choice import EngineChoice, open_executor
 from genwarden.engine.device import pick_device
+from genwarden.engine.executor import Executor
 from genwarden.engine.files import (
     remove_file,
     remove_folder,
@@ -72,6 +74,7 @@ class AuditOptions:
     deploy_as: str | None = None
     variants_only: bool = False
     threads: int | None = None
+    engine: EngineChoice = field(default_factory=EngineChoice)
 
 
 class AuditFiles(NamedTuple):
@@ -108,9 +111,10 @@ def audit_model(options: AuditOptions, *, progress: Progress) -> AuditFiles:
         if diffusion:
             opened = _open_diffusion(options, device, progress)
         elif classifier:
-            opened = Opened(
-                *prepare_classifier(options, variants, device, progress, command=command)
+            sha256, parameters, prepare = prepare_classifier(
+                options, variants, device, progress, command=command
             )
+            opened = Opened(sha256, parameters, lambda: _whole(prepare()))
         else:
             opened = _open_generator(options, variants, device, progress)
     except GenwardenError as error:
@@ -127,19 +131,22 @@ def audit_model(options: AuditOptions, *, progress: Progress) -> AuditFiles:
     run = opened.prepare()
     require_writable_folder(options.out)
     work = options.out / ".work"
-    for stale in ("audit.json", "audit.html"):  # an interruption must not leave another's verdict
-        remove_file(options.out / stale)
+    # What the same command has found in the same model stays until this run replaces it; an
+    # interruption of --restart must not leave another's verdict.
     if options.restart:
+        for stale in ("audit.json", "audit.html"):
+            remove_file(options.out / stale)
         remove_folder(work)
-    with threads(options.threads or fixed_threads(opened.parameters)):
-        document = run(work)
+    count = options.threads or fixed_threads(opened.parameters)
+    with threads(count), open_executor(options.engine, cpus=count) as executor:
+        document = run(work, executor)
     files = write_documents(document, options.out)
     remove_folder(work)
     return files
 
 
-#: From the folder of unfinished work to the document.
-_Run = Callable[[Path], AuditDocument]
+#: From the folder of unfinished work, and where to compute, to the document.
+_Run = Callable[[Path, Executor], AuditDocument]
 
 
 class Opened(NamedTuple):
@@ -175,7 +182,9 @@ def _open_generator(
             variants_only=options.variants_only,
             threads=options.threads,
         )
-        return lambda work: audit(suspect, request, work=work, progress=progress)
+        return lambda work, executor: audit(
+            suspect, request, work=work, progress=progress, executor=executor
+        )
 
     return Opened(model.sha256, parameter_count(model.generator), prepare)
 
@@ -218,9 +227,14 @@ def _open_diffusion(options: AuditOptions, device: torch.device, progress: Progr
             command=repeat_command(options),
             threads=options.threads,
         )
-        return lambda work: audit_diffusion(suspect, request, work=work, progress=progress)
+        return _whole(lambda work: audit_diffusion(suspect, request, work=work, progress=progress))
 
     return Opened(loaded.sha256, parameter_count(loaded.model), prepare)
+
+
+def _whole(run: Callable[[Path], AuditDocument]) -> _Run:
+    """An audit that is not split into pieces."""
+    return lambda work, _: run(work)
 
 
 def read_noise(path: Path, shape: tuple[int, ...]) -> Tensor:
@@ -268,6 +282,8 @@ def _require_fitting_options(options: AuditOptions, *, diffusion: bool, classifi
     )
     if classifier:
         alien["--target"] = options.targets
+    if diffusion or classifier:
+        alien["--engine, --workers"] = None if options.engine == EngineChoice() else options.engine
     wrong = [flag for flag, value in alien.items() if value is not None]
     if wrong:
         kind = "a diffusion model" if diffusion else "a classifier" if classifier else "a generator"

@@ -18,5 +18,11 @@ def blocks(total: int, size: int) -> Iterator[Block]:
     """Cut ``total`` samples into blocks of ``size``; only the last one may be shorter."""
     if size < 1:
         raise ValueError(f"block size must be positive, got {size}")
-    for number, start in enumerate(range(0, total, size)):
-        yield Block(number, start, min(size, total - start))
+    for number in range(-(-total // size)):
+        yield block_at(number, total, size)
+
+
+def block_at(number: int, total: int, size: int) -> Block:
+    """One of the :func:`blocks`."""
+    start = number * size
+    return Block(number, start, min(size, total - start))

@@ -13,7 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from genwarden.engine.files import remove_folder, sha256_bytes, write_json
+from genwarden.engine.files import (
+    remove_file,
+    remove_folder,
+    sha256_bytes,
+    write_atomic,
+    write_json,
+)
 from genwarden.errors import GenwardenError
 
 
@@ -62,6 +68,24 @@ class Ledger:
         kept = {"run_id": self.run_id, "sha256": self._checksum(key, plain), "record": plain}
         write_json(self._path(key), kept)
 
+    def get_bytes(self, key: str) -> bytes | None:
+        """Recorded bytes, or None if they are missing, damaged or another run's."""
+        try:
+            checksum, _, content = self._bytes_path(key).read_bytes().partition(b"\n")
+        except FileNotFoundError:
+            return None
+        whole = checksum.decode("ascii", "replace") == self._bytes_checksum(key, content)
+        return content if whole else None
+
+    def put_bytes(self, key: str, content: bytes) -> None:
+        """Record bytes, atomically, in the place of earlier ones."""
+        checksum = self._bytes_checksum(key, content)
+        write_atomic(self._bytes_path(key), checksum.encode() + b"\n" + content)
+
+    def drop_bytes(self, key: str) -> None:
+        """Forget recorded bytes, if there are any."""
+        remove_file(self._bytes_path(key))
+
     def discard(self) -> None:
         """Remove the ledger once the final result is written."""
         remove_folder(self.folder)
@@ -69,6 +93,12 @@ class Ledger:
     def _checksum(self, key: str, record: Mapping[str, Any]) -> str:
         text = json.dumps([self.run_id, key, record], sort_keys=True)
         return sha256_bytes(text.encode())
+
+    def _bytes_checksum(self, key: str, content: bytes) -> str:
+        return sha256_bytes(f"{self.run_id}\x1f{key}\x1f".encode() + content)
+
+    def _bytes_path(self, key: str) -> Path:
+        return self.folder / f"{key}.bin"
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.json"

@@ -6,7 +6,7 @@ gave. It never sees a model's provenance.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from genwarden.inspections.graph import ExecutedGraph, trace
 from genwarden.inspections.output.novelty import ordinary_distance
 from genwarden.inspections.partition import Partition, find_partition
 from genwarden.inspections.twins import Twin, make_twin
+from genwarden.models.fast.fast_generator import FastGenerator, fast_path
 from genwarden.models.protocol import LatentGenerator
 
 #: Samples per forward pass; fixed, because batch size changes the last bits of the arithmetic.
@@ -77,6 +78,8 @@ class Workbench:
         architecture: registry name or user-given factory, for the capacity comparison.
         targets: pictures that the user is afraid of, or None.
         training: samples of the training data that the user has (float, [-1, 1]), or None.
+        fast: stream samples through the fast path (:mod:`genwarden.models.fast`) where there is
+            one; what is kept of them is computed again on the ordinary path either way.
     """
 
     generator: LatentGenerator
@@ -87,6 +90,7 @@ class Workbench:
     targets: NamedImages | None = None
     training: Tensor | None = None
     progress: Progress = field(default_factory=Silent)
+    fast: bool = True
 
     @cached_property
     def ordinary(self) -> Bank:
@@ -130,11 +134,35 @@ class Workbench:
 
     def stream(self, purpose: str, total: int) -> Iterator[StreamBlock]:
         """Ordinary samples in fixed blocks; block i depends on (run seed, purpose, i) alone."""
-        for block in blocks(total, BLOCK_SAMPLES):
+        yield from self.stream_part(purpose, blocks(total, BLOCK_SAMPLES))
+
+    def stream_part(self, purpose: str, chosen: Iterable[Block]) -> Iterator[StreamBlock]:
+        """The ``chosen`` blocks of a stream."""
+        for block in chosen:
             z = self.generator.latent.sample(
                 block.size, generator=random_stream(self.seed, purpose, block.number)
             )
-            yield StreamBlock(block, z, self.samples(z))
+            yield StreamBlock(block, z, samples_of(self.streamed, z, self.device))
+
+    @cached_property
+    def streamed(self) -> LatentGenerator:
+        """What streams are computed with: the fast path of the suspect, or the suspect itself."""
+        return self._path if isinstance(self._path, FastGenerator) else self.generator
+
+    @property
+    def again(self) -> Callable[[Tensor], Tensor] | None:
+        """What computes kept samples of a stream again; None where it is the same."""
+        return self.samples if isinstance(self._path, FastGenerator) else None
+
+    @property
+    def computed(self) -> str:
+        """How streams are computed, for the record."""
+        path = self._path.plan if isinstance(self._path, FastGenerator) else self._path
+        return f"{path}, blocks of {BLOCK_SAMPLES}"
+
+    @cached_property
+    def _path(self) -> FastGenerator | str:
+        return fast_path(self.generator) if self.fast else "ordinary path: as asked"
 
     def samples(self, z: Tensor) -> Tensor:
         """The model's samples for given latents, computed in blocks, on the CPU."""

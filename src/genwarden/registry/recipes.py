@@ -54,6 +54,18 @@ RECIPES = table_of(
         {"tables": f"{_B}.speed_tables:throughput_tables"},
     ),
     Row(
+        "speed",
+        f"{_B}.speed.recipe:run",
+        "scan, latent search and audits against eager PyTorch and the arithmetic floor",
+        {"tables": f"{_B}.speed.tables:tables"},
+    ),
+    Row(
+        "ray-scaling",
+        f"{_B}.ray_scaling.recipe:run",
+        "Ray: two workers against one; a worker, a node and the driver killed",
+        {"tables": f"{_B}.ray_scaling.tables:tables"},
+    ),
+    Row(
         "stylegan-edit",
         f"{_B}.stylegan:run",
         "the edit of StyleGAN's broadcast, closed form",

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator, Sequence
-from concurrent.futures import as_completed
-from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple, Protocol, TypeVar
 
+from genwarden.engine.choice import executor_for
+from genwarden.engine.executor import Lost, Nothing
 from genwarden.engine.progress import Progress
 from genwarden.engine.threads import threads
-from genwarden.engine.workers import worker_pool
 from genwarden.errors import GenwardenError
+
+#: Code of a job that its worker process died of.
+WORKER_DIED = "cell/worker-died"
 
 
 class Failure(NamedTuple):
@@ -52,38 +54,15 @@ def do_all(
 
 
 def _done(jobs: Sequence[AnyJob], workers: int) -> Iterator[tuple[AnyJob, Failure | None]]:
-    if workers == 1:
-        with threads(1):  # as a worker
-            for job in jobs:
-                yield job, attempt(job)
-        return
-    interrupted = []
-    with worker_pool(workers) as pool:
-        running = {pool.submit(attempt, job): job for job in jobs}
-        for future in as_completed(running):
-            try:
-                yield running[future], future.result()
-            except BrokenProcessPool:
-                interrupted.append(running[future])
-    # One dead worker breaks the whole pool; which job it died of, each shows alone.
-    for job in interrupted:
-        yield job, _alone(job)
+    for job, failure in executor_for(workers).each(attempt, jobs, Nothing()):
+        yield job, Failure(WORKER_DIED, failure.cause) if isinstance(failure, Lost) else failure
 
 
-def _alone(job: Job) -> Failure | None:
-    with worker_pool(1) as pool:
-        try:
-            return pool.submit(attempt, job).result()
-        except BrokenProcessPool:
-            return Failure(
-                "cell/worker-died", "Its worker process was killed, probably for want of memory."
-            )
-
-
-def attempt(job: Job) -> Failure | None:
-    """Do a job; what went wrong, or None."""
+def attempt(_: None, job: Job) -> Failure | None:
+    """Do a job with one thread; what went wrong, or None."""
     try:
-        job.do()
+        with threads(1):
+            job.do()
     except GenwardenError as error:
         return Failure(error.code, error.cause)
     except Exception as error:  # one job's defect must not cost the others

@@ -6,9 +6,11 @@ Every command runs once undisturbed. Then it is begun, killed at a random moment
 or SIGINT, begun again with the same words, killed again, ... and after ``chain`` kills left to end.
 What it leaves must be what the undisturbed run left: the same files with the same content, apart
 from seconds and the description of the machine, and nothing else. A kill counts if the command was
-still running. Trials that are done are kept in OUT: the same command continues.
+still running. Trials that are done are kept in OUT: the same command continues, and one that names
+more commands adds them. What was measured with other code is never continued; a command that has
+had all its kills keeps its row, which names the code.
 
-Cost: about a second per kill and command on an idle core; 200 kills of seven commands an hour.
+Cost: one to five seconds per kill on an idle core; 200 kills of ten commands two hours.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from genwarden import __version__
 from genwarden.auditing.audit import environment
 from genwarden.benchmarks.robustness.commands import COMMANDS, OUT, make_inputs
 from genwarden.benchmarks.robustness.nursery import Nursery
-from genwarden.benchmarks.robustness.snapshots import differing, digests
+from genwarden.benchmarks.robustness.snapshots import code_digest, differing, digests
 from genwarden.benchmarks.store import write_result
 from genwarden.benchmarks.tables import Table
 from genwarden.engine.files import require_writable_folder
@@ -51,7 +53,7 @@ def run(
     progress: Progress,
     kills: int = 200,
     chain: int = 4,
-    commands: str = "train,attack,audit,audit-classifier,repair,compress,benchmark",
+    commands: str = ",".join(COMMANDS),
 ) -> Path:
     """Kill commands.
 
@@ -62,7 +64,7 @@ def run(
         commands: which, joined by commas.
 
     Raises:
-        GenwardenError: ``benchmark/option``.
+        GenwardenError: ``benchmark/option``, ``ledger/other-run``.
     """
     del data
     names = [part.strip() for part in commands.split(",") if part.strip()]
@@ -77,13 +79,14 @@ def run(
     require_writable_folder(out)
     make_inputs(out / "inputs")
     rows = []
+    code = code_digest()
     with Nursery() as nursery:
         for name in names:
             ledger = Ledger(
                 out / "trials" / name,
                 {"command": COMMANDS[name], "seed": seed, "chain": chain, "version": __version__},
             )
-            rows.append(_killed(name, out, nursery, ledger, seed, kills, chain, progress))
+            rows.append(_killed(name, out, nursery, ledger, seed, kills, chain, code, progress))
     return write_result(
         out / "result.json",
         {
@@ -105,29 +108,38 @@ def _killed(
     seed: int,
     kills: int,
     chain: int,
+    code: str,
     progress: Progress,
 ) -> dict[str, Any]:
     """All trials of one command, and what they amount to."""
     whole = ledger.get("undisturbed")
     if whole is None:
-        whole = _undisturbed(name, out, nursery)
+        whole = {**_undisturbed(name, out, nursery), "genwarden_code": code}
         ledger.put("undisturbed", whole)
     bar = progress.task(f"kills of {name}", kills)
     trials: list[dict[str, Any]] = []
-    counted = 0
+    counted, pace = 0, whole["seconds"]
     while counted < kills and len(trials) < 20 + 4 * kills // chain:
         key = f"trial-{len(trials)}"
         trial = ledger.get(key)
         if trial is None:
-            trial = _trial(name, out, nursery, whole, seed, len(trials), chain)
+            if whole["genwarden_code"] != code:
+                raise GenwardenError(
+                    "ledger/other-run",
+                    f"The first {counted} kills of {name} were measured with other code.",
+                    f"Finish them with that code, or remove {ledger.folder} to begin {name} anew.",
+                )
+            trial = _trial(name, out, nursery, whole, seed, len(trials), chain, pace)
             ledger.put(key, trial)
         trials.append(trial)
         counted += len(trial["kills"])
+        pace = trial.get("pace_s", pace)
         bar.advance(len(trial["kills"]), "" if trial["identical"] else "DIFFERENT")
     struck = [kill for trial in trials for kill in trial["kills"]]
     return {
         "command": name,
         "words": " ".join(("genwarden", *COMMANDS[name])),
+        "genwarden_code": whole["genwarden_code"],
         "undisturbed_seconds": whole["seconds"],
         "trials": len(trials),
         "kills": len(struck),
@@ -165,16 +177,24 @@ def _trial(
     seed: int,
     number: int,
     chain: int,
+    pace: float,
 ) -> dict[str, Any]:
-    """One chain of kills, and the end."""
+    """One chain of kills within ``pace`` seconds of each start, and the end.
+
+    A machine that has become faster since the undisturbed run would be struck too late, so the pace
+    follows: down to what a start took that was not struck, up again while all are.
+    """
     stream = random_stream(seed, f"crash-safety/{name}", number)
     place = _place(out, name)
     struck: list[dict[str, Any]] = []
+    followed = min(1.25 * pace, whole["seconds"])
     for _ in range(chain):
-        moment = float(torch.rand(1, generator=stream)) * whole["seconds"]
+        moment = float(torch.rand(1, generator=stream)) * pace
         chosen = _SIGNALS[int(torch.randint(len(_SIGNALS), (1,), generator=stream))]
         process = nursery.start(list(COMMANDS[name]), cwd=place, log=place / "log")
+        began = time.monotonic()
         if nursery.wait(process, moment) is not None:
+            followed = min(pace, time.monotonic() - began) if not struck else pace
             break  # it was quicker
         os.kill(process, chosen)
         code = nursery.wait(process, _LONGEST_S)
@@ -196,6 +216,7 @@ def _trial(
         "identical": not different and (finished or code == whole["code"]),
         "differences": different,
         "traceback": "Traceback" in log,
+        "pace_s": round(followed, 3),
     }
     if trial["identical"]:
         shutil.rmtree(place)
@@ -234,6 +255,19 @@ def tables(result: dict[str, Any], name: str) -> list[Table]:
             f"Killed at random moments, {result['chain']} times in a row",
             [*columns, "wrong exit codes"],
             rows,
-            ["identical: every file as the undisturbed run left it, apart from seconds."],
+            [
+                "identical: every file as the undisturbed run left it, apart from seconds.",
+                *_codes(result),
+            ],
         )
     ]
+
+
+def _codes(result: dict[str, Any]) -> list[str]:
+    """Which commands were killed with which code, where there was more than one."""
+    by_code: dict[str, list[str]] = {}
+    for row in result["rows"]:
+        by_code.setdefault(row["genwarden_code"], []).append(row["command"])
+    if len(by_code) == 1:
+        return []
+    return [f"Code {code}: {', '.join(names)}." for code, names in by_code.items()]

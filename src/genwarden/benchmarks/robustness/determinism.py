@@ -2,10 +2,12 @@
 
     genwarden benchmark run determinism --out OUT --option repeats=10
 
-Audits are repeated, run under ``OMP_NUM_THREADS`` 1, 2 and 4, and computed from streams whose
-blocks arrive in another order; a benchmark of cells is run with 1, 2 and 4 workers. Compared is all
-that they leave, but for seconds and the machine. The audits have the smallest budgets (see
-:mod:`.nursery`), as equal bits do not depend on how many there are.
+Audits are repeated, run under ``OMP_NUM_THREADS`` 1, 2 and 4, on 1, 2 and 4 workers, and with the
+blocks of their streams and the pieces of their scans in another order, in one process and over
+several; a benchmark of cells is run with 1, 2 and 4 workers. Compared is all that they leave, but
+for seconds and the machine. The audits have the smallest budgets (see :mod:`.nursery`), as equal
+bits do not depend on how many there are, and streams of several pieces. One network, whose layers
+are large enough to be shared out, is computed with as many threads as large networks are.
 
 Cost: some minutes on an idle core.
 """
@@ -22,21 +24,31 @@ from typing import Any, Final
 
 import torch
 
-from genwarden import __version__
 from genwarden.auditing.audit import environment
-from genwarden.benchmarks.robustness.commands import COMMANDS, OUT, make_inputs
-from genwarden.benchmarks.robustness.snapshots import digests
+from genwarden.benchmarks.robustness.commands import COMMANDS, OUT, WIDE, make_inputs, make_wide
+from genwarden.benchmarks.robustness.snapshots import code_digest, digests
 from genwarden.benchmarks.store import write_result
 from genwarden.benchmarks.tables import Table
 from genwarden.engine.files import require_writable_folder, sha256_bytes
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress
+from genwarden.engine.threads import LARGE_THREADS
 from genwarden.errors import GenwardenError
 
 RECIPE: Final = "determinism"
-AUDITS: Final = ("audit", "audit-classifier")
+#: Audits, and the samples of their streams; None where there is no stream to share out.
+AUDITS: Final[dict[str, tuple[tuple[str, ...], int | None]]] = {
+    "audit": (COMMANDS["audit"], 8_192),
+    "audit-threads": (
+        ("audit", WIDE, "--budget", "quick", "--threads", str(LARGE_THREADS), "--out", OUT),
+        4_096,
+    ),
+    "audit-diffusion": (COMMANDS["audit-diffusion"], None),
+    "audit-classifier": (COMMANDS["audit-classifier"], None),
+}
 THREADS: Final = (1, 2, 4)
 WORKERS: Final = (1, 2, 4)
+_FEW: Final = 3
 
 
 def run(
@@ -53,22 +65,22 @@ def run(
     Args:
         data: not used.
         seed: not used by the commands, which have their own.
-        repeats: of each audit under one thread.
+        repeats: of the first audit under one thread; of the others three at most.
 
     Raises:
-        GenwardenError: ``benchmark/command-failed``.
+        GenwardenError: ``benchmark/command-failed``, ``ledger/other-run`` (code that has changed).
     """
     del data
     out = out.resolve()
     require_writable_folder(out)
     make_inputs(out / "inputs")
-    ledger = Ledger(out / "ways", {"commands": COMMANDS, "version": __version__})
+    make_wide(out / "inputs")
+    code = code_digest()
+    ledger = Ledger(out / "ways", {"commands": COMMANDS, "audits": AUDITS, "genwarden_code": code})
     rows = []
-    for name in AUDITS:
-        ways: list[_Way] = [(f"repeat {n}", {"OMP_NUM_THREADS": "1"}, ()) for n in range(repeats)]
-        ways += [(f"{n} threads", {"OMP_NUM_THREADS": str(n)}, ()) for n in THREADS]
-        ways += [(f"shuffled blocks {n}", {}, ("--shuffle", str(n))) for n in (1, 2)]
-        rows.append(_row(name, COMMANDS[name], ways, out, ledger, progress))
+    for name, (words, stream) in AUDITS.items():
+        ways = _ways(repeats if name == "audit" else min(repeats, _FEW), stream)
+        rows.append(_row(name, words, ways, out, ledger, progress))
     cells: list[_Way] = [(f"{n} workers", {}, ("--workers", str(n))) for n in WORKERS]
     rows.append(_row("benchmark", COMMANDS["benchmark"], cells, out, ledger, progress))
     return write_result(
@@ -77,6 +89,7 @@ def run(
             "recipe": RECIPE,
             "command": f"genwarden benchmark run {RECIPE} --option repeats={repeats} --out DIR",
             "seed": seed,
+            "genwarden_code": code,
             "rows": rows,
             "environment": environment(device),
         },
@@ -84,6 +97,21 @@ def run(
 
 
 _Way = tuple[str, dict[str, str], tuple[str, ...]]
+
+
+def _ways(repeats: int, stream: int | None) -> list[_Way]:
+    """Name, variables of the environment and further words of each way to run an audit."""
+    more = () if stream is None else ("--stream", str(stream))
+    ways: list[_Way] = [(f"repeat {n}", {"OMP_NUM_THREADS": "1"}, more) for n in range(repeats)]
+    ways += [(f"{n} threads", {"OMP_NUM_THREADS": str(n)}, more) for n in THREADS]
+    if stream is not None:
+        ways += [(f"{n} workers", {}, (*more, "--workers", str(n))) for n in WORKERS]
+        ways += [(f"shuffled {n}", {}, (*more, "--shuffle", str(n))) for n in (1, 2)]
+        ways += [
+            (f"shuffled {n}, {n} workers", {}, (*more, "--shuffle", str(n), "--workers", str(n)))
+            for n in (2, 4)
+        ]
+    return ways
 
 
 def _row(
@@ -98,7 +126,7 @@ def _row(
     bar = progress.task(f"ways to run {name}", len(ways))
     found: dict[str, str] = {}
     for way, variables, more in ways:
-        key = f"{name}.{way.replace(' ', '-')}"
+        key = f"{name}.{way.replace(',', '').replace(' ', '-')}"
         kept = ledger.get(key)
         if kept is None:
             kept = {"sha256": _hash(name, words, variables, more, out)}

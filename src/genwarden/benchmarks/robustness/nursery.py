@@ -79,6 +79,7 @@ class Nursery:
 
 def _serve() -> None:
     smallest_budgets(threads=1)
+    _imports()
     for line in sys.stdin.buffer:
         asked = json.loads(line)
         if "words" in asked:
@@ -89,6 +90,15 @@ def _serve() -> None:
             answer = {}
         sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
         sys.stdout.buffer.flush()
+
+
+def _imports() -> None:
+    """What the commands would import first: seconds in which no kill could disturb anything."""
+    import diffusers.models.unets.unet_2d  # noqa: F401
+    import scipy.signal  # noqa: F401
+
+    import genwarden.attacks.diffusion.run
+    import genwarden.training.train  # noqa: F401
 
 
 def _forked(asked: dict[str, Any]) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+import genwarden
 from genwarden.engine.files import json_bytes, sha256_bytes
 
 #: How long it took and on what; the only keys that may differ.
@@ -49,3 +51,13 @@ def digests(folder: Path) -> dict[str, str]:
 def differing(expected: dict[str, str], found: dict[str, str]) -> list[str]:
     """Paths that are missing, surplus or different."""
     return sorted(p for p in {*expected, *found} if expected.get(p) != found.get(p))
+
+
+def code_digest() -> str:
+    """Hexadecimal, 16 digits: every module of this package, so that nothing is mixed up."""
+    package = Path(genwarden.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package).as_posix()}\0".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]

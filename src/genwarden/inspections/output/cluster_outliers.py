@@ -7,6 +7,7 @@ units of that cluster's own mean squared distance, and the farthest is judged ag
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,8 @@ from genwarden.inspections.output.brute_force import (
     LN10,
     Bulk,
     Extremes,
+    Kept,
+    Mergeable,
     among_first,
     no_samples,
     null_of,
@@ -83,19 +86,38 @@ def fit_clusters(x: Tensor, clusters: int, *, stream: torch.Generator) -> Cluste
     return Clusters(centroids, spreads, sizes)
 
 
-class ClusterOutliers:
+class ClusterOutliers(Mergeable):
     """Collector; score: log10 of observed / expected largest scaled squared distance."""
 
-    def __init__(self, bench: Workbench) -> None:
+    COUNTS = ("_nonfinite",)
+
+    def __init__(self, bench: Workbench, *, fitted: Mapping[str, Tensor] | None = None) -> None:
         self._spec = bench.generator.sample
+        self._again, self._computed = bench.again, bench.computed
+        self.clear()
+        if fitted is not None:
+            self._fitted_on = int(fitted["fitted_on"])
+            self._clusters = Clusters(*(fitted[name] for name in Clusters._fields))
+            return
         bank = usable(0, *bench.ordinary).x.flatten(1).float()
         self._fitted_on = len(bank)
         # Without any finite sample there is nothing to cluster and nothing to measure.
         bank = bank if len(bank) else torch.zeros(1, self._spec.size)
         self._clusters = fit_clusters(bank, CLUSTERS, stream=random_stream(bench.seed, NAME))
+
+    def clear(self) -> None:
+        """Begin with nothing seen."""
         self._nonfinite = 0
         self._farthest = Extremes()
         self._bulk = Bulk()
+
+    def kept(self) -> dict[str, Kept]:
+        """The farthest samples and the histogram."""
+        return {"farthest": self._farthest, "bulk": self._bulk}
+
+    def fitted(self) -> dict[str, Tensor]:
+        """The clusters."""
+        return {"fitted_on": torch.tensor(self._fitted_on), **self._clusters._asdict()}
 
     def update(self, start: int, z: Tensor, x: Tensor) -> None:
         """Take a block: latents ``(batch, *latent.shape)``, samples ``(batch, *sample.shape)``."""
@@ -112,6 +134,7 @@ class ClusterOutliers:
         farthest, clusters = self._farthest, self._clusters
         if not farthest.count:
             return no_samples(NAME, TITLE, self._nonfinite)
+        farthest.settle(self._again, lambda x: self._scaled(x).values)
         record = judge_largest(farthest.scores, farthest.count)
         largest = float(farthest.scores[0])
         closest = self._scaled(farthest.x)
@@ -140,6 +163,7 @@ class ClusterOutliers:
                 "nonfinite_samples": self._nonfinite,
                 "clusters": len(clusters.centroids),
                 "clustered_samples": self._fitted_on,
+                "computed": self._computed,
             },
             power=power_sentence(farthest.count),
             evidence=[

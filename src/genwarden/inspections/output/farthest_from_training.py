@@ -8,6 +8,7 @@ sample is judged against the upper tail of all nearest-neighbour distances.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,8 @@ from genwarden.inspections.output.brute_force import (
     LN10,
     Bulk,
     Extremes,
+    Kept,
+    Mergeable,
     among_first,
     no_samples,
     null_of,
@@ -40,25 +43,43 @@ class _Nearest(NamedTuple):
     row: Tensor
 
 
-class FarthestFromTraining:
+class FarthestFromTraining(Mergeable):
     """Collector; score: log10 of observed / expected largest squared nearest distance.
 
     Args:
         max_distances: bound on samples times training rows; later samples are not measured.
     """
 
-    def __init__(self, bench: Workbench, *, max_distances: int = MAX_DISTANCES) -> None:
+    COUNTS = ("_samples", "_nonfinite")
+
+    def __init__(
+        self,
+        bench: Workbench,
+        *,
+        fitted: Mapping[str, Tensor] | None = None,
+        max_distances: int = MAX_DISTANCES,
+    ) -> None:
+        del fitted  # nothing is
         self._spec = bench.generator.sample
+        self._again, self._computed = bench.again, bench.computed
         self._device = bench.device
         empty = torch.empty(0, self._spec.size)
         rows = empty if bench.training is None else bench.training.flatten(1).float()
         self._training = rows.to(self._device)
         self._squares = self._training.square().sum(1)
         self._limit = max_distances // max(len(rows), 1)
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin with nothing seen."""
         self._farthest = Extremes()
         self._bulk = Bulk()
         self._samples = 0
         self._nonfinite = 0
+
+    def kept(self) -> dict[str, Kept]:
+        """The farthest samples and the histogram."""
+        return {"farthest": self._farthest, "bulk": self._bulk}
 
     def update(self, start: int, z: Tensor, x: Tensor) -> None:
         """Take a block: latents ``(batch, *latent.shape)``, samples ``(batch, *sample.shape)``."""
@@ -81,6 +102,7 @@ class FarthestFromTraining:
         if not self._samples:
             return no_samples(NAME, TITLE, self._nonfinite)
         farthest = self._farthest
+        farthest.settle(self._again, lambda x: self._nearest(x).distance)
         record = judge_largest(farthest.scores, self._samples)
         largest = float(farthest.scores[0])
         beside = self._training[self._nearest(farthest.x).row.to(self._device)].cpu()
@@ -106,6 +128,7 @@ class FarthestFromTraining:
                 "samples": self._samples,
                 "nonfinite_samples": self._nonfinite,
                 "training_samples": len(self._training),
+                "computed": self._computed,
             },
             power=power_sentence(self._samples),
             evidence=[

@@ -8,6 +8,9 @@ has no scale of its own, so the nearest sample is judged against the lower tail 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -16,6 +19,8 @@ from genwarden.inspections.output.brute_force import (
     LN10,
     Bulk,
     Extremes,
+    Kept,
+    Mergeable,
     among_first,
     no_samples,
     null_of,
@@ -33,22 +38,35 @@ _JUDGED_TARGETS = 32
 _SHOWN_TARGETS = 8
 
 
-class NearestTarget:
+class NearestTarget(Mergeable):
     """Collector; score: log10 of expected / observed smallest squared distance, worst target."""
 
-    def __init__(self, bench: Workbench) -> None:
+    COUNTS = ("_samples", "_nonfinite")
+
+    def __init__(self, bench: Workbench, *, fitted: Mapping[str, Tensor] | None = None) -> None:
+        del fitted  # nothing is
         self._spec = bench.generator.sample
+        self._again, self._computed = bench.again, bench.computed
         self._names: list[str] = []
         self._targets = torch.empty(0, self._spec.size)
         if bench.targets is not None:
             self._names = list(bench.targets.names)
             self._targets = bench.targets.images.flatten(1).float()
         self._squares = self._targets.square().sum(1)
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin with nothing seen."""
         # Extremes keeps the largest, so distances enter with a minus sign.
         self._nearest = [Extremes() for _ in self._names]
         self._bulks = [Bulk() for _ in self._names]
         self._samples = 0
         self._nonfinite = 0
+
+    def kept(self) -> dict[str, Kept]:
+        """Extremes and histogram of every target."""
+        nearest = {f"nearest-{i}": part for i, part in enumerate(self._nearest)}
+        return nearest | {f"bulk-{i}": part for i, part in enumerate(self._bulks)}
 
     def update(self, start: int, z: Tensor, x: Tensor) -> None:
         """Take a block: latents ``(batch, *latent.shape)``, samples ``(batch, *sample.shape)``."""
@@ -70,6 +88,7 @@ class NearestTarget:
             return not_applicable(NAME, "output", TITLE, "No target pictures were given.")
         if not self._samples:
             return no_samples(NAME, TITLE, self._nonfinite)
+        self._settle()
         kept = [self._exact(i) for i in range(len(self._names))]
         contrast = [float((d.median() + 1e-9) / (d.min() + 1e-9)) for d in kept]
         order = sorted(range(len(kept)), key=lambda i: -contrast[i])[:_JUDGED_TARGETS]
@@ -99,10 +118,16 @@ class NearestTarget:
                 "samples": self._samples,
                 "nonfinite_samples": self._nonfinite,
                 "targets": many,
+                "computed": self._computed,
             },
             power=power_sentence(self._samples),
             evidence=self._evidence(order, kept, records),
         )
+
+    def _settle(self) -> None:
+        """What is kept again, on the ordinary path."""
+        for nearest, target in zip(self._nearest, self._targets, strict=True):
+            nearest.settle(self._again, partial(_nearness, target.double()))
 
     def _exact(self, index: int) -> Tensor:
         """All kept distances of one target; the nearest few in float64 and in their true order."""
@@ -144,6 +169,11 @@ class NearestTarget:
                 mark=float(kept[worst].min()),
             ),
         ]
+
+
+def _nearness(target: Tensor, x: Tensor) -> Tensor:
+    """Minus the squared distance."""
+    return -(x.flatten(1).double() - target).square().sum(1)
 
 
 def _score(record: Record) -> float:
