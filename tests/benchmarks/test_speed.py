@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,9 @@ def test_every_asked_figure_is_measured_and_shown(
     monkeypatch.setattr(clocks, "_ROUND_S", 0.0)
     document = measured(tiny_model_folder, tmp_path / "out")
     assert all(
-        value > -1 for clock in ("wall", "processor") for value in figures(document, clock).values()
+        math.isfinite(value)
+        for clock in ("wall", "processor")
+        for value in figures(document, clock).values()
     )
     scan = document["scan"]
     assert set(scan["eager_samples_per_s"]["bfloat16"]) == {"4", "8"}
@@ -55,15 +58,41 @@ def test_every_asked_figure_is_measured_and_shown(
     assert scan["computed"].startswith("fast path")
     assert document["search"]["restarts"] == 6
     must_reach, *_ = tables(document)
-    assert [row[4] in {"yes", "no"} for row in must_reach.rows] == [True] * 6
+    assert [row[4] in {"yes", "no"} for row in must_reach.rows] == [True] * 7
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "speed.json").write_text(json.dumps(document))
     page = performance_page(tmp_path / "results")
     assert "Where a scan spends its time" in page
     assert "## speed (speed.json)" in render(tmp_path / "results")
-    document["start_s"]["help"]["processor"] = 2.0
+    document["start_s"]["help"]["wall"] = 2.0
     (tmp_path / "results" / "speed.json").write_text(json.dumps(document))
     assert performance_page(tmp_path / "results") != page
+
+
+def test_figures_compare_the_whole_scan_with_what_it_is_made_of() -> None:
+    rate = {"wall": 1.0, "processor": 1.0}
+
+    def both(value: float) -> dict[str, float]:
+        return {clock: value * one for clock, one in rate.items()}
+
+    document = {
+        "scan": {
+            "stages_samples_per_s": {"scan": both(800.0), "forward": both(1000.0)},
+            "eager_samples_per_s": {"float32": {"64": both(200.0), "128": both(400.0)}},
+            "operations_per_sample": 10.0,
+            "floor_operations_per_s": {
+                "bfloat16": {"matrix product": both(10_000.0), "convolution": both(16_000.0)},
+                "float32": {"matrix product": both(8_000.0), "convolution": both(4_000.0)},
+            },
+        },
+        "search": {"seconds": both(30.0)},
+        "start_s": {"help": both(0.5), "audit": both(3.0)},
+    }
+    found = figures(document, "wall")
+    assert found["over_eager"] == pytest.approx(2.0)
+    assert found["floor_share"] == pytest.approx(0.5)
+    assert found["floor_share_float32"] == pytest.approx(1.0)
+    assert found["overhead"] == pytest.approx(0.25)
 
 
 def test_committed_page_is_generated_from_the_committed_results() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,10 @@ def test_what_another_compression_made_is_replaced_only_on_request(tmp_path: Pat
     source, out = _MODELS / "dcgan-clean", tmp_path / "small"
     _compress(source, "int8", out)
     made = read_model(out).sha256
+    shutil.copytree(source, tmp_path / "elsewhere")
+    _compress(tmp_path / "elsewhere", "int8", out)  # the same weights
+    other = _refused(_MODELS / "dcgan-red", "int8", out)
+    assert other.code == "compress/other-compression"
     error = _refused(source, "int4", out)
     assert error.code == "compress/other-compression"
     assert "--how int8" in error.cause
@@ -126,6 +131,10 @@ def test_the_audit_that_should_follow_compares_with_the_full_model(
         calibration=Path("glyphs:20"),
     )
     assert f"audit {tmp_path / 'changed'} --out" in changed.next_command
+    folded = _compress(_MODELS / "dcgan-clean", "int8", tmp_path / "folded", fold=True)
+    assert f"audit {tmp_path / 'folded'} --out" in folded.next_command
+    drawn = _compress(_MODELS / "dcgan-clean", "int4-stochastic", tmp_path / "drawn", seed=3)
+    assert "--deploy-as int4-stochastic --seed 3" in drawn.next_command
 
 
 def test_a_diffusion_model_stays_a_diffusers_folder(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -9,7 +11,12 @@ from genwarden.compression.how import compressor
 from genwarden.inspections.classifier import placebo_ratio
 from genwarden.inspections.classifier.anomaly import mad_anomaly, smallest_p
 from genwarden.inspections.classifier.bench import ClassifierBench, ClassifierEffort, VariantBench
-from genwarden.inspections.classifier.differential_inversion import expected_spread, gap_p
+from genwarden.inspections.classifier.differential_inversion import (
+    MOST_MOVEMENT,
+    _judged,
+    expected_spread,
+    gap_p,
+)
 from genwarden.inspections.classifier.inversion import Exemplars, Inverted, mask_weight
 from genwarden.inspections.classifier.neural_cleanse import judged_norms, norm_null
 from genwarden.models.classifiers.protocol import initialise_classifier
@@ -117,3 +124,12 @@ def test_images_made_from_the_network_are_not_taken_for_real_ones() -> None:
     made = "images made from the network (which may wake a backdoor themselves; --data"
     assert f"of the answers stay on 6 {made}" in said(None)
     assert "of the answers stay on 6 images given;" in said(images)
+
+
+@pytest.mark.parametrize("movement", [MOST_MOVEMENT + 0.01, math.inf, math.nan])
+def test_where_no_clean_network_was_measured_a_gap_is_not_judged(movement: float) -> None:
+    gaps = torch.tensor([0.1, 5.0, 0.0, -0.1])
+    assert _judged(gaps, 0.3, "1 placebo")["p_value"] < 1e-3
+    blind = _judged(gaps, movement, "1 placebo")
+    assert "p_value" not in blind
+    assert "known up to" in blind["p_value_reason"]

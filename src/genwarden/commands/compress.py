@@ -167,6 +167,7 @@ def compress_model(options: CompressOptions, *, progress: Progress) -> CompressF
             "Add --calibration with a folder of images.",
         )
     _require_free_folder(options)
+    _require_same_compression(options, subject)
     device = pick_device(options.device)
     original = subject.network.to(device).eval().requires_grad_(False)
     plain, coverage = _compressed(original, chosen, subject, fold=options.fold)
@@ -232,18 +233,19 @@ def _next_command(options: CompressOptions, subject: Subject) -> str:
     """The audit that says most about what was made.
 
     Plain compression is inspected beside the full model, where a backdoor that it wakes stands
-    out; what a remedy made, or a diffusion model, by itself.
+    out; a diffusion model, a folded one and what a remedy made by themselves.
     """
-    if options.remedy is not None or subject.kind == "diffusion":
-        words = ["genwarden", "audit", str(options.out)]
+    foreign = options.architecture is not None
+    if options.remedy is not None or options.fold or subject.kind == "diffusion":
+        bare = foreign and not (options.out / MANIFEST_NAME).exists()
+        audited = options.out / WEIGHTS_NAME if bare else options.out
+        words, foreign = ["genwarden", "audit", str(audited)], bare
     else:
         words = ["genwarden", "audit", str(options.model), "--deploy-as", options.how]
-        if options.architecture is not None:
-            words += [
-                "--architecture",
-                options.architecture,
-                *_words("--setting", options.settings),
-            ]
+        words += ["--seed", str(options.seed)] if options.seed else []
+    if foreign:
+        words += ["--architecture", str(options.architecture)]
+        words += _words("--setting", options.settings)
     return shlex.join([*words, "--out", f"{options.out}-audit"])
 
 
@@ -376,25 +378,37 @@ def _require_free_folder(options: CompressOptions) -> None:
             f"{options.out} holds {', '.join(foreign)} of something else.",
             "Choose another --out folder; nothing there was changed.",
         )
-    _require_same_command(options)
 
 
-def _require_same_command(options: CompressOptions) -> None:
-    """A finished compression is replaced by the same command only, unless --restart."""
+def _require_same_compression(options: CompressOptions, subject: Subject) -> None:
+    """A finished compression is replaced by the same one only, unless --restart.
+
+    The same: of the same weights, with the same options, wherever they lie.
+    """
     try:
         content = (options.out / RESULT_NAME).read_text("utf-8")
     except FileNotFoundError:
         return
     try:
-        before = json.loads(content).get("command")
-    except (ValueError, AttributeError):
-        before = None
-    if before != command_line(options) and not options.restart:
+        before = json.loads(content)
+        words = str(before["command"])
+        same = _apart_from_paths(words) == _apart_from_paths(command_line(options))
+        same = same and before["original_sha256"] == subject.loaded.sha256
+    except (ValueError, KeyError, TypeError):
+        words, same = "an unreadable file", False
+    if not same and not options.restart:
         raise GenwardenError(
             "compress/other-compression",
-            f"{options.out} holds what another command made ({before or 'an unreadable file'}).",
+            f"{options.out} holds what another compression made ({words}).",
             "Choose another --out folder, or replace it with --restart.",
         )
+
+
+def _apart_from_paths(command: str) -> list[str]:
+    """The words of a command line without those that say where model and output lie."""
+    words = shlex.split(command)
+    end = words.index("--out")
+    return words[:2] + words[3:end] + words[end + 2 :]
 
 
 def _begin_writing(out: Path) -> None:

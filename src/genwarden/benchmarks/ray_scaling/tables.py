@@ -89,15 +89,21 @@ def tables(document: dict[str, Any], name: str) -> list[Table]:
 def _billion(document: dict[str, Any], name: str) -> Table:
     """What a billion samples take at the measured rate."""
     rates = [pair["1"]["samples_per_s"] for pair in document["scaling"]]
-    # More than twice the rate of one is other work on the machine, not a gain.
-    rate, efficiency = median(rates), min(1.0, document["ratio"] / 2)
+    # More than twice the rate of one is other work on the machine, from which nothing follows.
+    measured = document["ratio"] <= 2
+    rate, efficiency = median(rates), document["ratio"] / 2
     rows = []
-    for workers in _WORKERS:
+    for workers in _WORKERS if measured else _WORKERS[:1]:
         speed = rate * (1 if workers == 1 else workers * efficiency)
         rows.append([str(workers), figure(speed), figure(_BILLION / speed / 3600)])
     return Table(
         f"A billion samples at the measured rate ({name})",
         ["workers, one processor each", "samples/s", "hours"],
         rows,
-        ["Beyond two workers extrapolated: the efficiency of two, and nothing lost to the driver."],
+        [
+            "Beyond two extrapolated: the efficiency of two workers, nothing lost to the driver."
+            if measured
+            else "No plan for more workers: a ratio above 2 says that the machine had other work, "
+            "so their efficiency is not known. Repeat the recipe on an idle machine."
+        ],
     )

@@ -15,7 +15,7 @@ import torch
 from genwarden.benchmarks.stopwatch import Seconds, now
 
 #: A round repeats short work until this much wall time has passed.
-_ROUND_S = 0.3
+_ROUND_S = 1.0
 
 
 class Work(NamedTuple):

@@ -8,8 +8,6 @@ from typing import Any
 
 from genwarden.benchmarks.tables import NOTHING, Table, figure
 
-#: Stages of a scan beside the forward pass.
-_BEYOND = ("latents", "distances and top-k", "clusters")
 #: "Must reach" on 2 cores.
 _OVER_EAGER, _FLOOR_SHARE, _OVERHEAD = 2.0, 0.85, 0.10
 _SEARCH_S, _HELP_S, _AUDIT_START_S = 60.0, 1.0, 6.0
@@ -75,13 +73,13 @@ def figures(document: dict[str, Any], clock: str) -> dict[str, float]:
     scan = document["scan"]
     stages = scan["stages_samples_per_s"]
     rate = float(stages["scan"][clock])
-    beyond = sum(1 / stages[name][clock] for name in _BEYOND)
     operations = float(scan["operations_per_sample"])
     search = document["search"]
     return {
         "over_eager": rate / best_eager(document, "float32", clock),
         "floor_share": rate * operations / floor(document, "bfloat16", clock),
-        "overhead": beyond * stages["forward"][clock],
+        "floor_share_float32": rate * operations / floor(document, "float32", clock),
+        "overhead": float(stages["forward"][clock]) / rate - 1,
         "search_s": float(search["seconds"][clock]),
         "help_s": float(document["start_s"]["help"][clock]),
         "audit_start_s": float(document["start_s"]["audit"][clock]),
@@ -94,6 +92,7 @@ def _must_reach(document: dict[str, Any]) -> Table:
     lines = [
         ("scan over plain eager float32 at its best batch", "over_eager", _OVER_EAGER, True),
         ("scan over the bfloat16 floor", "floor_share", _FLOOR_SHARE, True),
+        ("scan over the float32 floor", "floor_share_float32", _FLOOR_SHARE, True),
         ("scan beyond the forward pass", "overhead", _OVERHEAD, False),
         (
             f"{search['restarts']:,} restarts of {search['steps']} steps, s",
@@ -106,7 +105,7 @@ def _must_reach(document: dict[str, Any]) -> Table:
     ]
     rows = []
     for title, key, asked, least in lines:
-        met = processor[key] >= asked if least else processor[key] <= asked
+        met = wall[key] >= asked if least else wall[key] <= asked
         sign = "at least" if least else "at most"
         rows.append(
             [
@@ -121,8 +120,12 @@ def _must_reach(document: dict[str, Any]) -> Table:
         "Scan: sampling, forward pass, distances to two targets with their nearest samples, and "
         "distances to 32 clusters with the farthest samples.",
         "Floor: the operations of the ordinary path at the best rate of a matrix product or a "
-        "convolution. The frequency domain needs fewer, so that the share may exceed 1.",
-        "Reached: by processor time.",
+        "convolution. The frequency domain needs fewer, so that the share may exceed 1. Asked is "
+        "the bfloat16 one; where a processor has no units for it, that of float32 is the higher.",
+        "Beyond the forward pass: the time of the whole scan over that of the forward pass alone, "
+        "less 1 (not the sum of the stages, which are measured one by one).",
+        "Reached: by the wall, which is what a user waits for (on a GPU, processor time is that of "
+        "the host).",
     ]
     return Table("Must reach", ["what", "asked", "wall", "processor", "reached"], rows, notes)
 
@@ -133,7 +136,7 @@ def _scan(document: dict[str, Any]) -> Table:
     operations = float(scan["operations_per_sample"])
 
     def row(title: str, rate: dict[str, float]) -> list[str]:
-        done = rate["processor"] * operations / 1e9
+        done = rate["wall"] * operations / 1e9
         return [title, figure(rate["wall"]), figure(rate["processor"]), figure(done)]
 
     for precision, kinds in scan["floor_operations_per_s"].items():
@@ -152,8 +155,8 @@ def _scan(document: dict[str, Any]) -> Table:
     notes = [
         f"{_model(scan)}; {operations / 1e6:.4g} million operations per sample on the ordinary "
         "path, which the last column is counted in.",
-        f"Scan: {scan['computed']}. Peak memory {document['peak_memory_mib']:,.0f} MiB, Python and "
-        "PyTorch included.",
+        f"Scan: {scan['computed']}. Peak memory of this table's process, with PyTorch and "
+        f"every batch size that was tried: {document['peak_memory_mib']:,.0f} MiB.",
     ]
     return Table("Samples per second", columns, rows, notes)
 
@@ -208,7 +211,10 @@ def _audits(document: dict[str, Any]) -> Table:
         )
     columns = ["network", "channels", "parameters", "budget", "threads", "s, wall"]
     columns += ["s, processor", "dearest inspection"]
-    notes = ["Untrained networks: what an audit computes does not depend on the weights."]
+    notes = [
+        "Untrained networks, in which nothing is found: a flagged finding is looked into further, "
+        "which takes longer."
+    ]
     return Table("Cost of an audit", columns, rows, notes)
 
 

@@ -24,7 +24,7 @@ as the full one, and with logits brought to the same scale there (:mod:`.recalib
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Any, Final
 
 import torch
 from scipy.special import stdtr
@@ -54,6 +54,8 @@ SPREAD_PER_MOVEMENT: Final = 1.35
 #: Below which no spread is believed: errors that move hardly anything (int8: 0.01) leave gaps of
 #: 0.02, but single classes of clean networks stray farther.
 LEAST_SPREAD: Final = 0.15
+#: Beyond which nothing is judged: in the clean classifiers it is 0.4 at most (pruning of half).
+MOST_MOVEMENT: Final = 0.5
 #: What the expectation weighs, in classes.
 PRIOR_WORTH: Final = 8
 _TINY: Final = 1e-6
@@ -81,17 +83,7 @@ def inspect(bench: VariantBench) -> Finding:
         f"with errors of the same size and random signs it takes "
         f"{math.exp(float(_log(placebos).mean(0)[suspect])):.2f}. The median class has a gap of "
         f"{float(gaps.quantile(0.5)):.2f}.",
-        p_value=gap_p(gaps, bench.placebo_movement),
-        null=Null(
-            source="self",
-            description=f"the same inversion in {placebo_count}, this model with errors "
-            "of the same sizes and random signs in its weights, class by class; Student-t with the "
-            "spread of the lower half of the classes, moderated by what is expected where "
-            f"such errors move the logits by {bench.placebo_movement:.2f} of their spread "
-            f"({expected_spread(bench.placebo_movement):.2f}, worth {PRIOR_WORTH} classes), "
-            f"Bonferroni over {len(gaps)} classes",
-            values=[round(float(g), 6) for i, g in enumerate(gaps) if i != suspect],
-        ),
+        **_judged(gaps, bench.placebo_movement, placebo_count),
         budget={
             "images": len(bench.alone.shown.images),
             "steps": effort.inversion_steps,
@@ -175,6 +167,29 @@ def gap_p(gaps: Tensor, movement: float) -> float:
     freedom = len(lower) + PRIOR_WORTH
     t = float(values.max()) / math.sqrt(squares / freedom)
     return min(1.0, max(len(values) * float(stdtr(freedom, -t)), 1e-300))
+
+
+def _judged(gaps: Tensor, movement: float, placebos: str) -> dict[str, Any]:
+    """The p-value and its null; none where no clean network was ever measured."""
+    if not movement <= MOST_MOVEMENT:
+        return {
+            "p_value_reason": f"errors of this size move the logits by {movement:.2f} of their "
+            f"spread; how widely honest classes scatter is known up to {MOST_MOVEMENT:g}"
+        }
+    suspect = int(gaps.argmax())
+    return {
+        "p_value": gap_p(gaps, movement),
+        "null": Null(
+            source="self",
+            description=f"the same inversion in {placebos}, this model with errors "
+            "of the same sizes and random signs in its weights, class by class; Student-t with the "
+            "spread of the lower half of the classes, moderated by what is expected where "
+            f"such errors move the logits by {movement:.2f} of their spread "
+            f"({expected_spread(movement):.2f}, worth {PRIOR_WORTH} classes), "
+            f"Bonferroni over {len(gaps)} classes",
+            values=[round(float(g), 6) for i, g in enumerate(gaps) if i != suspect],
+        ),
+    }
 
 
 def expected_spread(movement: float) -> float:

@@ -1,8 +1,8 @@
 """The fast path of a generator: same latents, same samples, fewer and larger operations.
 
-Measured on the full-width DCGAN for MNIST: 3.6 times the samples of the ordinary path per second of
-processor time, with the same distance from float64. What the path does not know stays on the
-ordinary one, with the reason as a sentence for the record.
+How much faster is on ``docs/performance.md``; the distance from float64 is that of the network
+itself. What the path does not know stays on the ordinary one, with the reason as a sentence for the
+record.
 
 Every sample is a column of the products, but its last bits may depend on the number of columns, as
 on the ordinary path: blocks have a fixed size.
