@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from genwarden.artifacts.model_folder import write_model
 from genwarden.auditing import audit as audit_room
-from genwarden.auditing import budgets, candidates
+from genwarden.auditing import budgets, candidates, room
 from genwarden.auditing.document import AuditDocument
 from genwarden.cli import app
 from genwarden.commands.audit import AuditOptions, audit_model
@@ -56,7 +56,7 @@ def audit_with(
     def run(finding: Finding) -> AuditDocument:
         row = Row("planted", "genwarden.inspections.output.planted:inspect", "s")
         monkeypatch.setattr(audit_room, "INSPECTIONS", {"planted": row})
-        monkeypatch.setattr(audit_room, "_inspect", lambda *_: finding)
+        monkeypatch.setattr(room, "_inspect", lambda *_: finding)
         options = AuditOptions(tiny_model_folder, tmp_path / "out", budget="quick")
         return audit_model(options, progress=Silent()).document
 

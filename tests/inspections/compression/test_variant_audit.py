@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from genwarden.auditing import audit as audit_room
-from genwarden.auditing import budgets, calibration, running
+from genwarden.auditing import budgets, calibration, room, running
 from genwarden.auditing.audit import Request, Suspect, audit
 from genwarden.auditing.audit_variants import NOT_AS_DEPLOYED
 from genwarden.auditing.document import AuditDocument
@@ -118,7 +118,7 @@ def test_an_interrupted_audit_goes_on_with_the_next_variant_and_inspection(
             raise KeyboardInterrupt
         return running.seeded(row, bench, seed)
 
-    monkeypatch.setattr(audit_room, "seeded", cut)
+    monkeypatch.setattr(room, "seeded", cut)
     with pytest.raises(KeyboardInterrupt):
         run(honest(), tmp_path / "cut", "int8,int4")
     resumed = run(honest(), tmp_path / "cut", "int8,int4")

@@ -26,6 +26,7 @@ from genwarden.auditing import calibration
 from genwarden.auditing.audit import Request, audit, environment
 from genwarden.auditing.budgets import budget as budget_named
 from genwarden.benchmarks.choosing import matching
+from genwarden.benchmarks.locks import claimed
 from genwarden.benchmarks.member_files import write_audit
 from genwarden.benchmarks.population import plan as population_plan
 from genwarden.benchmarks.population.figures import draw
@@ -184,6 +185,12 @@ def _attempt(_: None, job: _Job) -> str:
 
 
 def _do(job: _Job) -> None:
+    """Whatever is missing; another process at the same member is waited for, and repeats nothing."""
+    with claimed(job.out / "locks" / f"{job.member.key}.lock", wait=True):
+        _do_alone(job)
+
+
+def _do_alone(job: _Job) -> None:
     folder = make(job.member, job.out / "models", job.data, progress=Silent(), device=job.device)
     facts = job.out / "facts" / f"{job.member.key}.json"
     if not facts.exists() and not isinstance(job.member, Clean):
