@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -175,29 +176,22 @@ def run_benchmark(
 
     Args:
         choice: the engine, where another than the local one is wanted.
-    """
-    if choice is not None and choice.name != "local":
-        from genwarden.engine.choice import in_use, open_executor
-        from genwarden.engine.files import require_writable_folder
 
-        require_writable_folder(out)
-        with open_executor(choice, folder=out) as executor, in_use(executor):
-            return run_benchmark(
-                name,
-                out,
-                data=data,
-                seed=seed,
-                device=device,
-                progress=progress,
-                options=options,
-                given={**given, "workers": 1},
-            )
+    Raises:
+        GenwardenError: ``benchmark/no-cells``, ``benchmark/option`` and ``usage/unknown-name``,
+            before an engine is started; those of the engine and of the recipe.
+    """
     from genwarden import registry
     from genwarden.benchmarks.options import checked_options
     from genwarden.benchmarks.recipe import Order
     from genwarden.engine.files import require_writable_folder
 
+    far = choice is not None and choice.name != "local"
+    if far:
+        given = {**given, "workers": 1}  # how many there are is the engine's matter
     row = registry.find(registry.RECIPES, name, "recipe")
+    method = row.load()
+    work: partial[Path]
     if row.options.get("cells"):
         order = Order(
             out=out,
@@ -207,26 +201,33 @@ def run_benchmark(
             options=options,
             **given,
         )
-        path: Path = row.load()(order, progress)
-        return path
-    method = row.load()
-    default = {"scale": "small", "workers": 1, "restart": False}
-    chosen = {key: value for key, value in given.items() if value != default.get(key)}
-    taken = inspect.signature(method).parameters
-    for_cells = ("cells", "cache", "publish")
-    extra = [key for key in chosen if key not in taken or key in for_cells]
-    if extra:
-        raise GenwardenError(
-            "benchmark/no-cells",
-            f"The recipe {name} has no cells and does not take --{extra[0]}.",
-            f"Leave it away; `genwarden explain {name}` names what it takes (--option).",
+        work = partial(method, order, progress)
+    else:
+        default = {"scale": "small", "workers": 1, "restart": False}
+        chosen = {key: value for key, value in given.items() if value != default.get(key)}
+        taken = inspect.signature(method).parameters
+        for_cells = ("cells", "cache", "publish")
+        extra = [key for key in chosen if key not in taken or key in for_cells]
+        if far and "workers" not in taken:
+            extra.append("engine")
+        if extra:
+            raise GenwardenError(
+                "benchmark/no-cells",
+                f"The recipe {name} has no cells and does not take --{extra[0]}.",
+                f"Leave it away; `genwarden explain {name}` names what it takes (--option).",
+            )
+        checked = checked_options(name, method, options)
+        require_writable_folder(out)
+        work = partial(
+            method, out, data=data, seed=seed, device=device, progress=progress, **chosen, **checked
         )
-    checked = checked_options(name, method, options)
+    if choice is None or not far:
+        return work()
+    from genwarden.engine.choice import in_use, open_executor
+
     require_writable_folder(out)
-    result: Path = method(
-        out, data=data, seed=seed, device=device, progress=progress, **chosen, **checked
-    )
-    return result
+    with open_executor(choice, folder=out) as executor, in_use(executor):
+        return work()
 
 
 @benchmark_app.command("table")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from genwarden.benchmarks.store import summary_of
 from genwarden.cli import app
 from genwarden.cli_benchmark import run_benchmark
 from genwarden.cli_options import parse_settings
+from genwarden.engine.choice import EngineChoice, executor_for
+from genwarden.engine.executor import InProcess
 from genwarden.engine.progress import Silent
 from genwarden.errors import GenwardenError
 from genwarden.registry import RECIPES
@@ -57,7 +61,13 @@ def test_dotted_options_are_for_benchmarks_only() -> None:
         parse_settings(pair)
 
 
-def _run(name: str, tmp_path: Path, options: dict[str, Any] | None = None, **given: Any) -> Path:
+def _run(
+    name: str,
+    tmp_path: Path,
+    options: dict[str, Any] | None = None,
+    choice: EngineChoice | None = None,
+    **given: Any,
+) -> Path:
     return run_benchmark(
         name,
         tmp_path,
@@ -67,6 +77,7 @@ def _run(name: str, tmp_path: Path, options: dict[str, Any] | None = None, **giv
         progress=Silent(),
         options=options or {},
         given={"scale": "small", "workers": 1, "restart": False, "cells": None, **given},
+        choice=choice,
     )
 
 
@@ -75,6 +86,40 @@ def test_recipe_without_cells_refuses_what_it_does_not_take(tmp_path: Path) -> N
         _run("verdicts", tmp_path, workers=2)
     with pytest.raises(GenwardenError, match="usage/unknown-name"):
         _run("nothing", tmp_path)
+
+
+def test_an_engine_is_not_started_for_what_cannot_be_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    @contextmanager
+    def opened(choice: EngineChoice, **_: Any) -> Iterator[Any]:
+        started.append(choice)
+        yield InProcess()
+
+    monkeypatch.setattr("genwarden.engine.choice.open_executor", opened)
+    ray = EngineChoice("ray", workers=2)
+    for name, more, code in (
+        ("verdicts", {}, "benchmark/no-cells"),
+        ("determinism", {}, "benchmark/no-cells"),
+        ("nothing", {}, "usage/unknown-name"),
+        ("population", {"options": {"colour": 3}}, "benchmark/option"),
+    ):
+        with pytest.raises(GenwardenError, match=code):
+            _run(name, tmp_path, workers=2, choice=ray, **more)
+    assert not started
+    # And one that can be split is given to it, as a whole.
+    seen = []
+    row = RECIPES["population"]
+
+    def method(out: Path, *, workers: int = 1, **_: Any) -> Path:
+        seen.append((workers, type(executor_for(workers))))
+        return out
+
+    monkeypatch.setattr(type(row), "load", lambda _: method)
+    assert _run("population", tmp_path, workers=2, choice=ray) == tmp_path
+    assert (started, seen) == ([ray], [(1, InProcess)])
 
 
 @pytest.mark.parametrize(

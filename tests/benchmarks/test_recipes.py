@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
@@ -28,7 +29,7 @@ from genwarden.engine import executor
 from genwarden.engine.executor import Told
 from genwarden.engine.progress import Silent
 from genwarden.engine.seeds import random_stream
-from genwarden.errors import GenwardenError
+from genwarden.errors import ExitCode, GenwardenError
 from genwarden.metrics.feature_network import SHIPPED, feature_sha256
 from genwarden.registry import ATTACKS, RECIPES
 
@@ -171,6 +172,27 @@ def test_killed_worker_costs_one_job(monkeypatch: pytest.MonkeyPatch) -> None:
     done: dict[Any, Any] = dict(recipe._done(jobs, 2, Silent()))
     assert done["first"] is None
     assert done["bad"].code == "cell/worker-died"
+
+
+def test_what_a_cell_could_not_test_stays_inconclusive_in_a_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Untested:
+        def do(self, _: Any) -> None:
+            raise GenwardenError("test/untested", "Four.", "Wait.", ExitCode.INCONCLUSIVE)
+
+    class Elsewhere:
+        here = False
+
+        def each(self, do: Any, pieces: Any, _: Any) -> Any:
+            sent = [pickle.dumps(do(None, piece)) for piece in pieces]
+            return zip(pieces, map(pickle.loads, sent), strict=True)
+
+    monkeypatch.setattr(recipe, "executor_for", lambda _: Elsewhere())
+    jobs: Any = [Untested()]
+    [(_, error)] = recipe._done(jobs, 2, Silent())
+    assert error is not None
+    assert (error.code, error.exit_code) == ("test/untested", ExitCode.INCONCLUSIVE)
 
 
 def _parquet(folder: Path, seed: int) -> None:

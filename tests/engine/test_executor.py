@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from genwarden.engine.choice import EngineChoice, executor_for, in_use, local_executor
-from genwarden.engine.executor import Executor, InProcess, Lost, Nothing, Processes
-from genwarden.errors import GenwardenError
+from genwarden.engine.executor import Executor, InProcess, Lost, Nothing, Processes, told
+from genwarden.errors import ExitCode, GenwardenError
 
 
 class Offset:
@@ -40,7 +41,9 @@ def add(offset: int, piece: int) -> int:
 
 
 def kill_once(_: None, mark: Path) -> str:
-    """Die, unless somebody has before."""
+    """Die, unless somebody has before; a fatal one when "once" beside it has been tried."""
+    while mark.suffix == ".fatal" and not mark.with_name("once").exists():
+        time.sleep(0.01)
     if mark.suffix == ".fatal" or not mark.exists():
         mark.touch()
         os._exit(9)
@@ -52,6 +55,8 @@ def refuse(_: None, piece: int) -> int:
         raise GenwardenError("test/refused", "It is two.", "Give another.")
     if piece == 3:
         raise ZeroDivisionError("three")
+    if piece == 4:
+        raise GenwardenError("test/untested", "Four.", "Wait.", ExitCode.INCONCLUSIVE)
     return piece
 
 
@@ -76,6 +81,15 @@ def test_an_error_of_the_work_is_raised_as_it_is_and_any_other_with_its_name() -
     assert caught.value.remedy == "Give another."
     with pytest.raises(GenwardenError, match=r"engine/piece-failed.*ZeroDivisionError: three"):
         list(Processes(1).each(refuse, [3], Nothing()))
+
+
+def test_an_error_of_the_work_keeps_its_exit_code() -> None:
+    with pytest.raises(GenwardenError, match="test/untested") as caught:
+        list(Processes(1).each(refuse, [4], Nothing()))
+    assert caught.value.exit_code is ExitCode.INCONCLUSIVE
+    with pytest.raises(GenwardenError, match="test/refused") as plain:
+        told(refuse, lambda: None, 2).result()
+    assert plain.value.exit_code is ExitCode.ERROR
 
 
 def test_the_executor_in_use_takes_all_work_and_only_inside_its_block() -> None:

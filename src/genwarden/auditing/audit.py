@@ -44,6 +44,7 @@ from genwarden.data.images import NamedImages
 from genwarden.engine.executor import Executor, InProcess
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress
+from genwarden.engine.seeds import noise_fixed
 from genwarden.errors import ExitCode, GenwardenError
 from genwarden.inspections.compression.rerun import repeated
 from genwarden.inspections.finding import Finding, Images, images_of
@@ -171,12 +172,13 @@ def audit(
     if any(j.flagged for j in decision.judged) and not suspect.nonfinite:
         progress.message("candidates: what they make, how far they reach, what carries them")
         started = time.perf_counter()
-        examined = examine(
-            bench,
-            decision.judged,
-            breakdowns=BREAKDOWNS,
-            sample_command=request.sample_command,
-        )
+        with noise_fixed(bench.device, bench.seed, "candidates-noise"):
+            examined = examine(
+                bench,
+                decision.judged,
+                breakdowns=BREAKDOWNS,
+                sample_command=request.sample_command,
+            )
         timing["candidates"] = round(time.perf_counter() - started, 3)
     timing["total"] = round(sum(timing.values()), 3)
     ordinary = None
@@ -255,7 +257,8 @@ def _ordinary_pictures(bench: Workbench) -> Images | None:
         _ORDINARY_SHOWN, generator=torch.Generator().manual_seed(bench.seed)
     )
     try:
-        shown = bench.samples(z)
+        with noise_fixed(bench.device, bench.seed, "pictures-noise"):
+            shown = bench.samples(z)
     except BREAKDOWNS:
         return None
     return images_of(shown, [""] * len(shown), title="Ordinary samples")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 
@@ -34,6 +34,9 @@ from genwarden.registry import COMPRESSION_INSPECTIONS, Row
 
 if TYPE_CHECKING:
     from genwarden.auditing.audit import Request, Suspect
+
+#: The inspection that takes longest by far.
+_LONGEST: Final = "novelty-search"
 
 
 class Room:
@@ -138,6 +141,9 @@ def spread(
         return
     parts = [Part(row, None) for row in rows.values()]
     parts += [Part(row, c) for c in room.request.deploy_as for row in compressed.values()]
+    # The longest first, so that nobody waits for it alone in the end; of a variant's inspections
+    # none is drawn ahead, as a room keeps one variant at a time.
+    parts.sort(key=lambda part: part.compressor is not None or part.row.name != _LONGEST)
     left = [part for part in parts if ledger.get(part.key) is None]
     if not left:
         return

@@ -25,6 +25,7 @@ from genwarden.engine.executor import Executor
 from genwarden.engine.gathering import gather
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress
+from genwarden.engine.seeds import noise_fixed
 from genwarden.engine.threads import threads
 from genwarden.inspections.finding import Finding
 from genwarden.inspections.output.collector import Collector
@@ -85,7 +86,8 @@ def scan(
     broken: dict[str, str] = {}
     for name, row in rows.items():
         try:
-            collectors[name] = row.load()(bench)
+            with noise_fixed(bench.device, bench.seed, f"{name}/fit"):
+                collectors[name] = row.load()(bench)
         except BREAKDOWNS as error:
             broken[name] = reason_of(error)
     common = _ScanCommon(bench, {n: rows[n] for n in collectors}, collectors, settings)
@@ -103,12 +105,15 @@ def scan(
         advance=lambda piece: bar.advance(piece.samples),
         enough=lambda: merged.hopeless,
     )
-    return {
-        name: failed_finding(row, merged.broken[name])
-        if name in merged.broken
-        else guarded(row, collectors[name].finish)
-        for name, row in rows.items()
-    }
+    findings: dict[str, Finding] = {}
+    for name, row in rows.items():
+        if name in merged.broken:
+            findings[name] = failed_finding(row, merged.broken[name])
+        else:
+            # What is kept of the stream is computed again.
+            with noise_fixed(bench.device, bench.seed, name):
+                findings[name] = guarded(row, collectors[name].finish)
+    return findings
 
 
 @dataclass
@@ -252,5 +257,8 @@ class _PackedScan:
             for name in self.rows
         }
         with threads(self.threads):
-            collectors = {n: row.load()(bench, fitted=fitted[n]) for n, row in self.rows.items()}
+            collectors = {}
+            for name, row in self.rows.items():
+                with noise_fixed(device, self.seed, f"{name}/fit"):
+                    collectors[name] = row.load()(bench, fitted=fitted[name])
         return Scanner(bench, collectors, self.threads)

@@ -37,7 +37,7 @@ from genwarden.benchmarks.store import write_result
 from genwarden.benchmarks.tables import Table
 from genwarden.benchmarks.workshop import Workshop, attack_seconds
 from genwarden.engine.choice import executor_for
-from genwarden.engine.executor import Lost, Nothing
+from genwarden.engine.executor import ErrorParts, Lost, Nothing, parts_of
 from genwarden.engine.files import require_writable_folder, write_atomic, write_json, write_tensors
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress, Silent
@@ -396,10 +396,10 @@ def _attempt(job: _Job, progress: Progress) -> GenwardenError | None:
     return None
 
 
-def _remote(_: None, job: _Job) -> tuple[str, str, str] | None:
-    """In a worker process: an error travels as its three texts."""
+def _remote(_: None, job: _Job) -> ErrorParts | None:
+    """In a worker process."""
     error = _attempt(job, Silent())
-    return (error.code, error.cause, error.remedy) if error else None
+    return parts_of(error) if error else None
 
 
 def _require_same(row: dict[str, Any], identity: dict[str, Any], out: Path, cell: Cell) -> None:

@@ -16,12 +16,15 @@ from dataclasses import dataclass
 from typing import ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 from genwarden.engine.workers import common_part, worker_pool
-from genwarden.errors import GenwardenError
+from genwarden.errors import ExitCode, GenwardenError
 
 P = TypeVar("P")
 S = TypeVar("S")
 S_co = TypeVar("S_co", covariant=True)
 R = TypeVar("R")
+
+#: What a :class:`GenwardenError` is made from: an exception itself does not travel whole.
+ErrorParts = tuple[str, str, str, ExitCode]
 
 
 class Common(Protocol[S_co]):
@@ -164,13 +167,18 @@ class Told(Generic[R]):
     """What a piece came to, as it travels between processes: errors as their texts."""
 
     value: R | None = None
-    error: tuple[str, str, str] | None = None
+    error: ErrorParts | None = None
 
     def result(self) -> R:
         """The value, or the error, raised."""
         if self.error is not None:
             raise GenwardenError(*self.error)
         return self.value  # type: ignore[return-value]  # None is a value, too
+
+
+def parts_of(error: GenwardenError) -> ErrorParts:
+    """How an error travels between processes."""
+    return (error.code, error.cause, error.remedy, error.exit_code)
 
 
 def _in_worker(do: Callable[[S, P], R], piece: P) -> Told[R]:
@@ -182,7 +190,7 @@ def told(do: Callable[[S, P], R], state: Callable[[], S], piece: P) -> Told[R]:
     try:
         return Told(do(state(), piece))
     except GenwardenError as error:
-        return Told(error=(error.code, error.cause, error.remedy))
+        return Told(error=parts_of(error))
     except Exception as error:
         traceback.print_exc()
         return Told(
@@ -191,5 +199,6 @@ def told(do: Callable[[S, P], R], state: Callable[[], S], piece: P) -> Told[R]:
                 f"A worker failed with {type(error).__name__}: {error}.",
                 "Repeat the command without --engine and --workers; if it fails there, too, "
                 "this is a defect of genwarden: report it.",
+                ExitCode.ERROR,
             )
         )

@@ -11,6 +11,7 @@ import os
 import platform
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,17 +80,16 @@ class RayExecutor:
             max_retries=RETRIES,
             retry_exceptions=False,
         )
-        left = iter(pieces)
+        left = deque(pieces)
         running: dict[Any, P] = {}
         watch = _Watch(self.cpus, self.gpus)
         try:
             while True:
-                for piece in left:
+                while left and len(running) < self.workers + self.waiting:
+                    piece = left.popleft()
                     # In a list, so that Ray hands the reference over and not what it refers to:
                     # a worker unpacks the common part once, not for every piece.
                     running[task.remote(do, [shared], piece, os.getcwd())] = piece
-                    if len(running) >= self.workers + self.waiting:
-                        break
                 if not running:
                     return
                 ready, _ = ray.wait(list(running), num_returns=1, timeout=_LOOK_AROUND_S)

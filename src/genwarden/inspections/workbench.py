@@ -17,7 +17,7 @@ from torch import Tensor
 from genwarden.data.images import NamedImages
 from genwarden.engine.blocks import Block, blocks
 from genwarden.engine.progress import Progress, Silent
-from genwarden.engine.seeds import random_stream
+from genwarden.engine.seeds import noise_fixed, random_stream
 from genwarden.inspections.graph import ExecutedGraph, trace
 from genwarden.inspections.output.novelty import ordinary_distance
 from genwarden.inspections.partition import Partition, find_partition
@@ -69,6 +69,9 @@ class Bank(NamedTuple):
 @dataclass
 class Workbench:
     """One suspect on the table.
+
+    A network may draw noise of its own, from torch's global stream. Whatever is computed here once,
+    for whoever asks first, has noise of its own: it is the same whoever asks, wherever.
 
     Args:
         generator: the suspect in evaluation mode, parameters without gradients.
@@ -125,24 +128,33 @@ class Workbench:
     @cached_property
     def graph(self) -> ExecutedGraph:
         """The operations that really run, from ``torch.export``."""
-        return trace(self.generator)
+        with noise_fixed(self.device, self.seed, "graph-noise"):
+            return trace(self.generator)
 
     @cached_property
     def partition(self) -> Partition | None:
         """Groups of channels that never mix, or None if the channel graph is connected."""
-        return find_partition(self.graph, self.generator)
+        graph = self.graph
+        with noise_fixed(self.device, self.seed, "partition-noise"):
+            return find_partition(graph, self.generator)
 
     def stream(self, purpose: str, total: int) -> Iterator[StreamBlock]:
-        """Ordinary samples in fixed blocks; block i depends on (run seed, purpose, i) alone."""
+        """Ordinary samples in fixed blocks; block i depends on (run seed, purpose, i) alone.
+
+        So does the noise that the network draws for it.
+        """
         yield from self.stream_part(purpose, blocks(total, BLOCK_SAMPLES))
 
     def stream_part(self, purpose: str, chosen: Iterable[Block]) -> Iterator[StreamBlock]:
         """The ``chosen`` blocks of a stream."""
+        streamed = self.streamed
         for block in chosen:
             z = self.generator.latent.sample(
                 block.size, generator=random_stream(self.seed, purpose, block.number)
             )
-            yield StreamBlock(block, z, samples_of(self.streamed, z, self.device))
+            with noise_fixed(self.device, self.seed, f"{purpose}/noise", block.number):
+                x = samples_of(streamed, z, self.device)
+            yield StreamBlock(block, z, x)
 
     @cached_property
     def streamed(self) -> LatentGenerator:
@@ -162,10 +174,16 @@ class Workbench:
 
     @cached_property
     def _path(self) -> FastGenerator | str:
-        return fast_path(self.generator) if self.fast else "ordinary path: as asked"
+        if not self.fast:
+            return "ordinary path: as asked"
+        with noise_fixed(self.device, self.seed, "fast-path-noise"):
+            return fast_path(self.generator)
 
     def samples(self, z: Tensor) -> Tensor:
-        """The model's samples for given latents, computed in blocks, on the CPU."""
+        """The model's samples for given latents, computed in blocks, on the CPU.
+
+        Noise of its own comes from torch's global stream, which is seeded for every inspection.
+        """
         return samples_of(self.generator, z, self.device)
 
 

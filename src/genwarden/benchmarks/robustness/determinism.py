@@ -25,6 +25,7 @@ from typing import Any, Final
 import torch
 
 from genwarden.auditing.audit import environment
+from genwarden.auditing.scanning import scan_pieces
 from genwarden.benchmarks.robustness.commands import COMMANDS, OUT, WIDE, make_inputs, make_wide
 from genwarden.benchmarks.robustness.snapshots import code_digest, digests
 from genwarden.benchmarks.store import write_result
@@ -36,12 +37,13 @@ from genwarden.engine.threads import LARGE_THREADS
 from genwarden.errors import GenwardenError
 
 RECIPE: Final = "determinism"
-#: Audits, and the samples of their streams; None where there is no stream to share out.
+#: Audits, and the samples of their streams, which make three pieces: fewer would be split among
+#: two workers only, or not at all. None where there is no stream to share out.
 AUDITS: Final[dict[str, tuple[tuple[str, ...], int | None]]] = {
-    "audit": (COMMANDS["audit"], 8_192),
+    "audit": (COMMANDS["audit"], 24_576),
     "audit-threads": (
         ("audit", WIDE, "--budget", "quick", "--threads", str(LARGE_THREADS), "--out", OUT),
-        4_096,
+        24_576,
     ),
     "audit-diffusion": (COMMANDS["audit-diffusion"], None),
     "audit-classifier": (COMMANDS["audit-classifier"], None),
@@ -49,6 +51,7 @@ AUDITS: Final[dict[str, tuple[tuple[str, ...], int | None]]] = {
 THREADS: Final = (1, 2, 4)
 WORKERS: Final = (1, 2, 4)
 _FEW: Final = 3
+_LEAST_PIECES: Final = 3
 
 
 def run(
@@ -79,6 +82,7 @@ def run(
     ledger = Ledger(out / "ways", {"commands": COMMANDS, "audits": AUDITS, "genwarden_code": code})
     rows = []
     for name, (words, stream) in AUDITS.items():
+        require_several_pieces(name, stream)
         ways = _ways(repeats if name == "audit" else min(repeats, _FEW), stream)
         rows.append(_row(name, words, ways, out, ledger, progress))
     cells: list[_Way] = [(f"{n} workers", {}, ("--workers", str(n))) for n in WORKERS]
@@ -94,6 +98,21 @@ def run(
             "environment": environment(device),
         },
     )
+
+
+def require_several_pieces(name: str, stream: int | None) -> None:
+    """Where a scan is one piece, workers and orders of pieces would all be the same way.
+
+    Raises:
+        GenwardenError: ``benchmark/one-piece``.
+    """
+    if stream is not None and len(scan_pieces(stream)) < _LEAST_PIECES:
+        raise GenwardenError(
+            "benchmark/one-piece",
+            f"The scan of {name}, {stream} samples, is {len(scan_pieces(stream))} pieces: there is "
+            "nothing to share out or to shuffle.",
+            f"Lengthen its stream in {__name__}.AUDITS.",
+        )
 
 
 _Way = tuple[str, dict[str, str], tuple[str, ...]]

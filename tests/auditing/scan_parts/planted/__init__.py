@@ -1,0 +1,1 @@
+"""Planted parts of a scan."""
