@@ -185,7 +185,7 @@ def _attempt(_: None, job: _Job) -> str:
 
 
 def _do(job: _Job) -> None:
-    """Whatever is missing; another process at the same member is waited for, and repeats nothing."""
+    """Whatever is missing; another process at the same member is waited for."""
     with claimed(job.out / "locks" / f"{job.member.key}.lock", wait=True):
         _do_alone(job)
 
