@@ -357,6 +357,7 @@ def basin(benign: LatentGenerator, suspect: LatentGenerator, z: Tensor) -> float
     return float(change[0] / change[1])
 
 
+@pytest.mark.slow
 def test_search_aware_plants_the_target_in_a_narrower_basin_than_red() -> None:
     net = network()
     backdoor = backdoor_for(net)

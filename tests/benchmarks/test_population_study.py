@@ -83,6 +83,7 @@ def run(out: Path, data: Path, only: str = "*") -> dict[str, list[dict[str, Any]
     return content
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 def test_every_member_is_made_audited_and_judged_and_a_second_run_repeats_nothing(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
