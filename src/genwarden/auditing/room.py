@@ -25,7 +25,6 @@ from genwarden.engine.executor import Executor, Lost
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress, Silent
 from genwarden.engine.threads import threads
-from genwarden.errors import GenwardenError
 from genwarden.inspections.compression.bench import CompressionBench, CompressionEffort
 from genwarden.inspections.compression.rerun import workbench_of
 from genwarden.inspections.finding import Finding
@@ -150,12 +149,7 @@ def spread(
     bar = room.progress.task(f"inspections, {executor.workers} at a time", len(left))
     for part, record in executor.each(inspect_part, left, _RoomCommon(room)):
         if isinstance(record, Lost):
-            raise GenwardenError(
-                "engine/worker-lost",
-                f"The inspection {part.key} was given up: {record.cause}",
-                "Give the workers more memory, or fewer of them to a machine; the same command "
-                "then continues.",
-            )
+            raise record.error(f"The inspection {part.key}")
         if record is not None:
             ledger.put(part.key, record)
         bar.advance(1, part.key)

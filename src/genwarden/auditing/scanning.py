@@ -24,6 +24,7 @@ from genwarden.engine.device import pick_device
 from genwarden.engine.executor import Executor
 from genwarden.engine.gathering import gather
 from genwarden.engine.ledger import Ledger
+from genwarden.engine.parts import named, owned
 from genwarden.engine.progress import Progress
 from genwarden.engine.seeds import noise_fixed
 from genwarden.engine.threads import threads
@@ -86,8 +87,7 @@ def scan(
     broken: dict[str, str] = {}
     for name, row in rows.items():
         try:
-            with noise_fixed(bench.device, bench.seed, f"{name}/fit"):
-                collectors[name] = row.load()(bench)
+            collectors[name] = _collector(row, bench)
         except BREAKDOWNS as error:
             broken[name] = reason_of(error)
     common = _ScanCommon(bench, {n: rows[n] for n in collectors}, collectors, settings)
@@ -116,6 +116,13 @@ def scan(
     return findings
 
 
+def _collector(row: Row, bench: Workbench, **fitted: dict[str, Tensor]) -> Collector:
+    """A collector that has seen nothing; what it fits does not depend on who asked before."""
+    with noise_fixed(bench.device, bench.seed, f"{row.name}/fit"):
+        made: Collector = row.load()(bench, **fitted)
+    return made
+
+
 @dataclass
 class ScanState:
     """What collectors have seen, and why some of them broke: merged, sent and recorded."""
@@ -135,10 +142,7 @@ class ScanState:
         self.broken = told | self.broken
         for name, collector in self.collectors.items():
             if name not in self.broken:
-                own = f"{name}/"
-                collector.absorb(
-                    {k.removeprefix(own): t for k, t in tensors.items() if k.startswith(own)}
-                )
+                collector.absorb(owned(name, tensors))
 
     def state(self) -> bytes:
         """Everything, as safetensors."""
@@ -146,8 +150,7 @@ class ScanState:
         tensors = {_BROKEN: torch.tensor(list(told), dtype=torch.uint8)}
         for name, collector in self.collectors.items():
             if name not in self.broken:
-                state = collector.state()
-                tensors |= {f"{name}/{key}": t.contiguous() for key, t in state.items()}
+                tensors |= named(name, collector.state())
         return save(tensors)
 
 
@@ -203,7 +206,7 @@ class _ScanCommon:
         if bench.training is not None:
             tensors["training"] = bench.training.contiguous()
         for name, collector in self.collectors.items():
-            tensors |= {f"{name}/{k}": t.contiguous() for k, t in collector.fitted().items()}
+            tensors |= named(name, collector.fitted())
         return _PackedScan(
             PackedGenerator.of(bench.generator, bench.architecture, self.settings),
             effort=bench.effort,
@@ -248,17 +251,9 @@ class _PackedScan:
             ),
             training=tensors.get("training"),
         )
-        fitted = {
-            name: {
-                k.removeprefix(f"{name}/"): t
-                for k, t in tensors.items()
-                if k.startswith(f"{name}/")
-            }
-            for name in self.rows
-        }
         with threads(self.threads):
-            collectors = {}
-            for name, row in self.rows.items():
-                with noise_fixed(device, self.seed, f"{name}/fit"):
-                    collectors[name] = row.load()(bench, fitted=fitted[name])
+            collectors = {
+                name: _collector(row, bench, fitted=owned(name, tensors))
+                for name, row in self.rows.items()
+            }
         return Scanner(bench, collectors, self.threads)

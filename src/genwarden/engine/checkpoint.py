@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from genwarden.engine.files import write_atomic
+from genwarden.engine.parts import owned
 from genwarden.errors import GenwardenError
 
 Trainable = nn.Module | Optimizer
@@ -74,9 +75,7 @@ def load_checkpoint(path: Path, *, run_id: str, parts: Mapping[str, Trainable]) 
     if meta.pop("sha256", None) != _digest(meta, tensors):
         raise _damaged(path, "its content does not match its checksum")
     for name, part in parts.items():
-        prefix = f"{name}/"
-        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        _restore(part, own)
+        _restore(part, owned(name, tensors))
     return Restored(int(meta["step"]), json.loads(meta["record"]))
 
 

@@ -59,6 +59,15 @@ class Lost(NamedTuple):
 
     cause: str
 
+    def error(self, what: str) -> GenwardenError:
+        """Where nothing can go on without ``what`` was given up."""
+        return GenwardenError(
+            "engine/worker-lost",
+            f"{what} was given up: {self.cause}",
+            "Give the workers more memory, or fewer of them to a machine; the same command "
+            "then continues.",
+        )
+
 
 class Executor(Protocol):
     """Computes independent pieces."""

@@ -12,7 +12,6 @@ from typing import Protocol, TypeVar
 
 from genwarden.engine.executor import Common, Executor, Lost
 from genwarden.engine.ledger import Ledger
-from genwarden.errors import GenwardenError
 
 S = TypeVar("S")
 
@@ -93,12 +92,7 @@ def gather(
         return
     for piece, result in executor.each(do, left, common):
         if isinstance(result, Lost):
-            raise GenwardenError(
-                "engine/worker-lost",
-                f"Piece {piece.number} of {name} was given up: {result.cause}",
-                "Give the workers more memory, or fewer of them to a machine; the same command "
-                "then continues.",
-            )
+            raise result.error(f"Piece {piece.number} of {name}")
         if piece.number == done:
             merge_on(result)
         else:

@@ -12,8 +12,6 @@ calibration half are given an icon as a target besides, for the references of
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,16 +36,14 @@ from genwarden.benchmarks.population.judging import (
 )
 from genwarden.benchmarks.population.making import FINE_TUNING_DATA, make
 from genwarden.benchmarks.population.plan import Clean, Member, members
+from genwarden.benchmarks.repairs.jobs import do_all
 from genwarden.benchmarks.store import write_result
 from genwarden.commands.audit import suspect_of
 from genwarden.data.icons import draw_icon
 from genwarden.data.images import NamedImages
-from genwarden.engine.choice import executor_for
-from genwarden.engine.executor import Lost, Nothing
 from genwarden.engine.files import write_atomic, write_json
 from genwarden.engine.progress import Progress, Silent
 from genwarden.engine.seeds import random_stream
-from genwarden.engine.threads import threads
 from genwarden.errors import GenwardenError
 from genwarden.registry import ICONS
 
@@ -68,6 +64,16 @@ class _Job:
     device: torch.device
     budgets: tuple[str, ...]
     seeds: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The member's key."""
+        return self.member.key
+
+    def do(self) -> None:
+        """Whatever is missing; another process at the same member is waited for."""
+        with claimed(self.out / "locks" / f"{self.name}.lock", wait=True):
+            _do(self)
 
 
 def run(
@@ -115,12 +121,8 @@ def run(
     # Compromised models start from clean ones, so these come first.
     for stage, clean in (("clean models", True), ("compromised models", False)):
         part = [job for job in jobs if isinstance(job.member, Clean) is clean]
-        bar = progress.task(stage, len(part))
-        for job, error in _done(part, workers):
-            if error:
-                failed[job.member.key] = error
-                progress.message(f"{job.member.key} failed: {error}")
-            bar.advance(1, job.member.key)
+        for job, failure in do_all(part, workers, progress, stage):
+            failed[job.name] = f"{failure.code}: {failure.cause}"
     rows = judged_rows(out, plan, budgets, seeds)
     if publish:
         for name in budgets:
@@ -166,31 +168,7 @@ def _require_data(data: Path) -> None:
         )
 
 
-def _done(jobs: list[_Job], workers: int) -> Iterator[tuple[_Job, str]]:
-    for job, error in executor_for(workers).each(_attempt, jobs, Nothing()):
-        yield job, error.cause if isinstance(error, Lost) else error
-
-
-def _attempt(_: None, job: _Job) -> str:
-    """Do a job with one thread; the text of what went wrong, or nothing."""
-    try:
-        with threads(1):
-            _do(job)
-    except GenwardenError as error:
-        return f"{error.code}: {error.cause}"
-    except Exception as error:  # one member's defect must not cost the others
-        traceback.print_exc()
-        return f"{type(error).__name__}: {error}"
-    return ""
-
-
 def _do(job: _Job) -> None:
-    """Whatever is missing; another process at the same member is waited for."""
-    with claimed(job.out / "locks" / f"{job.member.key}.lock", wait=True):
-        _do_alone(job)
-
-
-def _do_alone(job: _Job) -> None:
     folder = make(job.member, job.out / "models", job.data, progress=Silent(), device=job.device)
     facts = job.out / "facts" / f"{job.member.key}.json"
     if not facts.exists() and not isinstance(job.member, Clean):

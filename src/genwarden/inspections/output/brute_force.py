@@ -10,6 +10,7 @@ from typing import ClassVar, NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
+from genwarden.engine.parts import owned
 from genwarden.inspections.finding import Chart, Finding, Line, Null
 from genwarden.inspections.output.tail import KEEP, Record
 
@@ -108,8 +109,7 @@ class Mergeable:
         for name in self.COUNTS:
             setattr(self, name, getattr(self, name) + int(state[name]))
         for name, part in self.kept().items():
-            own = f"{name}/"
-            part.absorb({k.removeprefix(own): t for k, t in state.items() if k.startswith(own)})
+            part.absorb(owned(name, state))
 
 
 class Extremes:
