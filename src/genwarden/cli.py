@@ -40,6 +40,8 @@ from genwarden.streams import watched_streams
 if TYPE_CHECKING:
     from genwarden.auditing.document import AuditDocument
 
+#: Seconds after which a SIGTERM is raised again where something has swallowed it.
+_LOOK_AGAIN_S = 1.0
 #: What a shell expects of a command that was stopped with Ctrl-C, or with SIGTERM.
 _INTERRUPTED = 130
 _TERMINATED = 143
@@ -743,10 +745,29 @@ def main() -> None:
             "  -> Report it with the lines above and the output of `genwarden doctor`.\n"
         )
         sys.exit(int(ExitCode.ERROR))
+    finally:
+        if hasattr(signal, "setitimer"):  # not on Windows
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
-    """End as with Ctrl-C: temporary files go, workers end, what is finished is kept."""
+    """End as with Ctrl-C: temporary files go, workers end, what is finished is kept.
+
+    Raised while a library is being imported, the exception may be swallowed there; so an alarm
+    looks whether it is still on its way, and raises it again where it is not.
+    """
     del number, frame
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not disturb that
-    raise SystemExit(_TERMINATED)
+    if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, _terminated)
+        signal.setitimer(signal.ITIMER_REAL, _LOOK_AGAIN_S)
+    if not _ending(sys.exception()):
+        raise SystemExit(_TERMINATED)
+
+
+def _ending(error: BaseException | None) -> bool:
+    """Whether what is being handled is our end, or happened while that was being handled."""
+    while error is not None:
+        if isinstance(error, SystemExit) and error.code == _TERMINATED:
+            return True
+        error = error.__context__
+    return False

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +65,61 @@ def test_a_stopped_command_ends_in_words_and_goes_on_to_the_same_end(
         assert not (place / OUT / "genwarden.json").exists()
     assert nursery.wait(nursery.start(words, cwd=place, log=log), _ENOUGH_S) == 0
     assert differing(whole, digests(place / OUT)) == []
+
+
+#: A command whose body is in the place of ours; it says "ready" when it may be struck.
+_BODY = """
+import signal, sys, time
+from genwarden import cli
+def ready():
+    print("ready", flush=True)
+def body():
+{body}
+cli.app = body
+cli.main()
+"""
+_SWALLOWS = """
+try:
+    ready()
+    time.sleep(60)
+except BaseException:
+    pass  # as some libraries do while they are imported
+time.sleep(60)
+"""
+_SLOW_CLEANUP = """
+try:
+    ready()
+    time.sleep(60)
+finally:
+    print("cleaning", flush=True)
+    for _ in range(25):
+        time.sleep(0.1)
+    print("clean", flush=True)
+"""
+
+
+def _struck(body: str, strikes: int) -> tuple[int, str]:
+    """Exit code and output of a body that gets SIGTERM ``strikes`` times, 0.3 s apart."""
+    text = _BODY.replace("{body}", textwrap.indent(body, "    "))
+    with subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        for _ in range(strikes):
+            time.sleep(0.3)
+            process.send_signal(signal.SIGTERM)
+        try:
+            said, _ = process.communicate(timeout=20)
+        finally:
+            process.kill()
+        return process.returncode, said.decode()
+
+
+def test_a_stop_that_a_library_swallows_is_repeated() -> None:
+    assert _struck(_SWALLOWS, 1) == (143, "")
+
+
+def test_neither_a_second_stop_nor_the_repetition_disturbs_the_cleanup() -> None:
+    assert _struck(_SLOW_CLEANUP, 3) == (143, "cleaning\nclean\n")
 
 
 @pytest.mark.slow
