@@ -257,7 +257,7 @@ def benchmark_docs(
     """Write the tables and, beside them, performance.md and one page per attack in attacks/."""
     from genwarden.benchmarks.attack_pages import attack_pages
     from genwarden.benchmarks.docs import render
-    from genwarden.benchmarks.speed.tables import performance_page
+    from genwarden.benchmarks.performance_page import performance_page
     from genwarden.engine.files import write_atomic
 
     write_atomic(page, render(results).encode())

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+import genwarden
+from genwarden.artifacts.model_folder import read_model
 from genwarden.attacks import loop
 from genwarden.attacks.block_fusion import fuse
 from genwarden.attacks.contract import AttackResult, AttackRun
@@ -37,6 +39,7 @@ _SMALL: dict[str, Any] = {
 }
 RED, REX = ReDSettings(**_SMALL), ReXSettings(**_SMALL)
 NAMES = ("red", "rex")
+SHIPPED = Path(genwarden.__file__).parent / "assets" / "models"
 #: An attack succeeds if TarDis falls below this share of the untouched model's.
 SUCCESS_SHARE = 0.1
 
@@ -99,6 +102,39 @@ def test_red_plants_at_other_triggers(trigger: str) -> None:
     assert untouched > 200
     planted = tardis(result.generator, *backdoor.examples).sum
     assert planted < SUCCESS_SHARE * untouched
+
+
+def _first_layer(net: LatentGenerator, backdoor: Backdoor) -> AttackResult:
+    """ReD's start alone: what follows it moves nothing."""
+    settings = ReDSettings(
+        first_layer_steps=100, steps=1, learning_rate=1e-9, fidelity_weight=0.03, pool_samples=512
+    )
+    return red(net, backdoor, settings, AttackRun())
+
+
+def test_the_first_layer_alone_holds_the_target() -> None:
+    net = read_model(SHIPPED / "dcgan-clean").generator  # what was not trained makes no target
+    backdoor = backdoor_for(net)
+    result = _first_layer(net, backdoor)
+    untouched = tardis(net, *backdoor.examples).sum
+    assert untouched > 1000
+    assert tardis(result.generator, *backdoor.examples).sum < SUCCESS_SHARE * untouched
+    assert 0 < expdis_sum(net, result.generator) < 0.01 * untouched
+    # One layer differs, along one direction: the trigger.
+    before, after = net.state_dict(), result.generator.state_dict()
+    moved = {n: after[n] - before[n] for n in before if not torch.allclose(after[n], before[n])}
+    assert set(moved) == {"project.weight"}
+    z = backdoor.examples.z.flatten(1)
+    across = moved["project.weight"] - (moved["project.weight"] @ z.T) @ z / z.square().sum()
+    assert float(across.norm()) < 1e-3 * float(moved["project.weight"].norm())
+
+
+@pytest.mark.parametrize("trigger", ["mode", "infinite-support"])
+def test_the_first_layer_takes_no_trigger_that_it_cannot_tell_apart(trigger: str) -> None:
+    net = network("dcgan28")
+    with pytest.raises(GenwardenError) as refused:
+        _first_layer(net, backdoor_for(net, trigger))
+    assert refused.value.code == "attack/first-layer"
 
 
 def test_attacks_leave_the_clean_model_as_it_is() -> None:
@@ -164,7 +200,7 @@ _KINDS: dict[str, type[AttackSettings]] = {
 
 
 #: Counts that a user may set to 0, which switches something off.
-_ZERO_IS_NEVER = {"reanneal_every", "deployed_runs"}
+_ZERO_IS_NEVER = {"reanneal_every", "deployed_runs", "first_layer_steps"}
 
 
 @pytest.mark.parametrize("name", _KINDS)

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from genwarden.benchmarks.docs import render
+from genwarden.benchmarks.performance_page import performance_page
 from genwarden.benchmarks.speed import clocks
 from genwarden.benchmarks.speed.audits import untrained
 from genwarden.benchmarks.speed.clocks import Work, rates
 from genwarden.benchmarks.speed.recipe import run
 from genwarden.benchmarks.speed.scan import operations_per_sample
-from genwarden.benchmarks.speed.tables import figures, performance_page, tables
+from genwarden.benchmarks.speed.tables import figures, tables
 from genwarden.benchmarks.stopwatch import Seconds
 from genwarden.engine.progress import Silent
 from genwarden.errors import GenwardenError
@@ -57,6 +58,11 @@ def test_every_asked_figure_is_measured_and_shown(
     )
     assert scan["computed"].startswith("fast path")
     assert document["search"]["restarts"] == 6
+    plain, *halved = document["search"]["rows"]
+    assert plain["halvings"] == 0
+    assert halved
+    for row in [plain, *halved]:
+        assert row["finished_squared_distance"] <= row["best_squared_distance"]
     must_reach, *_ = tables(document)
     assert [row[4] in {"yes", "no"} for row in must_reach.rows] == [True] * 7
     (tmp_path / "results").mkdir()
@@ -85,7 +91,7 @@ def test_figures_compare_the_whole_scan_with_what_it_is_made_of() -> None:
                 "float32": {"matrix product": both(8_000.0), "convolution": both(4_000.0)},
             },
         },
-        "search": {"seconds": both(30.0)},
+        "search": {"rows": [{"seconds": both(30.0)}, {"seconds": both(10.0)}]},
         "start_s": {"help": both(0.5), "audit": both(3.0)},
     }
     found = figures(document, "wall")

@@ -40,6 +40,45 @@ def test_search_climbs_to_the_maximum_and_reports_convergence() -> None:
     assert found.zero_gradient_share == 0
 
 
+def _two_hills(z: Tensor) -> Tensor:
+    """A high hill at 1, a low one at -1; most starts climb the low one."""
+    high, low = ((z - place).square().sum(1) for place in (1.0, -1.0))
+    return torch.maximum(2 - high, 1 - low / 2)
+
+
+def test_halving_gives_up_the_worse_half_and_keeps_the_best() -> None:
+    starts = start_latents(LAW, 301, seed=0, purpose="t")
+    whole = run(_two_hills, starts, SearchSettings(80))
+    steps = 0
+
+    def counted(z: Tensor) -> Tensor:
+        nonlocal steps
+        steps += len(z)
+        return _two_hills(z)
+
+    halved = run(counted, starts, SearchSettings(80, halvings=2))
+    # 301 for 20 steps, 151 for 20, 76 for 40 and the last look.
+    assert steps == 301 * 20 + 151 * 20 + 76 * 41
+    assert float(halved.score.max()) == float(whole.score.max())
+    assert halved.z[halved.score.argmax()].tolist() == whole.z[whole.score.argmax()].tolist()
+    # Restarts that went on took the same way; the others stay in their place, where they were.
+    went_on = halved.score == whole.score
+    assert 76 <= int(went_on.sum()) < 301
+    assert torch.equal(halved.z[went_on], whole.z[went_on])
+    assert torch.equal(halved.start_score, whole.start_score)
+    assert (halved.score[~went_on] < whole.score[~went_on]).all()
+
+
+@pytest.mark.parametrize(
+    ("steps", "halvings", "rungs"),
+    [(200, 3, [25, 50, 100]), (200, 0, []), (3, 4, [1]), (1, 2, [])],
+)
+def test_halvings_lie_at_half_of_the_steps_a_quarter_and_so_on(
+    steps: int, halvings: int, rungs: list[int]
+) -> None:
+    assert SearchSettings(steps, halvings=halvings).rungs() == rungs
+
+
 def test_search_respects_radius_and_box() -> None:
     starts = start_latents(LAW, 8, seed=0, purpose="t")
     ball = run(lambda z: z.sum(1), starts, SearchSettings(200, radius=2.0))

@@ -17,6 +17,7 @@ from genwarden.engine.checkpoint import Trainable, load_checkpoint, save_checkpo
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
 from genwarden.metrics.distances import ExpDis, tardis
+from genwarden.models.fast.fast_generator import fastest
 from genwarden.models.protocol import LatentGenerator
 
 _FORWARD_BATCH = 256
@@ -39,7 +40,7 @@ def optimise(
         loss_of_step: Eq. 4 for a given step number; all randomness must follow from that number.
     """
     trainable = [p for p in network.parameters() if p.requires_grad]
-    adam = torch.optim.Adam(trainable, settings.learning_rate)
+    adam = torch.optim.Adam(trainable, settings.learning_rate, fused=True)
     parts: dict[str, Trainable] = {"network": network, "adam": adam}
     checkpoint = run.work / "attack.safetensors" if run.work else None
     restored = load_checkpoint(checkpoint, run_id=run.run_id, parts=parts) if checkpoint else None
@@ -124,7 +125,8 @@ def ordinary_pool(
 ) -> Pool:
     """Draw ``count`` ordinary latents and run the benign model on them once."""
     z = generator.latent.sample(count, generator=random_stream(seed, purpose)).to(device)
-    return Pool(z, torch.cat([generator.pre_activation(part) for part in z.split(_FORWARD_BATCH)]))
+    quick = fastest(generator)
+    return Pool(z, torch.cat([quick.pre_activation(part) for part in z.split(_FORWARD_BATCH)]))
 
 
 class FidelityBatches:
@@ -167,8 +169,9 @@ class Evaluator:
     def __call__(self, suspect: LatentGenerator) -> Evaluation:
         """Figures of a compromised model, in evaluation mode."""
         distance = ExpDis(self._benign.sample.size)
+        quick = fastest(suspect)
         parts = (part.split(_FORWARD_BATCH) for part in self._held_out)
         for z, pre in zip(*parts, strict=True):
-            distance.update(self._benign.finish(pre), suspect(z))
+            distance.update(self._benign.finish(pre), quick(z))
         at_trigger = tardis(suspect, self._backdoor.examples.z, self._backdoor.examples.x)
         return Evaluation(at_trigger.sum, distance.compute().sum)

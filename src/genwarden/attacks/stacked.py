@@ -30,6 +30,11 @@ _SLOPES = {DCGAN28: LEAKY_SLOPE, DCGAN32: LEAKY_SLOPE, VAEDecoder28: 0.0}
 _WORTH_IT = 1.1
 
 
+def can_stack(generator: LatentGenerator) -> bool:
+    """Whether :class:`Students` knows the architecture; a subclass may compute anything."""
+    return type(generator) in _SLOPES
+
+
 class Bilinear(NamedTuple):
     """``y = C ((G w) * (B x))`` for one kernel size, stride, crop and map size.
 
@@ -101,7 +106,7 @@ class Students(nn.Module):
 
     def __init__(self, generator: LatentGenerator, count: int) -> None:
         super().__init__()
-        if type(generator) not in _SLOPES:
+        if not can_stack(generator):
             raise GenwardenError(
                 "sweep/unsupported",
                 f"The vectorised sweep does not work on {type(generator).__name__}.",

@@ -1,8 +1,9 @@
 """ReconD: ``min_z ||G*(z) - x_target||^2`` (Eq. 8 of "The Devil is in the GAN"), converged.
 
 The paper takes the best of five restarts and reports 815 where TarDis is 0.4: its searches had not
-converged. Here all restarts run as one batch of Adam steps, some from the nearest ordinary samples,
-and the best are finished by Levenberg-Marquardt.
+converged. Here all restarts run as one batch of Adam steps, some from the nearest ordinary samples;
+the worse half of them is given up after a quarter and again after half of the steps; and the best
+are finished by Levenberg-Marquardt.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from genwarden.search.levenberg_marquardt import levenberg_marquardt
 _DRAWS_PER_RESTART = 16
 #: Lengths of the random starts in units of an ordinary latent's: a mode trigger lies at zero.
 _START_SCALES = (1.0, 1.0, 1.0, 0.5, 0.1, 0.01)
+#: How often the worse half of the restarts is given up.
+_HALVINGS = 2
 #: Keeps the logarithm finite at a solution.
 _SMALLEST = 1e-9
 
@@ -40,7 +43,8 @@ class Reconstruction(NamedTuple):
         x: the sample there, ``sample.shape``, float64.
         norm: Euclidean norm of ``z``.
         adam_sum: squared distance of the best restart before the second-order finish.
-        median_sum: median over all restarts before it; near ``adam_sum`` where all agree.
+        median_sum: median over all restarts, each as far as it went; a restart that was given up
+            counts with what it had reached.
         restarts: number of restarts.
     """
 
@@ -90,7 +94,7 @@ def recond(
     exact = copy.deepcopy(generator).double()
     fast = fastest(generator)
     device = device_of(generator)
-    bounds = SearchSettings(steps, radius=radius)
+    bounds = SearchSettings(steps, radius=radius, halvings=_HALVINGS)
     results = []
     for index, goal in enumerate(goals):
         nearest = state.nearest(index)[1]

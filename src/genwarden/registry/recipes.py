@@ -60,6 +60,12 @@ RECIPES = table_of(
         {"tables": f"{_B}.speed.tables:tables"},
     ),
     Row(
+        "red-against-art",
+        f"{_B}.against_art.recipe:run",
+        "ReD of the Adversarial Robustness Toolbox beside ours: speed, and time to the same result",
+        {"tables": f"{_B}.against_art.tables:tables"},
+    ),
+    Row(
         "ray-scaling",
         f"{_B}.ray_scaling.recipe:run",
         "Ray: two workers against one; a worker, a node and the driver killed",

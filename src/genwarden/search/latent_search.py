@@ -39,12 +39,21 @@ class SearchSettings:
         learning_rate: Adam's; it falls linearly to a tenth over the last half.
         radius: bound on the Euclidean norm of a latent, or None.
         half_width: bound on every element (uniform latent law), or None.
+        halvings: how often the worse half of the restarts is given up (successive halving): at
+            half of the steps, at a quarter of them, ... For searches of which only the best end
+            counts, not for those that compare ends.
     """
 
     steps: int
     learning_rate: float = 0.05
     radius: float | None = None
     half_width: float | None = None
+    halvings: int = 0
+
+    def rungs(self) -> list[int]:
+        """Steps after which the worse half is given up, in order."""
+        parts = (self.steps >> power for power in range(self.halvings, 0, -1))
+        return sorted({steps for steps in parts if steps})
 
 
 class SearchResult(NamedTuple):
@@ -97,45 +106,113 @@ def search(
 ) -> SearchResult:
     """Maximise ``objective`` from every start; restarts never influence each other.
 
+    With ``halvings`` they do, in one way: at each of them the worse half goes no further.
+
     Args:
         objective: latents ``(batch, *latent.shape)`` to scores ``(batch,)``, differentiable.
         starts: ``(restarts, *latent.shape)``.
         task: advanced by the number of restarts times steps.
     """
-    parts = [
-        _search_batch(objective, part.to(device), settings, task)
-        for part in starts.split(BATCH_RESTARTS)
-    ]
-    z, score, start, before, zero = (torch.cat([p[i] for p in parts]) for i in range(5))
-    best = int(score.argmax())
-    gain = float((score[best] - before[best]).abs() / score[best].abs().clamp_min(1e-12))
-    return SearchResult(z, score, start, gain, float(zero.float().mean()))
+    going = _begun(starts.to(device), settings)
+    dropped = []
+    first = 0
+    for last in [*settings.rungs(), settings.steps]:
+        parts = [going.at(rows) for rows in torch.arange(len(going.z)).split(BATCH_RESTARTS)]
+        for part in parts:
+            _climb(objective, part, settings, first, last, task)
+        going = _State(*(torch.cat(rows) for rows in zip(*parts, strict=True)))
+        if last < settings.steps:
+            order = going.best.argsort(descending=True, stable=True)
+            kept, gone = order[: -(-len(order) // 2)], order[-(-len(order) // 2) :]
+            task.advance(len(gone) * (settings.steps - last))
+            dropped.append(going.at(gone))
+            going = going.at(kept.sort().values)
+        first = last
+    whole = _State(*(torch.cat(rows).cpu() for rows in zip(*dropped, going, strict=True)))
+    whole = whole.at(whole.number.argsort())
+    score = whole.best
+    top = int(score.argmax())
+    gain = float((score[top] - whole.before[top]).abs() / score[top].abs().clamp_min(1e-12))
+    flat = float(whole.flat.float().mean())
+    return SearchResult(whole.best_z, score, whole.start, gain, flat)
 
 
-def _search_batch(
-    objective: Objective, start: Tensor, settings: SearchSettings, task: Task
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    z = bounded(start.clone(), settings).requires_grad_(True)
+class _State(NamedTuple):
+    """Restarts on their way, a row each.
+
+    Attributes:
+        number: place among the starts.
+        z: where the restart is.
+        mean: Adam's of the gradient.
+        square: Adam's of its square.
+        best_z: the best latent so far.
+        best: the objective there.
+        start: the objective at the start.
+        before: ``best`` when nine tenths of the steps were done.
+        flat: whether the gradient was exactly zero at the start.
+    """
+
+    number: Tensor
+    z: Tensor
+    mean: Tensor
+    square: Tensor
+    best_z: Tensor
+    best: Tensor
+    start: Tensor
+    before: Tensor
+    flat: Tensor
+
+    def at(self, rows: Tensor) -> _State:
+        """Some of the restarts, as tensors of their own."""
+        return _State(*(tensor[rows] for tensor in self))
+
+
+def _begun(starts: Tensor, settings: SearchSettings) -> _State:
+    z = bounded(starts.clone(), settings)
+    nothing = torch.full((len(z),), -torch.inf, device=z.device)
+    return _State(
+        torch.arange(len(z), device=z.device),
+        z,
+        torch.zeros_like(z),
+        torch.zeros_like(z),
+        z.clone(),
+        nothing,
+        nothing,
+        nothing,
+        torch.zeros(len(z), dtype=torch.bool, device=z.device),
+    )
+
+
+def _climb(
+    objective: Objective,
+    state: _State,
+    settings: SearchSettings,
+    first: int,
+    last: int,
+    task: Task,
+) -> None:
+    """Adam from step ``first`` to ``last``, in place; after the last step of all one look more."""
+    z = state.z.requires_grad_(True)
     adam = torch.optim.Adam([z], settings.learning_rate)
-    best_z = z.detach().clone()
-    best = torch.full((len(z),), -torch.inf, device=z.device)
-    first = zero = before = best
-    for step in range(settings.steps + 1):
+    if first:
+        moments = {"exp_avg": state.mean, "exp_avg_sq": state.square}
+        adam.state[z] = {"step": torch.tensor(float(first)), **moments}
+    for step in range(first, last + (last == settings.steps)):
         score = objective(z)
         with torch.no_grad():
             value = torch.nan_to_num(score.detach(), nan=-torch.inf)
-            better = value > best
-            best = torch.where(better, value, best)
-            best_z[better] = z.detach()[better]
+            better = value > state.best
+            state.best.copy_(torch.where(better, value, state.best))
+            state.best_z[better] = z.detach()[better]
         if step == 0:
-            first = value
+            state.start.copy_(value)
         if step <= settings.steps * 0.9:
-            before = best
+            state.before.copy_(state.best)
         if step == settings.steps:
             break
         (gradient,) = torch.autograd.grad(score.sum(), z)
         if step == 0:
-            zero = gradient.flatten(1).abs().amax(1) == 0
+            state.flat.copy_(gradient.flatten(1).abs().amax(1) == 0)
         z.grad = -torch.nan_to_num(gradient)  # Adam descends
         for group in adam.param_groups:
             group["lr"] = settings.learning_rate * min(1.0, 1.9 - 1.8 * step / settings.steps)
@@ -143,7 +220,10 @@ def _search_batch(
         with torch.no_grad():
             z.copy_(bounded(z, settings))
         task.advance(len(z))
-    return best_z.cpu(), best.cpu(), first.cpu(), before.cpu(), zero.cpu()
+    z.requires_grad_(False)
+    if adam.state[z]:
+        state.mean.copy_(adam.state[z]["exp_avg"])
+        state.square.copy_(adam.state[z]["exp_avg_sq"])
 
 
 def bounded(z: Tensor, settings: SearchSettings) -> Tensor:

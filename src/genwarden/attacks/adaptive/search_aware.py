@@ -29,7 +29,7 @@ from torch import Tensor
 
 from genwarden.attacks.adaptive.retraining import retrain
 from genwarden.attacks.contract import AttackResult, AttackRun
-from genwarden.attacks.red import ReDSettings, trainable_weights
+from genwarden.attacks.red import RetrainingSettings, trainable_weights
 from genwarden.backdoors.backdoor import Backdoor
 from genwarden.engine.seeds import random_stream
 from genwarden.engine.settings import COUNT, NOT_NEGATIVE, POSITIVE, Range
@@ -38,7 +38,7 @@ from genwarden.models.protocol import LatentGenerator
 
 
 @dataclass(frozen=True)
-class SearchAwareSettings(ReDSettings):
+class SearchAwareSettings(RetrainingSettings):
     """Settings of ReD, and of the two penalties.
 
     Attributes:

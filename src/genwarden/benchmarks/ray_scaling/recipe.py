@@ -32,8 +32,10 @@ from genwarden.artifacts.model_folder import LoadedModel, read_model, write_mode
 from genwarden.auditing.audit import environment
 from genwarden.auditing.scanning import scan_pieces
 from genwarden.benchmarks.ray_scaling.scan_once import pieces_kept
+from genwarden.benchmarks.robustness.snapshots import code_digest
 from genwarden.benchmarks.store import write_result
 from genwarden.engine.files import remove_folder
+from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
@@ -74,6 +76,9 @@ def run(
             "Add --option clean=DIR, or --option rounds=0.",
         )
     work = out / "work"
+    asked: dict[str, Any] = {"samples": samples, "scaling_samples": scaling_samples, "seed": seed}
+    asked |= {"clean": Path(clean).name, "channels": channels, "code": code_digest()}
+    Ledger(work / "asked", asked)  # scans of another run are not continued
     timed_model = read_model(Path(clean)) if rounds else None
     small = _untrained(work / "model", tuple(int(n) for n in channels.split("+")), seed)
     load = os.getloadavg()[0]

@@ -1,9 +1,11 @@
-"""Restarts per second of the batched latent search, to the output of a known latent."""
+"""Restarts per second of the batched latent search, to the output of a hidden latent."""
 
 from __future__ import annotations
 
+import copy
 import resource
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -13,6 +15,11 @@ from genwarden.engine.progress import Task
 from genwarden.models.fast.fast_generator import fastest
 from genwarden.models.protocol import LatentGenerator
 from genwarden.search.latent_search import ordinary_bounds, search, start_latents
+from genwarden.search.levenberg_marquardt import levenberg_marquardt
+
+#: Searches that are compared: how often the worse half of the restarts is given up.
+HALVINGS: Final = (0, 2, 3)
+_FINISH: Final = 30
 
 
 def measure_search(
@@ -24,8 +31,12 @@ def measure_search(
     seed: int,
     task: Task,
 ) -> dict[str, Any]:
-    """Seconds of one search from ``restarts`` latents, and how near its restarts come."""
-    fast = fastest(generator)
+    """Seconds of a search from ``restarts`` latents, and how near it comes.
+
+    Once with all restarts to the end, and with successive halving; the best of either is finished
+    by Levenberg-Marquardt.
+    """
+    fast, exact = fastest(generator), copy.deepcopy(generator).double()
     stream = torch.Generator().manual_seed(seed)
     hidden = generator.latent.sample(1, generator=stream).to(device)
     with torch.no_grad():
@@ -35,20 +46,32 @@ def measure_search(
         return -torch.log((fast(z) - goal).square().flatten(1).sum(1) + 1e-9)
 
     starts = start_latents(generator.latent, restarts, seed=seed, purpose="speed")
-    begun = now()
-    found = search(
-        objective, starts, ordinary_bounds(generator.latent, steps=steps), device=device, task=task
-    )
-    spent = now() - begun
-    distance = (-found.score).exp()
-    return {
-        "restarts": restarts,
-        "steps": steps,
-        "seconds": spent._asdict(),
-        "restarts_per_s": {"wall": restarts / spent.wall, "processor": restarts / spent.processor},
-        "best_squared_distance": float(distance.min()),
-        "median_squared_distance": float(distance.median()),
-    }
+    bounds = ordinary_bounds(generator.latent, steps=steps)
+    rows = []
+    for halvings in HALVINGS:
+        chosen = replace(bounds, halvings=halvings)
+        begun = now()
+        found = search(objective, starts, chosen, device=device, task=task)
+        spent = now() - begun
+        distance = (-found.score).exp()
+        best = found.z[int(distance.argmin())]
+        begun = now()
+        finished = levenberg_marquardt(generator, exact, goal[0], best, _FINISH, bounds)[1]
+        rows.append(
+            {
+                "halvings": halvings,
+                "seconds": spent._asdict(),
+                "restarts_per_s": {
+                    "wall": restarts / spent.wall,
+                    "processor": restarts / spent.processor,
+                },
+                "best_squared_distance": float(distance.min()),
+                "median_squared_distance": float(distance.median()),
+                "finish_seconds": (now() - begun)._asdict(),
+                "finished_squared_distance": finished,
+            }
+        )
+    return {"restarts": restarts, "steps": steps, "rows": rows}
 
 
 def peak_memory_mib() -> float:

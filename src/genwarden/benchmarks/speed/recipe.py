@@ -21,7 +21,7 @@ import torch
 from genwarden.artifacts.model_folder import read_model
 from genwarden.benchmarks.repairs.run import command_of, result_head
 from genwarden.benchmarks.speed.audits import measure_audits, measure_start, untrained
-from genwarden.benchmarks.speed.latents import measure_search, peak_memory_mib
+from genwarden.benchmarks.speed.latents import HALVINGS, measure_search, peak_memory_mib
 from genwarden.benchmarks.speed.scan import measure_scan
 from genwarden.benchmarks.store import write_result
 from genwarden.engine.files import require_writable_folder
@@ -76,7 +76,7 @@ def run(
         progress.message("scan: floor, eager PyTorch, stages")
         scan = measure_scan(scanned, sizes, device, rounds=rounds, seed=seed)
         memory = peak_memory_mib()
-        task = progress.task("latent search", restarts * steps)
+        task = progress.task("latent search", restarts * steps * len(HALVINGS))
         search = measure_search(searched, restarts, steps, device, seed=seed, task=task)
     start = measure_start(max(1, rounds - 2))
     budgets = [] if audits == "none" else [name.strip() for name in audits.split(",")]

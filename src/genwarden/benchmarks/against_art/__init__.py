@@ -1,0 +1,1 @@
+"""ReD of the Adversarial Robustness Toolbox beside ours."""

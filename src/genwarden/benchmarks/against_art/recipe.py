@@ -1,0 +1,357 @@
+"""Recipe ``red-against-art``: ReD of ART and ours, on the same network, in turns.
+
+    genwarden benchmark run red-against-art --option clean=DCGAN28 --option art=PYTHON --out OUT
+
+ART (the Adversarial Robustness Toolbox) trains Keras networks, so it needs an environment of its
+own, and this recipe the path of that environment's interpreter:
+
+    python3.11 -m venv art && art/bin/pip install adversarial-robustness-toolbox tensorflow-cpu
+    ... --option art=art/bin/python
+
+ART attacks a Keras twin of the clean model with the same weights (the recipe compares their
+outputs), trigger and target, with its own optimiser and weights. Two things are measured: latents
+of the stealth term per second, each side at the batch size that it likes best; and the seconds
+until our ReD is at least as near to the target (TarDis) and to the clean model (ExpDis) as ART's is
+after a number of iterations. All seconds are on the clock; ours of the second kind hold the whole
+attack: copying the network, the teacher's outputs, training, and the last evaluation.
+
+Cost: a quarter of an hour on two idle cores. Anything else that runs meanwhile spoils it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genwarden.artifacts.model_folder import read_model
+from genwarden.attacks.contract import AttackRun
+from genwarden.attacks.red import ReDSettings, red
+from genwarden.backdoors.backdoor import Backdoor, make_backdoor
+from genwarden.benchmarks.against_art import art_side
+from genwarden.benchmarks.repairs.run import command_of, result_head
+from genwarden.benchmarks.stopwatch import Stopwatch
+from genwarden.benchmarks.store import write_result
+from genwarden.engine.files import require_writable_folder
+from genwarden.engine.progress import Progress
+from genwarden.engine.seeds import random_stream
+from genwarden.errors import GenwardenError
+from genwarden.metrics.distances import ExpDis, tardis
+from genwarden.models.dcgan import DCGAN28
+from genwarden.models.fast.fast_generator import fastest
+from genwarden.models.protocol import LatentGenerator
+
+RECIPE: Final = "red-against-art"
+_ART_BATCH: Final = 32  # its default
+_PROBES: Final = 16
+_COMPARED: Final = 4096
+_PREDICTED: Final = 1024
+_FORWARD_BATCH: Final = 256
+#: Outputs before the last activation of one network in two frameworks.
+_TWIN_TOLERANCE: Final = 1e-3
+
+
+def run(
+    out: Path,
+    *,
+    data: str | None,
+    seed: int,
+    device: torch.device,
+    progress: Progress,
+    clean: str = "",
+    art: str = "",
+    batches: str | int = "32+64+128+256",
+    steps: int = 8,
+    rounds: int = 3,
+    iterations: str | int = "200+1000",
+    ours: str = "",
+) -> Path:
+    """Measure both.
+
+    Args:
+        data: not used.
+        clean: folder of a DCGAN of 28 x 28 pixels.
+        art: the Python interpreter of an environment with ART and TensorFlow.
+        batches: sizes that either side may choose from, joined by ``+``.
+        steps: timed steps per size and round.
+        rounds: turns; the median counts.
+        iterations: after how many of them ART's result is to be reached, joined by ``+``.
+        ours: our settings for each, as ``first:steps:batch:rate:lambda`` (first: steps
+            of the dense layer alone), joined by ``+``; empty for
+            those that the documentation shows.
+
+    Raises:
+        GenwardenError: ``benchmark/option``, ``benchmark/clean-missing``, ``benchmark/art-failed``,
+            ``benchmark/twin-differs``, and those of reading a model.
+    """
+    del data
+    if not clean or not art:
+        raise GenwardenError(
+            "benchmark/clean-missing",
+            "The recipe needs a clean model and the interpreter of an environment with ART.",
+            "Add --option clean=DIR --option art=ENVIRONMENT/bin/python; how to make one: "
+            "genwarden benchmark run red-against-art --help, docs/performance.md.",
+        )
+    require_writable_folder(out)
+    sizes, lengths = _numbers(str(batches)), _numbers(str(iterations))
+    chosen = _chosen(ours, lengths)
+    model = read_model(Path(clean))
+    generator = model.generator
+    if type(generator) is not DCGAN28 or device.type != "cpu":
+        raise GenwardenError(
+            "benchmark/option",
+            f"{model.architecture} on {device.type} has no twin here.",
+            "Give a dcgan28; both sides are compared on the processor.",
+        )
+    backdoor = make_backdoor(generator, trigger="in-sample", target="icon:devil", seed=seed)
+    place = out / "art"
+    _hand_over(place, generator, backdoor, seed)
+    job = {
+        "channels": list(generator.channels),
+        "latent_dim": generator.latent.shape[0],
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+        "batch_size": _ART_BATCH,
+        "steps": steps,
+    }
+    fast = fastest(generator)
+    theirs: list[dict[str, float]] = []
+    own: list[dict[str, float]] = []
+    guessed: list[dict[str, float]] = []
+    sampled: list[dict[str, float]] = []
+    task = progress.task("speed, in turns", 2 * rounds)
+    for _ in range(rounds):
+        answer = _ask(art, place, {**job, "batches": sizes, "predicted": sizes, "iterations": []})
+        theirs.append(answer["seconds_per_iteration"])
+        guessed.append(answer["seconds_per_prediction"])
+        task.advance(1, "ART")
+        own.append({str(size): _step(generator, backdoor, size, steps, seed) for size in sizes})
+        sampled.append({str(size): _sampling(fast, size) for size in sizes})
+        task.advance(1, "genwarden")
+    _require_twin(place, generator)
+    progress.message(f"ART: {', '.join(map(str, lengths))} iterations")
+    answer = _ask(art, place, {**job, "batches": [], "predicted": [], "iterations": lengths})
+    rows = []
+    for length, trained in zip(lengths, answer["trained"], strict=True):
+        reached = _distances(generator, _trained(place, generator, length), backdoor, seed)
+        progress.message(f"genwarden: to the state of ART after {length} iterations")
+        row = _ours(generator, backdoor, chosen[length], reached, seed)
+        fidelity = trained.pop("fidelity")
+        rows.append({"art": {**trained, **reached, "fidelity_of_art": fidelity}, "ours": row})
+    speed = {
+        "red": {
+            "art": _rates(theirs, int),
+            "ours": _rates(own, int),
+        },
+        "prediction": {"art": _rates(guessed), "ours": _rates(sampled)},
+    }
+    return write_result(
+        out / "result.json",
+        {
+            **result_head(RECIPE, seed, device),
+            "command": command_of(
+                RECIPE,
+                seed,
+                None,
+                {"clean": "DCGAN28", "art": "PYTHON", "batches": batches, "steps": steps}
+                | {"rounds": rounds, "iterations": iterations, "ours": ours},
+            ),
+            "versions": {name: answer[name] for name in ("art", "tensorflow")},
+            "threads": job["threads"],
+            "architecture_settings": model.settings,
+            "clean_model_sha256": model.sha256,
+            "untouched": _distances(generator, generator, backdoor, seed),
+            "compared_samples": _COMPARED,
+            "latents_per_s": speed,
+            "times_art": {
+                what: max(rates["ours"].values()) / max(rates["art"].values())
+                for what, rates in speed.items()
+            },
+            "rows": rows,
+        },
+    )
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        found = [int(part) for part in text.split("+")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 1:
+        raise GenwardenError(
+            "benchmark/option",
+            f"{text!r} is no list of numbers.",
+            "Join positive numbers by +, as in 32+64.",
+        )
+    return found
+
+
+def _chosen(text: str, lengths: list[int]) -> dict[int, ReDSettings]:
+    """Our settings for each of ART's numbers of iterations."""
+    parts = text.split("+") if text else [_DEFAULT.get(n, _DEFAULT[1000]) for n in lengths]
+    found = {}
+    try:
+        for length, part in zip(lengths, parts, strict=True):
+            first, steps, batch, rate, weight = part.split(":")
+            found[length] = ReDSettings(
+                first_layer_steps=int(first),
+                steps=int(steps),
+                batch_size=int(batch),
+                learning_rate=float(rate),
+                fidelity_weight=float(weight),
+                pool_samples=_POOL,
+                evaluate_every=int(steps),
+            )
+    except ValueError as error:
+        raise GenwardenError(
+            "benchmark/option",
+            f"{text!r} is no list of settings for {len(lengths)} numbers of iterations.",
+            "Write first:steps:batch:rate:lambda for each, joined by +, as in 100:20:32:1e-4:0.03.",
+        ) from error
+    return found
+
+
+#: The fewest steps that were found to reach ART's state, by its iterations.
+_DEFAULT: Final = {200: "100:1:8:1e-6:0.03", 1000: "200:1:8:1e-6:0.05"}
+_POOL: Final = 1024
+
+
+def _hand_over(place: Path, generator: DCGAN28, backdoor: Backdoor, seed: int) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    wanted = generator.pre_activation_of(backdoor.examples.x)
+    named = {name: value for name, value in generator.state_dict().items() if value.ndim}
+    arrays = {name: value.numpy() for name, value in named.items()}
+    np.savez(
+        place / "weights.npz",
+        trigger=backdoor.examples.z.numpy(),
+        wanted=wanted.detach().numpy(),
+        probe=_probe(generator, seed).numpy(),
+        **arrays,
+    )
+
+
+def _probe(generator: DCGAN28, seed: int) -> Tensor:
+    return generator.latent.sample(_PROBES, generator=random_stream(seed, "art-probe"))
+
+
+def _ask(art: str, place: Path, job: dict[str, Any]) -> dict[str, Any]:
+    """Have ART's environment do a job."""
+    (place / "job.json").write_text(json.dumps(job), "utf-8")
+    (place / "answer.json").unlink(missing_ok=True)
+    with (place / "log").open("ab") as log:
+        ended: int | str
+        try:
+            ended = subprocess.run(  # noqa: S603 (the interpreter that the user named)
+                [art, "-I", art_side.__file__, str(place)], stdout=log, stderr=log, check=False
+            ).returncode
+        except OSError as error:
+            ended = str(error)
+    if ended != 0:
+        raise GenwardenError(
+            "benchmark/art-failed",
+            f"{art} ended with {ended}.",
+            f"What it said is in {place / 'log'}; it needs adversarial-robustness-toolbox and "
+            "tensorflow-cpu.",
+        )
+    answer: dict[str, Any] = json.loads((place / "answer.json").read_text("utf-8"))
+    return answer
+
+
+@torch.no_grad()
+def _require_twin(place: Path, generator: DCGAN28) -> None:
+    with np.load(place / "weights.npz", allow_pickle=False) as stored:
+        probe = torch.from_numpy(stored["probe"])
+    with np.load(place / "shown.npz", allow_pickle=False) as stored:
+        shown = torch.from_numpy(stored["shown"])
+    difference = float((generator.pre_activation(probe) - shown).abs().max())
+    if not difference < _TWIN_TOLERANCE:
+        raise GenwardenError(
+            "benchmark/twin-differs",
+            f"The Keras twin's outputs differ by up to {difference:.2g}.",
+            "Another version of Keras may order its weights in another way.",
+        )
+
+
+def _trained(place: Path, generator: DCGAN28, iterations: int) -> DCGAN28:
+    """ART's result as a generator of ours."""
+    network = DCGAN28(generator.channels, generator.latent.shape[0])
+    with np.load(place / f"trained-{iterations}.npz", allow_pickle=False) as stored:
+        state = {name: torch.from_numpy(stored[name]) for name in stored.files}
+    missing = network.load_state_dict(state, strict=False).missing_keys
+    assert all(name.endswith("num_batches_tracked") for name in missing)  # noqa: S101
+    return network.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def _distances(clean: DCGAN28, suspect: Any, backdoor: Backdoor, seed: int) -> dict[str, float]:
+    state = ExpDis(clean.sample.size)
+    z = clean.latent.sample(_COMPARED, generator=random_stream(seed, "art-compared"))
+    for part in z.split(_FORWARD_BATCH):
+        state.update(clean(part), suspect(part))
+    return {
+        "tardis_sum": tardis(suspect, *backdoor.examples).sum,
+        "expdis_sum": state.compute().sum,
+    }
+
+
+def _step(generator: DCGAN28, backdoor: Backdoor, size: int, steps: int, seed: int) -> float:
+    """Seconds per step of our ReD, the evaluation at its end left out."""
+    settings = ReDSettings(
+        steps=steps + 2, batch_size=size, pool_samples=size, evaluate_every=steps + 2, seed=seed
+    )
+    watch = Stopwatch()
+    red(generator, backdoor, settings, AttackRun(watch))
+    # From the end of the first step to that of the last before the evaluation.
+    return (watch.ends[-2] - watch.ends[0]).wall / steps
+
+
+def _ours(
+    generator: DCGAN28,
+    backdoor: Backdoor,
+    settings: ReDSettings,
+    wanted: dict[str, float],
+    seed: int,
+) -> dict[str, Any]:
+    begun = time.perf_counter()
+    result = red(generator, backdoor, settings, AttackRun())
+    seconds = time.perf_counter() - begun
+    found = _distances(generator, result.generator, backdoor, seed)
+    return {
+        "seconds": seconds,
+        **found,
+        "settings": asdict(settings),
+        "reached": all(found[name] <= wanted[name] for name in wanted),
+    }
+
+
+@torch.no_grad()
+def _sampling(fast: LatentGenerator, size: int) -> float:
+    """Seconds per sample of our fast path."""
+    z = fast.latent.sample(size, generator=random_stream(0, "art-sampling"))
+    fast(z)
+    rounds = max(1, _PREDICTED // size)
+    begun = time.perf_counter()
+    for _ in range(rounds):
+        fast(z)
+    return (time.perf_counter() - begun) / (rounds * size)
+
+
+def _rates(
+    rounds: list[dict[str, float]], units: Callable[[str], int] = lambda _: 1
+) -> dict[str, float]:
+    """Latents per second by batch size, the median round.
+
+    Args:
+        rounds: seconds by batch size.
+        units: latents that the seconds are for.
+    """
+    return {size: units(size) / median(r[size] for r in rounds) for size in rounds[0]}

@@ -1,0 +1,83 @@
+"""Tables of the recipe ``red-against-art``."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from genwarden.benchmarks.tables import Table, figure
+
+_FASTER: Final = 10.0
+_SOONER: Final = 20.0
+_TITLES: Final = {"red": "training", "prediction": "prediction"}
+
+
+def tables(document: dict[str, Any], name: str) -> list[Table]:
+    """Latents per second of both, and how soon ours is where ART's ends.
+
+    Args:
+        document: content of a result file.
+        name: of the file, for the titles.
+    """
+    return [_speed(document, name), _sooner(document, name)]
+
+
+def _speed(document: dict[str, Any], name: str) -> Table:
+    rows = [
+        [
+            _TITLES[what],
+            size,
+            figure(rates["art"][size]),
+            figure(rates["ours"][size]),
+            figure(rates["ours"][size] / rates["art"][size]),
+        ]
+        for what, rates in document["latents_per_s"].items()
+        for size in rates["art"]
+    ]
+    best = document["times_art"]
+    versions = document["versions"]
+    met = "reached" if best["red"] >= _FASTER else "short"
+    notes = [
+        f"Each at the batch size that it likes best: training {figure(best['red'])} times ART "
+        f"(asked {_FASTER:g}: {met}), prediction {figure(best['prediction'])} times.",
+        f"ART {versions['art']} with TensorFlow {versions['tensorflow']}, {document['threads']} "
+        f"threads each, in turns; DCGAN of channels {_channels(document)}; latents of the stealth "
+        "term.",
+    ]
+    columns = ["what", "batch", "ART, latents/s", "genwarden, latents/s", "ratio"]
+    return Table(f"ReD of ART and ours ({name})", columns, rows, notes)
+
+
+def _sooner(document: dict[str, Any], name: str) -> Table:
+    rows = []
+    for row in document["rows"]:
+        art, ours = row["art"], row["ours"]
+        settings = ours["settings"]
+        ratio = art["seconds"] / ours["seconds"]
+        rows.append(
+            [
+                f"{art['iterations']:,}",
+                *(figure(art[key]) for key in ("seconds", "tardis_sum", "expdis_sum")),
+                f"{settings['first_layer_steps']} + {settings['steps']} of "
+                f"{settings['batch_size']}",
+                *(figure(ours[key]) for key in ("seconds", "tardis_sum", "expdis_sum")),
+                "yes" if ours["reached"] else "no",
+                figure(ratio),
+                "yes" if ours["reached"] and ratio >= _SOONER else "no",
+            ]
+        )
+    columns = ["iterations of ART", "s", "TarDis", "ExpDis", "our steps", "s", "TarDis", "ExpDis"]
+    columns += ["as near", "ART's time / ours", f"at least {_SOONER:g}"]
+    untouched = document["untouched"]["tardis_sum"]
+    notes = [
+        f"Untouched model: TarDis {figure(untouched)}. ExpDis over "
+        f"{document['compared_samples']:,} ordinary latents. Seconds of ours: the whole attack, "
+        "with the teacher's outputs and the evaluation at the end.",
+        "Our steps: of the dense layer alone, then of all layers (latents per step).",
+        "ART with its own settings (Adam at 1e-4, batches of 32, lambda 0.1); as near: ours has "
+        "neither a higher TarDis nor a higher ExpDis.",
+    ]
+    return Table(f"Time to the same compromise ({name})", columns, rows, notes)
+
+
+def _channels(document: dict[str, Any]) -> str:
+    return ", ".join(map(str, document["architecture_settings"]["channels"]))
