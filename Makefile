@@ -3,7 +3,7 @@
 # make test-slow  the tests that train or audit for longer
 # make test-offline   the fast tests and the demonstration where there is no network at all (Linux)
 # make fuzz       a million mutants of hostile files; crashers are kept in fuzz/, stop and continue
-# make hostile-figures   results/hostile-files.json and docs/hostile_files.md (ten minutes)
+# make hostile-figures   results/hostile-files.json and docs/hostile_files.md (an hour, most of it `fuzz`)
 # make lint       ruff and mypy
 # make clean      remove .venv and caches
 #

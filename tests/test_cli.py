@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from genwarden import __version__, cli, registry
+from genwarden import __version__, cli, registry, start
 from genwarden.cli_options import EXIT_CODES, parse_settings
 from genwarden.errors import GenwardenError
 
@@ -27,7 +27,7 @@ def genwarden(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedP
 def test_help_and_list_do_not_import_torch(arguments: list[str]) -> None:
     code = (
         f"import sys; sys.argv = ['genwarden', *{arguments!r}]\n"
-        "from genwarden.cli import main\n"
+        "from genwarden.start import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
         "heavy = {'torch', 'numpy', 'diffusers', 'datasets'} & set(sys.modules)\n"
         "assert not heavy, heavy"
@@ -123,7 +123,7 @@ def test_unforeseen_error_exits_two_and_never_one(
 
     monkeypatch.setattr(cli, "app", broken)
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        start.main()
     assert end.value.code == 2
     assert "internal/unforeseen" in capsys.readouterr().err
 
@@ -137,7 +137,7 @@ def test_stopped_command_says_how_to_go_on(
     monkeypatch.setattr(registry, "tables", stopped)
     monkeypatch.setattr(sys, "argv", ["genwarden", "list"])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        start.main()
     assert end.value.code == 130
     assert "repeat the command to continue" in capsys.readouterr().err
 

@@ -12,10 +12,10 @@ from genwarden.auditing import budgets
 
 _RUN = """
 import sys
-from genwarden import cli
+from genwarden import start
 sys.argv = ["genwarden", *sys.argv[1:]]
 try:
-    cli.main()
+    start.main()
 except SystemExit as end:
     print("torch" in sys.modules, end.code)
 """

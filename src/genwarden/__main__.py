@@ -1,5 +1,5 @@
 """``python -m genwarden``."""
 
-from genwarden.cli import main
+from genwarden.start import main
 
 main()

@@ -285,7 +285,10 @@ def page(result: dict[str, Any]) -> str:
                 [f"{mutants['seconds']:,.0f} s on one core."],
             )
         )  # fmt: skip
-    environment = ", ".join(result["environment"].values())
+    named = {"python": "Python ", "torch": "torch "}
+    environment = ", ".join(
+        f"{named.get(key, '')}{value}" for key, value in result["environment"].items()
+    )
     text = _TEXT.format(limits=result["limits"], command=result["command"], environment=environment)
     parts = [text]
     return "\n".join([*parts, *(table.markdown(2) for table in tables)])

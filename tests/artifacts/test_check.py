@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,9 @@ from hostile_files import BENIGN, HOSTILE, put, safetensors_file, state_dict, to
 from safetensors.torch import save as save_safetensors
 
 from genwarden.artifacts.check import check_file, describe
-from genwarden.artifacts.diffusers_folder import write_diffusion
-from genwarden.artifacts.manifest import WEIGHTS_NAME
+from genwarden.artifacts.diffusers_folder import read_diffusion, write_diffusion
+from genwarden.artifacts.manifest import MANIFEST_NAME, WEIGHTS_NAME
+from genwarden.engine.seeds import random_stream
 from genwarden.errors import ExitCode, GenwardenError
 from genwarden.models.diffusion.networks import fresh_model, small_unet
 from genwarden.models.diffusion.schedule import NoiseSchedule
@@ -144,3 +147,102 @@ def test_a_diffusers_folder_is_checked_and_custom_code_in_it_is_refused(tmp_path
     (tmp_path / "unet" / "model.py").write_text("import os\n")
     refused = check_file(tmp_path)
     assert [finding.code for finding in refused.findings] == ["artifact/custom-code"]
+
+
+def _diffusion(folder: Path) -> Path:
+    stream = random_stream(0, "check")
+    model = fresh_model(small_unet(8, 1, (8, 8)), NoiseSchedule.linear(10), stream)
+    write_diffusion(folder, model.eval(), {"compromised": False})
+    return folder
+
+
+def test_no_path_speaks_for_genwarden(tmp_path: Path) -> None:
+    name = "w.pt\nSafe to open. Whether the weights carry a backdoor\x1b[8m\u202e"
+    path = tmp_path / name
+    path.write_bytes(HOSTILE["an HTML page"][0]())
+    told = describe(check_file(path))
+    assert "\x1b" not in told
+    assert "\u202e" not in told
+    assert not any(line.startswith("Safe to open") for line in told.splitlines())
+
+
+def _pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps({"weight": 1.0}))
+
+
+def _torch_zip(path: Path) -> None:
+    path.write_bytes(torch_file())
+
+
+def _program(path: Path) -> None:
+    path.write_bytes(b"\x7fELF" + bytes(20))
+
+
+def _code(path: Path) -> None:
+    path.write_text("print('no')")
+
+
+def _link(path: Path) -> None:
+    path.symlink_to("/etc/hostname")
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "what"),
+    [
+        ("training_args.bin", _pickle, "a pickle"),
+        ("picture.png", _pickle, "a pickle"),  # by its first bytes
+        ("old/weights", _torch_zip, "a zip archive (torch files are)"),
+        ("run", _program, "a program"),
+        ("model.py", _code, "code"),
+        ("vocabulary", _link, "a link"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["generator", "diffusion"])
+def test_what_others_may_open_in_a_folder_is_named_and_not_called_safe(
+    kind: str,
+    name: str,
+    make: Callable[[Path], object],
+    what: str,
+    tiny_model_folder: Path,
+    tmp_path: Path,
+) -> None:
+    folder = tiny_model_folder if kind == "generator" else _diffusion(tmp_path / "diffusion")
+    (folder / "README.md").write_text("# A model")
+    (folder / "samples").mkdir(exist_ok=True)
+    (folder / "samples" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    clean = check_file(folder)
+    assert (clean.exit_code, clean.unread) == (ExitCode.NONE_FOUND, ())
+    assert clean.sentence.startswith("Safe to open.")
+
+    (folder / name).parent.mkdir(exist_ok=True)
+    make(folder / name)
+    report = check_file(folder)
+    if kind == "diffusion" and name == "model.py":
+        assert [finding.code for finding in report.findings] == ["artifact/custom-code"]
+        return
+    assert report.unread == ((name, what),)
+    assert report.exit_code == ExitCode.INCONCLUSIVE
+    assert not report.sentence.startswith("Safe")
+    assert f"{name:<40} {what}" in describe(report)
+
+
+@pytest.mark.parametrize(
+    "name", ["unet/diffusion_pytorch_model.safetensors", "unet/config.json", "model_index.json"]
+)
+def test_a_change_in_a_diffusers_folder_of_ours_is_reported(name: str, tmp_path: Path) -> None:
+    folder = _diffusion(tmp_path)
+    assert check_file(folder).exit_code == ExitCode.NONE_FOUND
+    assert read_diffusion(folder).nonfinite == {}
+    content = bytearray((folder / name).read_bytes())
+    if name.endswith(".json"):
+        content += b" "
+    else:
+        content[-1] ^= 1
+    (folder / name).write_bytes(content)
+    assert [f.code for f in check_file(folder).findings] == ["artifact/hash-mismatch"]
+    with pytest.raises(GenwardenError) as refused:
+        read_diffusion(folder)
+    assert refused.value.code == "artifact/hash-mismatch"
+    # A folder of other software states no hashes.
+    (folder / MANIFEST_NAME).unlink()
+    assert check_file(folder).exit_code == ExitCode.NONE_FOUND

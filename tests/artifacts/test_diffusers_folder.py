@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from hostile_folders import forget_hashes
 from safetensors.torch import load_file, save_file
 
 from genwarden.artifacts.diffusers_folder import (
@@ -39,11 +40,18 @@ def tiny_model(schedule: NoiseSchedule | None = None) -> DiffusionModel:
     return fresh_model(config, schedule, torch.Generator().manual_seed(0)).eval()
 
 
+def written(folder: Path, *given: Any, **named: Any) -> str:
+    """A folder as other software leaves it: without hashes, so that parts may be replaced."""
+    digest = write_diffusion(folder, *given, **named)
+    forget_hashes(folder)
+    return digest
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A good folder; every test of a bad one changes one thing."""
     path = tmp_path / "model"
-    write_diffusion(path, tiny_model(), {"made_by": "tests"})
+    written(path, tiny_model(), {"made_by": "tests"})
     read_diffusion(path)  # the benign twin of every test below
     return path
 
@@ -67,7 +75,7 @@ def noise() -> torch.Tensor:
 def test_folder_reproduces_the_model(tmp_path: Path) -> None:
     model = tiny_model(NoiseSchedule.cosine(STEPS, "v_prediction"))
     model.defaults = SamplerSettings("ddpm", STEPS, clip="x0", spacing="leading", variance="large")
-    digest = write_diffusion(tmp_path / "a", model, {"compromised": True})
+    digest = written(tmp_path / "a", model, {"compromised": True})
     loaded = read_diffusion(tmp_path / "a")
     with torch.no_grad():
         assert torch.equal(loaded.model.epsilon(noise(), 5), model.epsilon(noise(), 5))
@@ -85,7 +93,7 @@ def test_folder_reproduces_the_model(tmp_path: Path) -> None:
 
 
 def test_same_model_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    write_diffusion(tmp_path / "again", tiny_model(), {"made_by": "tests"})
+    written(tmp_path / "again", tiny_model(), {"made_by": "tests"})
     for name in (CONFIG, WEIGHTS, SCHEDULER, INDEX, "genwarden.json"):
         assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
@@ -117,7 +125,7 @@ def test_stock_pipeline_opens_the_folder_and_samples_as_we_do(
 
     model = tiny_model()
     model.defaults = settings
-    write_diffusion(tmp_path, model, {})
+    written(tmp_path, model, {})
     name = "DDIMPipeline" if settings.name == "ddim" else "DDPMPipeline"
     pipeline: Any = getattr(diffusers, name).from_pretrained(tmp_path)
     pipeline.set_progress_bar_config(disable=True)
@@ -143,7 +151,7 @@ def test_scheduler_as_diffusers_saves_it_is_read(name: Any, folder: Path) -> Non
 
     model = tiny_model()
     model.defaults = SamplerSettings(name, 6)
-    write_diffusion(folder, model, {})
+    written(folder, model, {})
     document = json.loads((folder / SCHEDULER).read_text())
     theirs: Any = getattr(diffusers, document["_class_name"]).from_config(document)
     theirs.save_pretrained(folder / "scheduler")
@@ -154,7 +162,7 @@ def test_scheduler_as_diffusers_saves_it_is_read(name: Any, folder: Path) -> Non
     assert loaded.model.defaults.name == name
     assert loaded.model.defaults.spacing == "trailing"
     # what was read can be written again beside a repaired network
-    write_diffusion(folder, loaded.model, {}, scheduler=loaded.scheduler)
+    written(folder, loaded.model, {}, scheduler=loaded.scheduler)
     saved.pop("lambda_min_clipped", None)  # minus infinity, which JSON has no word for
     assert json.loads((folder / SCHEDULER).read_text()) == saved
     assert read_diffusion(folder).model.schedule == model.schedule
@@ -182,14 +190,14 @@ def test_trained_betas_are_read_and_written(folder: Path, tmp_path: Path) -> Non
     edit(folder / SCHEDULER, trained_betas=betas.tolist())
     schedule = read_diffusion(folder).model.schedule
     assert torch.allclose(schedule.betas, betas, atol=1e-12)
-    write_diffusion(tmp_path / "again", tiny_model(NoiseSchedule(schedule.alphas_cumprod)), {})
+    written(tmp_path / "again", tiny_model(NoiseSchedule(schedule.alphas_cumprod)), {})
     again = read_diffusion(tmp_path / "again").model.schedule
     assert torch.allclose(again.alphas_cumprod, schedule.alphas_cumprod, atol=1e-12)
 
 
 def test_half_precision_is_read_as_float32_and_halves_the_file(tmp_path: Path) -> None:
     model = fresh_model(preset("tiny"), NoiseSchedule.linear(), torch.Generator().manual_seed(0))
-    write_diffusion(tmp_path, model, {}, dtype=torch.float16)
+    written(tmp_path, model, {}, dtype=torch.float16)
     size = (tmp_path / WEIGHTS).stat().st_size
     assert size < 600_000
     assert {t.dtype for t in load_file(tmp_path / WEIGHTS).values()} == {torch.float16}
@@ -205,9 +213,9 @@ def test_numbers_too_large_for_half_precision_are_not_written(tmp_path: Path) ->
     model = tiny_model()
     with torch.no_grad():
         next(model.parameters()).view(-1)[0] = 1e6
-    write_diffusion(tmp_path, model, {})
+    written(tmp_path, model, {})
     with pytest.raises(GenwardenError) as caught:
-        write_diffusion(tmp_path, model, {}, dtype=torch.float16)
+        written(tmp_path, model, {}, dtype=torch.float16)
     assert caught.value.code == "output/half-precision"
 
 
@@ -216,7 +224,7 @@ def test_clipping_that_no_scheduler_does_is_not_written(tmp_path: Path) -> None:
     for settings in (SamplerSettings(clip="xt"), SamplerSettings("unipc", 5, clip="x0")):
         model.defaults = settings
         with pytest.raises(GenwardenError) as caught:
-            write_diffusion(tmp_path, model, {})
+            written(tmp_path, model, {})
         assert caught.value.code == "usage/sampler-not-in-diffusers"
 
 

@@ -129,7 +129,7 @@ def test_the_first_layer_alone_holds_the_target() -> None:
     assert float(across.norm()) < 1e-3 * float(moved["project.weight"].norm())
 
 
-@pytest.mark.parametrize("trigger", ["mode", "infinite-support"])
+@pytest.mark.parametrize("trigger", ["mode", "subspace"])
 def test_the_first_layer_takes_no_trigger_that_it_cannot_tell_apart(trigger: str) -> None:
     net = network("dcgan28")
     with pytest.raises(GenwardenError) as refused:

@@ -479,7 +479,7 @@ def test_text_with_a_comma_is_an_option_of_the_long_form_too() -> None:
 def test_help_of_the_command_imports_no_torch() -> None:
     code = (
         "import sys; sys.argv = ['genwarden', 'benchmark', 'population', '--help']\n"
-        "from genwarden.cli import main\n"
+        "from genwarden.start import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
         "assert not {'torch', 'numpy', 'scipy', 'matplotlib'} & set(sys.modules)"
     )

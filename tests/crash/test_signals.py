@@ -70,13 +70,13 @@ def test_a_stopped_command_ends_in_words_and_goes_on_to_the_same_end(
 #: A command whose body is in the place of ours; it says "ready" when it may be struck.
 _BODY = """
 import signal, sys, time
-from genwarden import cli
+from genwarden import cli, start
 def ready():
     print("ready", flush=True)
 def body():
 {body}
 cli.app = body
-cli.main()
+start.main()
 """
 _SWALLOWS = """
 try:

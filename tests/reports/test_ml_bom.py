@@ -84,9 +84,12 @@ def test_no_bom_calls_a_model_clean(by_verdict: dict[str, AuditDocument]) -> Non
     assert not any("clean" in json.dumps(bom_of(d)).lower() for d in by_verdict.values())
 
 
-def test_content_hash_ignores_time_and_machine_and_nothing_else() -> None:
+def test_content_hash_ignores_time_machine_and_folders_and_nothing_else() -> None:
     audit = document()
     assert document(timing={}, environment={}).content_sha256() == audit.content_sha256()
+    elsewhere = document(command="genwarden audit m --out /elsewhere")
+    assert elsewhere.command != audit.command
+    assert elsewhere.content_sha256() == audit.content_sha256()
     assert document(seed=1).content_sha256() != audit.content_sha256()
     assert document(reasons=[]).content_sha256() != audit.content_sha256()
 

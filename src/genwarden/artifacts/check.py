@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,10 +28,13 @@ from genwarden.artifacts.safetensors_header import (
 )
 from genwarden.artifacts.shown import shown
 from genwarden.artifacts.torch_zip import no_tensors
+from genwarden.artifacts.unread import unread_files
 from genwarden.errors import ExitCode, GenwardenError
 
 _MOST_TENSORS = 40
 _MOST_METADATA = 8
+_MOST_UNREAD = 20
+_LONGEST_LINE = 4000
 
 
 class CheckFinding(NamedTuple):
@@ -59,6 +62,7 @@ class CheckReport:
         findings: why the file is refused; empty means safe to open.
         metadata: texts that a safetensors file carries beside its tensors; claims, not facts.
         confined: the layers of confinement under which a torch file was read.
+        unread: of a folder, what genwarden does not open and other software may: name and kind.
     """
 
     path: str
@@ -69,15 +73,21 @@ class CheckReport:
     findings: list[CheckFinding]
     metadata: dict[str, str] = field(default_factory=dict)
     confined: tuple[str, ...] = ()
+    unread: tuple[tuple[str, str], ...] = ()
 
     @property
     def safe_to_open(self) -> bool:
-        """Nothing in the file can run code or claim more memory than the file holds."""
+        """Nothing in what was examined runs code or claims more memory than the file holds."""
         return not self.findings
 
     @property
     def sentence(self) -> str:
         """The verdict for a person; it never speaks about the weights' behaviour."""
+        if self.safe_to_open and self.unread:
+            return (
+                "What genwarden opens of it is safe to open; the files above were not examined. "
+                "Whether the weights carry a backdoor is for an audit to say."
+            )
         if self.safe_to_open:
             return "Safe to open. Whether the weights carry a backdoor is for an audit to say."
         if self.exit_code == ExitCode.INCONCLUSIVE:
@@ -90,7 +100,7 @@ class CheckReport:
         codes = {finding.exit_code for finding in self.findings}
         if ExitCode.ERROR in codes:
             return ExitCode.ERROR
-        return ExitCode.INCONCLUSIVE if codes else ExitCode.NONE_FOUND
+        return ExitCode.INCONCLUSIVE if codes or self.unread else ExitCode.NONE_FOUND
 
 
 def check_file(path: Path) -> CheckReport:
@@ -112,34 +122,43 @@ def check_file(path: Path) -> CheckReport:
     manifest = read_manifest(path)
     weights = path / WEIGHTS_NAME
     content = read_once(weights, member=True)
+    unread = unread_files(path)
     if hashlib.sha256(content).hexdigest() == manifest.files[WEIGHTS_NAME]:
-        return _check_content(weights, content, [])
+        return replace(_check_content(weights, content, []), unread=unread)
     mismatch = CheckFinding(
         "artifact/hash-mismatch",
         f"{weights} does not have the sha256 that its manifest states.",
         "The file was changed or damaged after it was written; fetch the folder again.",
     )
-    return _check_content(weights, content, [mismatch])
+    return replace(_check_content(weights, content, [mismatch]), unread=unread)
 
 
 def _check_diffusion(folder: Path) -> CheckReport:
     """A diffusers folder: its configurations, then the weights file."""
-    from genwarden.artifacts.diffusers_folder import read_outline
+    from genwarden.artifacts.diffusers_folder import read_outline, require_stated
 
     try:
-        weights = read_outline(folder).weights
+        outline = read_outline(folder)
     except GenwardenError as error:
         if error.code == "artifact/not-found" or error.exit_code == ExitCode.INCONCLUSIVE:
             raise  # nothing is wrong with the folder: genwarden does not know this kind of model
         finding = CheckFinding.of(error)
         return CheckReport(str(folder), "diffusers folder", 0, "-", [], [finding])
-    return _check_content(weights, read_once(weights, member=True), [])
+    content = read_once(outline.weights, member=True)
+    report = _check_content(outline.weights, content, [])
+    findings = report.findings
+    if not findings:
+        try:
+            require_stated(folder, {**outline.hashes, outline.role: report.sha256})
+        except GenwardenError as error:
+            findings = [CheckFinding.of(error)]
+    return replace(report, findings=findings, unread=unread_files(folder))
 
 
 def describe(report: CheckReport, *, most_tensors: int = _MOST_TENSORS) -> str:
     """The report as plain lines for a terminal; names from the file are escaped."""
     lines = [
-        f"File:    {report.path}",
+        f"File:    {shown(report.path, limit=_LONGEST_LINE)}",
         f"Format:  {report.format}, {report.size_bytes:,} bytes",
         f"sha256:  {report.sha256}",
     ]
@@ -160,9 +179,16 @@ def describe(report: CheckReport, *, most_tensors: int = _MOST_TENSORS) -> str:
     if report.confined:
         lines.append(f"Read in a child process confined by {', '.join(report.confined)}.")
     lines.append(f"Limits:  {in_words()}")
+    if report.unread:
+        lines.append("Not looked at, since genwarden does not open it; other software may:")
+        lines += [f"  {shown(name):<40} {what}" for name, what in report.unread[:_MOST_UNREAD]]
+        if len(report.unread) > _MOST_UNREAD:
+            lines.append(f"  ... and {len(report.unread) - _MOST_UNREAD} more")
     lines.append(report.sentence)
     for finding in report.findings:
-        lines += [f"  [{finding.code}] {finding.cause}", f"    -> {finding.remedy}"]
+        # One line each: a path may hold line breaks, and a sentence of its own behind them.
+        lines.append(f"  [{finding.code}] {shown(finding.cause, limit=_LONGEST_LINE)}")
+        lines.append(f"    -> {shown(finding.remedy, limit=_LONGEST_LINE)}")
     return "\n".join(lines)
 
 

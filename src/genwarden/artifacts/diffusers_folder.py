@@ -48,7 +48,13 @@ from genwarden.artifacts.model_folder import count_nonfinite, fill, require_fit
 from genwarden.artifacts.read_once import read_once
 from genwarden.artifacts.shown import reason, shown
 from genwarden.artifacts.weights_file import Weights, as_float32, parse_weights
-from genwarden.engine.files import sha256_bytes, sha256_file, write_atomic, write_json
+from genwarden.engine.files import (
+    json_bytes,
+    sha256_bytes,
+    sha256_file,
+    write_atomic,
+    write_json,
+)
 from genwarden.errors import GenwardenError
 from genwarden.models.diffusion.denoiser import DiffusionModel
 from genwarden.models.diffusion.unet_config import UNetConfig, build_unet
@@ -113,9 +119,10 @@ def read_diffusion(folder: Path) -> LoadedDiffusion:
     """
     outline = read_outline(folder)
     content = read_once(outline.weights, member=True)
-    hashes = {**outline.hashes, f"unet/{outline.weights.name}": sha256_bytes(content)}
+    hashes = {**outline.hashes, outline.role: sha256_bytes(content)}
     weights = _network_weights(content, outline.weights)
     network = _build(outline.config, weights, outline.weights)
+    require_stated(folder, hashes)  # last: what is wrong in itself is told by its own code
     return LoadedDiffusion(
         model=DiffusionModel(
             network, outline.scheduler.schedule, outline.scheduler.defaults
@@ -146,6 +153,11 @@ class Outline(NamedTuple):
     document: dict[str, Any]
     weights: Path
     hashes: dict[str, str]
+
+    @property
+    def role(self) -> str:
+        """The weights file among ``hashes``."""
+        return f"unet/{self.weights.name}"
 
 
 def read_outline(folder: Path) -> Outline:
@@ -226,16 +238,18 @@ def write_diffusion(
         "scheduler": ["diffusers", document["_class_name"]],
         "unet": ["diffusers", NETWORK],
     }
-    note = {"format_version": FORMAT_VERSION, "kind": "diffusion", "provenance": provenance}
     weights_role = f"unet/{WEIGHTS_NAMES[0]}"
     write_atomic(folder / weights_role, save(tensors, metadata={"format": "pt"}))
     config = {"_class_name": NETWORK, **version, **model.settings()}
     write_json(folder / "unet" / CONFIG_NAME, config)
     write_json(folder / "scheduler" / SCHEDULER_NAME, document)
-    write_json(folder / MANIFEST_NAME, note)
+    roles = (f"unet/{CONFIG_NAME}", f"scheduler/{SCHEDULER_NAME}", weights_role)
+    stated = {role: sha256_file(folder / role) for role in roles}
+    stated[INDEX_NAME] = sha256_bytes(json_bytes(index))
+    note = {"format_version": FORMAT_VERSION, "kind": "diffusion"}
+    write_json(folder / MANIFEST_NAME, {**note, "files": stated, "provenance": provenance})
     write_json(folder / INDEX_NAME, index)
-    roles = (INDEX_NAME, f"unet/{CONFIG_NAME}", f"scheduler/{SCHEDULER_NAME}", weights_role)
-    return _digest({role: sha256_file(folder / role) for role in roles})
+    return _digest(stated)
 
 
 def _network_config(document: dict[str, Any], path: Path) -> UNetConfig:
@@ -342,15 +356,44 @@ def _pickles_unread(network: Path) -> list[str]:
     ]
 
 
+def require_stated(folder: Path, hashes: dict[str, str]) -> None:
+    """Where ``genwarden.json`` states hashes, the files that were read must have them.
+
+    Folders of other software state none. Like the manifest of other models this finds damage and
+    careless changes; whoever can write the folder can write new hashes.
+
+    Args:
+        hashes: of the files that were read, by role.
+
+    Raises:
+        GenwardenError: ``artifact/hash-mismatch``, ``artifact/bad-settings``.
+    """
+    stated = _note(folder).get("files", {})
+    if not isinstance(stated, dict):
+        raise _bad_settings(folder / MANIFEST_NAME, "its files are not an object")
+    for role, digest in hashes.items():
+        if role in stated and stated[role] != digest:
+            raise GenwardenError(
+                "artifact/hash-mismatch",
+                f"{folder / role} does not have the sha256 that {MANIFEST_NAME} states.",
+                "The file was changed or damaged after it was written; fetch the folder again "
+                f"(remove {MANIFEST_NAME} if you changed it yourself).",
+            )
+
+
 def _read_provenance(folder: Path) -> dict[str, Any]:
+    provenance = _note(folder).get("provenance", {})
+    if not isinstance(provenance, dict):
+        raise _bad_settings(folder / MANIFEST_NAME, "its provenance is not an object")
+    return provenance
+
+
+def _note(folder: Path) -> dict[str, Any]:
+    """Our ``genwarden.json`` beside the pipeline, if there is one."""
     path = folder / MANIFEST_NAME
     if not os.path.lexists(path):
         return {}
-    content = read_once(path, limit_bytes=MAX_MANIFEST_BYTES, member=True)
-    provenance = parse_object(content, str(path)).get("provenance", {})
-    if not isinstance(provenance, dict):
-        raise _bad_settings(path, "its provenance is not an object")
-    return provenance
+    return parse_object(read_once(path, limit_bytes=MAX_MANIFEST_BYTES, member=True), str(path))
 
 
 def _digest(hashes: dict[str, str]) -> str:

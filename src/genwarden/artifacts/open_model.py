@@ -11,6 +11,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from genwarden.artifacts.check import check_file
 from genwarden.artifacts.model_folder import (
     LoadedModel,
     build,
@@ -87,7 +88,7 @@ def require_named(path: Path, architecture: str | None) -> bool:
 
     Raises:
         GenwardenError: ``artifact/not-found``, ``usage/architecture-for-folder``,
-            ``usage/architecture-missing``.
+            ``usage/architecture-missing``; what is wrong with a file that has no name.
     """
     if not os.path.exists(path):  # unlike Path's methods, os.path's never raise
         raise GenwardenError(
@@ -107,6 +108,9 @@ def require_named(path: Path, architecture: str | None) -> bool:
             "Leave --architecture away, or name the weights file inside the folder.",
         )
     if not folder and architecture is None:
+        # A hostile file is told before anything is asked.
+        for finding in check_file(path).findings:
+            raise GenwardenError(*finding)
         raise GenwardenError(
             "usage/architecture-missing",
             f"{path} is a bare file; weights alone do not say how the network is built.",

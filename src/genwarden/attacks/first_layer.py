@@ -29,7 +29,7 @@ from genwarden.models.protocol import LatentGenerator
 #: square); it falls along a half cosine.
 _RATE = 0.3
 #: Ordinary latents per step: the change acts on all of them alike, so a few tell its direction.
-_LATENTS = 8
+_LATENTS = 4
 
 
 class _PreActivation(nn.Module):

@@ -42,6 +42,7 @@ from genwarden.auditing.verdict import ALPHA
 from genwarden.compression.contract import Compressor
 from genwarden.data.images import NamedImages
 from genwarden.engine.executor import Executor, InProcess
+from genwarden.engine.files import sha256_file
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress
 from genwarden.engine.seeds import noise_fixed
@@ -213,7 +214,9 @@ def audit(
     )
 
 
-def refused(error: GenwardenError, *, budget: str, seed: int, command: str) -> AuditDocument:
+def refused(
+    error: GenwardenError, *, path: Path, budget: str, seed: int, command: str
+) -> AuditDocument:
     """The document of a file that was refused before anything was loaded.
 
     An error that makes no claim about the file (a sound model of a kind that no inspection knows)
@@ -231,7 +234,13 @@ def refused(error: GenwardenError, *, budget: str, seed: int, command: str) -> A
         budget={"name": budget},
         seed=seed,
         findings=[],
-        refusal=Refusal(code=error.code, cause=error.cause, remedy=error.remedy),
+        refusal=Refusal(
+            code=error.code,
+            cause=error.cause,
+            remedy=error.remedy,
+            path=str(path),
+            sha256=sha256_file(path) if path.is_file() else "",
+        ),
         command=command,
         limits=LIMITS,
         environment=environment(torch.device("cpu")),

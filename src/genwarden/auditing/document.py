@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from genwarden.inspections.candidate import Candidate
 from genwarden.inspections.finding import Finding, Images
 
-SCHEMA_VERSION: Literal["1.3"] = "1.3"
+SCHEMA_VERSION: Literal["1.4"] = "1.4"
 
 Verdict = Literal["evidence", "none_found", "inconclusive", "refused"]
 
@@ -71,11 +71,16 @@ class Judged(_Strict):
 
 
 class Refusal(_Strict):
-    """Why a file was refused or a verdict is missing."""
+    """Why a file was refused or a verdict is missing.
+
+    Of a file that was not loaded, its path and, if it is a single file, its sha256.
+    """
 
     code: str
     cause: str
     remedy: str
+    path: str = ""
+    sha256: str = ""
 
 
 class UserInputs(_Strict):
@@ -145,7 +150,7 @@ class AuditDocument(_Strict):
         timing: seconds per inspection and in total.
     """
 
-    schema_version: Literal["1.0", "1.1", "1.2", "1.3"] = SCHEMA_VERSION
+    schema_version: Literal["1.0", "1.1", "1.2", "1.3", "1.4"] = SCHEMA_VERSION
     genwarden_version: str
     verdict: Verdict
     suspicion: Annotated[float, Field(ge=0, le=1)] | None
@@ -167,6 +172,17 @@ class AuditDocument(_Strict):
     timing: dict[str, float] = Field(default_factory=dict)
 
     def content_sha256(self) -> str:
-        """Hash of everything but ``timing`` and ``environment``: equal for the same audit again."""
-        content = self.model_dump(mode="json", exclude={"timing", "environment"})
+        """Hash of what was found: equal for the same audit again, wherever it is written.
+
+        Everything but ``timing``, ``environment`` and the commands, which name folders.
+        """
+        content = self.model_dump(
+            mode="json",
+            exclude={
+                "timing": True,
+                "environment": True,
+                "command": True,
+                "candidates": {"__all__": {"command"}},
+            },
+        )
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()

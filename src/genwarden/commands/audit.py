@@ -52,6 +52,8 @@ from genwarden.reports.html import render_html
 #: Codes with this prefix mean that the model itself was refused; the refusal is a verdict and
 #: gets a document of its own.
 _REFUSAL_PREFIX = "artifact/"
+#: What does not agree with a bare file may as well be the architecture that the user named.
+_DISAGREEMENTS = {"artifact/wrong-architecture", "artifact/bad-settings", "artifact/data-parallel"}
 
 
 @dataclass(frozen=True)
@@ -118,12 +120,23 @@ def audit_model(options: AuditOptions, *, progress: Progress) -> AuditFiles:
         else:
             opened = _open_generator(options, variants, device, progress)
     except GenwardenError as error:
+        own_word = options.architecture is not None and error.code in _DISAGREEMENTS
         if not error.code.startswith(_REFUSAL_PREFIX) or error.code == "artifact/not-found":
             raise
+        if own_word:  # the file is sound; what the user said of it is another network
+            raise GenwardenError(
+                error.code.replace(_REFUSAL_PREFIX, "usage/"), error.cause, error.remedy
+            ) from error
         if not options.restart:
             require_own_folder(options.out, command, None)
         require_writable_folder(options.out)
-        document = refused(error, budget=options.budget, seed=options.seed, command=command)
+        document = refused(
+            error,
+            path=options.model,
+            budget=options.budget,
+            seed=options.seed,
+            command=command,
+        )
         return write_documents(document, options.out)
     if not options.restart:
         require_own_folder(options.out, command, opened.sha256)

@@ -43,6 +43,8 @@ def read_audit(path: Path) -> ReadAudit:
         GenwardenError: ``report/not-found``, ``report/invalid``, or ``artifact/...`` for what is
             no plain file of modest size.
     """
+    if path.is_dir():
+        path = path / "audit.json"
     try:
         content = read_once(path, limit_bytes=_MAX_BYTES)
         load_json(content, most_bytes=_MAX_BYTES, most_values=_MAX_VALUES)

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from genwarden.auditing.document import VERDICT_SENTENCES, AuditDocument, ModelFacts
 from genwarden.reports import words
-from genwarden.reports.html import model_name
+from genwarden.reports.html import model_name, sha256_of
 
 SCHEMA: Final = "http://cyclonedx.org/schema/bom-1.6.schema.json"
 MAX_TEXT: Final = 4_000
@@ -60,17 +60,17 @@ def ml_bom(document: AuditDocument, *, audit_name: str, audit_sha256: str) -> di
 
 
 def _component(document: AuditDocument, audit_name: str, audit_sha256: str) -> dict[str, Any]:
-    facts = document.model
-    known = facts is not None and _SHA256.fullmatch(facts.sha256) is not None
+    sha256 = sha256_of(document)
+    known = _SHA256.fullmatch(sha256) is not None
     component: dict[str, Any] = {
         "type": "machine-learning-model",
-        "bom-ref": f"model:{facts.sha256}" if facts is not None and known else "model",
+        "bom-ref": f"model:{sha256}" if known else "model",
         "name": _short(model_name(document)) or "model",
     }
-    if facts is not None and known:
-        component["version"] = f"sha256:{facts.sha256[:12]}"
-        component["hashes"] = [{"alg": "SHA-256", "content": facts.sha256}]
-        component["evidence"] = {"identity": [_identity(facts.sha256)]}
+    if known:
+        component["version"] = f"sha256:{sha256[:12]}"
+        component["hashes"] = [{"alg": "SHA-256", "content": sha256}]
+        component["evidence"] = {"identity": [_identity(sha256)]}
     component["description"] = VERDICT_SENTENCES[document.verdict]
     component["externalReferences"] = [
         {
@@ -80,7 +80,7 @@ def _component(document: AuditDocument, audit_name: str, audit_sha256: str) -> d
             "hashes": [{"alg": "SHA-256", "content": audit_sha256}],
         }
     ]
-    component["modelCard"] = _card(document, facts)
+    component["modelCard"] = _card(document, document.model)
     component["properties"] = [
         {"name": f"genwarden:{name}", "value": value}
         for name, value in _properties(document, audit_sha256)

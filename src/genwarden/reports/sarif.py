@@ -22,6 +22,7 @@ from genwarden.engine.files import sha256_bytes
 from genwarden.inspections.finding import Finding
 from genwarden.registry import all_inspections
 from genwarden.reports import words
+from genwarden.reports.html import path_of, sha256_of
 
 SCHEMA: Final = (
     "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -87,7 +88,7 @@ def fingerprint(inspection: str, model_sha256: str, variant: str) -> str:
 
     Args:
         inspection: name in the registry, or ``audit-verdict``.
-        model_sha256: of the weights; of a file that was not loaded the code of its refusal.
+        model_sha256: of the weights or the refused file; of a folder that was refused its code.
         variant: the compression that it was found under, "" for the model as it is.
     """
     parts = [FINGERPRINT, inspection, model_sha256, variant]
@@ -142,8 +143,8 @@ def _weight(place: _Place, document: AuditDocument) -> tuple[bool, float, str]:
 
 
 def _model_sha256(document: AuditDocument) -> str:
-    if document.model is not None:
-        return document.model.sha256
+    if sha256 := sha256_of(document):
+        return sha256
     return f"not loaded: {document.refusal.code}" if document.refusal else "not loaded"
 
 
@@ -277,7 +278,7 @@ def _is_stated(value: Any) -> bool:
 
 
 def _uri(document: AuditDocument) -> str:
-    return uri_of(document.model.path[:MAX_TEXT] if document.model else "")
+    return uri_of(path_of(document)[:MAX_TEXT])
 
 
 def _artifact(document: AuditDocument) -> dict[str, Any]:
@@ -285,8 +286,8 @@ def _artifact(document: AuditDocument) -> dict[str, Any]:
         "location": {"uri": _uri(document)},
         "roles": ["analysisTarget"],
     }
-    if document.model is not None and _SHA256.fullmatch(document.model.sha256):
-        artifact["hashes"] = {"sha-256": document.model.sha256}
+    if _SHA256.fullmatch(sha256 := sha256_of(document)):
+        artifact["hashes"] = {"sha-256": sha256}
     return artifact
 
 

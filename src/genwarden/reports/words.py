@@ -163,6 +163,8 @@ def assumption(null: Null | None) -> str:
     if null is None or found is None:
         return ""
     values = re.split(r"[,;:]", null.description)[0].strip()
+    if values.count("(") > values.count(")"):  # cut inside of a parenthesis
+        values = values[: values.rindex("(")].strip()
     return f"{values}, assuming a {found[0].strip()}"
 
 

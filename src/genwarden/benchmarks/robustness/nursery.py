@@ -113,7 +113,7 @@ def _forked(asked: dict[str, Any]) -> int:
 
 def _become(words: list[str], cwd: str, log: str) -> NoReturn:
     """In the child: the command, as its own session with its own output, and then the end."""
-    from genwarden.cli import main
+    from genwarden.start import main
 
     code: Any = 0
     try:

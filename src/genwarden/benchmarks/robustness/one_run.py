@@ -55,7 +55,7 @@ def _shuffled(ordered: Callable[..., Any], seed: int) -> Callable[..., Any]:
 def main() -> None:
     """Take our own options away, then be the command."""
     from genwarden.auditing import budgets
-    from genwarden.cli import main as command
+    from genwarden.start import main as command
 
     words = sys.argv[1:]
     smallest_budgets(threads=None)
