@@ -23,6 +23,7 @@ from genwarden.cli_options import (
     ModelPath,
     OutFolder,
     Restart,
+    ScanPrecision,
     Seed,
     Settings,
     Workers,
@@ -196,6 +197,7 @@ def audit(
     address: Address = None,
     workers: Workers = None,
     gpus_per_worker: GpusPerWorker = 0.0,
+    scan_precision: ScanPrecision = "float32",
     restart: Restart = False,
 ) -> None:
     """Say whether a generator or a diffusion model carries a backdoor, and show why.
@@ -239,6 +241,7 @@ def audit(
         deploy_as=deploy_as,
         variants_only=variants_only,
         threads=threads,
+        scan_precision=scan_precision,
         engine=where,
     )
     with console_progress() as progress:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -56,6 +56,15 @@ Workers = Annotated[
 GpusPerWorker = Annotated[
     float,
     typer.Option("--gpus-per-worker", min=0, help="Ray: share of a GPU for each worker, as 0.25."),
+]
+
+ScanPrecision = Annotated[
+    Literal["float32", "bfloat16"],
+    typer.Option(
+        "--scan-precision",
+        help="Of the brute-force scan; bfloat16 is faster where the processor has units for it. "
+        "What the scan keeps is computed again in float32.",
+    ),
 ]
 
 #: As in ``auditing.budgets``, which needs torch.

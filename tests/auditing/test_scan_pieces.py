@@ -20,7 +20,7 @@ from genwarden.engine.executor import Executor, InProcess, Processes
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Silent
 from genwarden.engine.seeds import random_stream
-from genwarden.inspections.finding import Finding
+from genwarden.inspections.finding import Finding, Table
 from genwarden.inspections.workbench import BLOCK_SAMPLES, Effort, Workbench
 from genwarden.models.dcgan import DCGAN28
 from genwarden.models.protocol import LatentGenerator
@@ -88,6 +88,36 @@ def test_pieces_over_two_processes_merge_to_the_scan_of_one(
     short = bench_of(tiny_generator, "dcgan28")
     short.effort = Effort("test", 512, 6 * BLOCK_SAMPLES, 4, 1, 4, 1, 1, 1, 1)
     assert scanned(short, settings, InProcess(), tmp_path / "shorter") != here
+
+
+def _nearest(finding: Finding) -> dict[str, float]:
+    """Distance of the nearest sample by target."""
+    (table,) = (shown for shown in finding.evidence if isinstance(shown, Table))
+    return {str(row[0]): float(row[1]) for row in table.rows}
+
+
+def test_a_scan_in_bfloat16_finds_what_it_keeps_in_float32(
+    tiny_generator: DCGAN28, tmp_path: Path
+) -> None:
+    settings = {"channels": [4, 4, 4], "latent_dim": 8}
+    found: dict[str, dict[str, Finding]] = {}
+    banks = []
+    for name, precision, executor in (
+        ("exact", "float32", InProcess()),
+        ("coarse", "bfloat16", InProcess()),
+        ("there", "bfloat16", Processes(2)),
+    ):
+        bench = bench_of(tiny_generator, "dcgan28")
+        bench.scan_precision = precision
+        assert precision in bench.computed
+        banks.append(bench.ordinary.x)
+        found[name] = scanned(bench, settings, executor, tmp_path / name)
+    assert found["there"] == found["coarse"]
+    assert found["coarse"] != found["exact"]  # the record names the precision
+    # Only the scan is coarse, and the nearest sample is the same one, at its distance in float32.
+    assert torch.equal(banks[0], banks[1])
+    exact, coarse = (_nearest(found[name]["nearest-target"]) for name in ("exact", "coarse"))
+    assert coarse == pytest.approx(exact, rel=1e-6)
 
 
 def test_a_network_that_draws_noise_gives_the_same_scan_anywhere(tmp_path: Path) -> None:

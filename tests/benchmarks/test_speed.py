@@ -16,7 +16,7 @@ from genwarden.benchmarks.speed import clocks
 from genwarden.benchmarks.speed.audits import untrained
 from genwarden.benchmarks.speed.clocks import Work, rates
 from genwarden.benchmarks.speed.recipe import run
-from genwarden.benchmarks.speed.scan import operations_per_sample
+from genwarden.benchmarks.speed.scan import STAGES, operations_per_sample
 from genwarden.benchmarks.speed.tables import figures, tables
 from genwarden.benchmarks.stopwatch import Seconds
 from genwarden.engine.progress import Silent
@@ -53,10 +53,10 @@ def test_every_asked_figure_is_measured_and_shown(
     )
     scan = document["scan"]
     assert set(scan["eager_samples_per_s"]["bfloat16"]) == {"4", "8"}
-    assert {"forward", "distances and top-k", "clusters", "scan"} <= set(
-        scan["stages_samples_per_s"]
-    )
-    assert scan["computed"].startswith("fast path")
+    for precision in ("float32", "bfloat16"):
+        assert set(scan["stages_samples_per_s"][precision]) == set(STAGES)
+        assert precision in scan["computed"][precision]
+        assert scan["computed"][precision].startswith("fast path")
     assert document["search"]["restarts"] == 6
     plain, *halved = document["search"]["rows"]
     assert plain["halvings"] == 0
@@ -81,9 +81,12 @@ def test_figures_compare_the_whole_scan_with_what_it_is_made_of() -> None:
     def both(value: float) -> dict[str, float]:
         return {clock: value * one for clock, one in rate.items()}
 
-    document = {
+    document: dict[str, Any] = {
         "scan": {
-            "stages_samples_per_s": {"scan": both(800.0), "forward": both(1000.0)},
+            "stages_samples_per_s": {
+                "float32": {"scan": both(800.0), "forward": both(1000.0)},
+                "bfloat16": {"scan": both(500.0), "forward": both(2000.0)},
+            },
             "eager_samples_per_s": {"float32": {"64": both(200.0), "128": both(400.0)}},
             "operations_per_sample": 10.0,
             "floor_operations_per_s": {
@@ -99,6 +102,9 @@ def test_figures_compare_the_whole_scan_with_what_it_is_made_of() -> None:
     assert found["floor_share"] == pytest.approx(0.5)
     assert found["floor_share_float32"] == pytest.approx(1.0)
     assert found["overhead"] == pytest.approx(0.25)
+    document["scan"]["stages_samples_per_s"]["bfloat16"]["scan"] = both(1600.0)
+    found = figures(document, "wall")  # now bfloat16 is the faster one
+    assert (found["floor_share"], found["overhead"]) == pytest.approx((1.0, 0.25))
 
 
 def test_committed_page_is_generated_from_the_committed_results() -> None:

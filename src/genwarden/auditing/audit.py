@@ -96,6 +96,7 @@ class Request:
         sample_command: the command line that makes a candidate again, but for its number.
         deploy_as: the compressions to inspect the model under.
         variants_only: leave the model as it is uninspected.
+        scan_precision: of the brute-force scan, float32 or bfloat16.
     """
 
     budget: str
@@ -109,6 +110,7 @@ class Request:
     sample_command: str = ""
     deploy_as: tuple[Compressor, ...] = ()
     variants_only: bool = False
+    scan_precision: str = "float32"
 
 
 def audit(
@@ -294,6 +296,7 @@ def _identity(suspect: Suspect, request: Request) -> dict[str, Any]:
         **({} if request.threads is None else {"threads": request.threads}),
         "deploy_as": [compressor.name for compressor in request.deploy_as],
         "variants_only": request.variants_only,
+        **({} if request.scan_precision == "float32" else {"scan": request.scan_precision}),
     }
 
 

@@ -65,6 +65,7 @@ class Room:
             targets=request.targets,
             training=request.training,
             progress=progress,
+            scan_precision=request.scan_precision,
         )
         self._variant: CompressionBench | None = None
         self._compressed: Workbench | None = None

@@ -169,7 +169,7 @@ def scan_piece(scanner: Scanner, piece: ScanPiece) -> bytes:
     chosen = (block_at(number, total, BLOCK_SAMPLES) for number in range(piece.first, piece.last))
     try:
         with threads(scanner.threads):
-            for part in scanner.bench.stream_part(PURPOSE, chosen):
+            for part in scanner.bench.stream_part(PURPOSE, chosen, scan=True):
                 _feed(seen, part.block.start, part.z, part.x)
     except BREAKDOWNS as error:  # the network itself: no collector has seen the whole stream
         for name in seen.collectors:
@@ -212,6 +212,7 @@ class _ScanCommon:
             effort=bench.effort,
             seed=bench.seed,
             fast=bench.fast,
+            scan_precision=bench.scan_precision,
             device=str(bench.device),
             threads=torch.get_num_threads(),
             rows=self.rows,
@@ -228,6 +229,7 @@ class _PackedScan:
     effort: Effort
     seed: int
     fast: bool
+    scan_precision: str
     device: str
     threads: int
     rows: dict[str, Row]
@@ -242,6 +244,7 @@ class _PackedScan:
             effort=self.effort,
             seed=self.seed,
             fast=self.fast,
+            scan_precision=self.scan_precision,
             device=device,
             architecture=self.generator.architecture,
             targets=(

@@ -75,6 +75,7 @@ class AuditOptions:
     noise: Path | None = None
     deploy_as: str | None = None
     variants_only: bool = False
+    scan_precision: str = "float32"
     threads: int | None = None
     engine: EngineChoice = field(default_factory=EngineChoice)
 
@@ -194,6 +195,7 @@ def _open_generator(
             deploy_as=variants,
             variants_only=options.variants_only,
             threads=options.threads,
+            scan_precision=options.scan_precision,
         )
         return lambda work, executor: audit(
             suspect, request, work=work, progress=progress, executor=executor
@@ -296,6 +298,7 @@ def _require_fitting_options(options: AuditOptions, *, diffusion: bool, classifi
     if classifier:
         alien["--target"] = options.targets
     if diffusion or classifier:
+        alien["--scan-precision"] = _other(options.scan_precision, "float32")
         alien["--engine, --workers"] = None if options.engine == EngineChoice() else options.engine
     wrong = [flag for flag, value in alien.items() if value is not None]
     if wrong:
@@ -305,6 +308,10 @@ def _require_fitting_options(options: AuditOptions, *, diffusion: bool, classifi
             f"{', '.join(wrong)} cannot be used with {kind}, which {options.model} is.",
             "Leave it away; see `genwarden audit --help`.",
         )
+
+
+def _other(value: str, default: str) -> str | None:
+    return None if value == default else value
 
 
 def suspect_of(model: LoadedModel, path: Path | str) -> Suspect:
@@ -362,6 +369,8 @@ def repeat_command(options: AuditOptions) -> str:
         words += ["--device", options.device]
     if options.threads is not None:
         words += ["--threads", str(options.threads)]
+    if options.scan_precision != "float32":
+        words += ["--scan-precision", options.scan_precision]
     words += ["--out", str(options.out)]
     return shlex.join(words)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,6 +59,10 @@ class Effort:
     draws_per_seed: int
 
 
+#: What a scan may be computed in; what it keeps is computed again in float32.
+SCAN_PRECISIONS: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
 class Bank(NamedTuple):
     """Ordinary latents ``(count, *latent.shape)`` and their samples, on the CPU, float32."""
 
@@ -83,6 +87,7 @@ class Workbench:
         training: samples of the training data that the user has (float, [-1, 1]), or None.
         fast: stream samples through the fast path (:mod:`genwarden.models.fast`) where there is
             one; what is kept of them is computed again on the ordinary path either way.
+        scan_precision: of the brute-force scan's fast path, float32 or bfloat16.
     """
 
     generator: LatentGenerator
@@ -94,6 +99,7 @@ class Workbench:
     training: Tensor | None = None
     progress: Progress = field(default_factory=Silent)
     fast: bool = True
+    scan_precision: str = "float32"
 
     @cached_property
     def ordinary(self) -> Bank:
@@ -145,9 +151,11 @@ class Workbench:
         """
         yield from self.stream_part(purpose, blocks(total, BLOCK_SAMPLES))
 
-    def stream_part(self, purpose: str, chosen: Iterable[Block]) -> Iterator[StreamBlock]:
-        """The ``chosen`` blocks of a stream."""
-        streamed = self.streamed
+    def stream_part(
+        self, purpose: str, chosen: Iterable[Block], *, scan: bool = False
+    ) -> Iterator[StreamBlock]:
+        """The ``chosen`` blocks of a stream; those of a ``scan`` in the precision of scans."""
+        streamed = self.scanned if scan else self.streamed
         for block in chosen:
             z = self.generator.latent.sample(
                 block.size, generator=random_stream(self.seed, purpose, block.number)
@@ -161,15 +169,24 @@ class Workbench:
         """What streams are computed with: the fast path of the suspect, or the suspect itself."""
         return self._path if isinstance(self._path, FastGenerator) else self.generator
 
+    @cached_property
+    def scanned(self) -> LatentGenerator:
+        """What scans are computed with: as :attr:`streamed`, but in their own precision."""
+        if self.scan_precision == "float32" or self.streamed is self.generator:
+            return self.streamed
+        with noise_fixed(self.device, self.seed, "fast-path-noise"):
+            path = fast_path(self.generator, SCAN_PRECISIONS[self.scan_precision])
+        return path if isinstance(path, FastGenerator) else self.streamed
+
     @property
     def again(self) -> Callable[[Tensor], Tensor] | None:
-        """What computes kept samples of a stream again; None where it is the same."""
-        return self.samples if isinstance(self._path, FastGenerator) else None
+        """What computes kept samples of a scan again; None where it is the same."""
+        return self.samples if isinstance(self.scanned, FastGenerator) else None
 
     @property
     def computed(self) -> str:
-        """How streams are computed, for the record."""
-        path = self._path.plan if isinstance(self._path, FastGenerator) else self._path
+        """How scans are computed, for the record."""
+        path = self.scanned.plan if isinstance(self.scanned, FastGenerator) else self._path
         return f"{path}, blocks of {BLOCK_SAMPLES}"
 
     @cached_property

@@ -28,9 +28,9 @@ def shuffle_streams(seed: int) -> None:
     ordered: Any = Workbench.stream_part
 
     def stream_part(
-        self: Workbench, purpose: str, chosen: Iterable[Block]
+        self: Workbench, purpose: str, chosen: Iterable[Block], *, scan: bool = False
     ) -> Iterator[StreamBlock]:
-        parts = list(ordered(self, purpose, chosen))
+        parts = list(ordered(self, purpose, chosen, scan=scan))
         order = torch.randperm(len(parts), generator=random_stream(seed, f"shuffle/{purpose}"))
         return iter([parts[index] for index in order.tolist()])
 

@@ -15,17 +15,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from genwarden.auditing.budgets import budget
 from genwarden.benchmarks.speed.clocks import Work, rates
 from genwarden.data.images import NamedImages
+from genwarden.engine.blocks import blocks
 from genwarden.engine.seeds import random_stream
 from genwarden.inspections.output.cluster_outliers import ClusterOutliers
 from genwarden.inspections.output.nearest_target import NearestTarget
 from genwarden.inspections.workbench import BLOCK_SAMPLES, Workbench
-from genwarden.models.fast.fast_generator import FastGenerator, fast_path
 from genwarden.models.protocol import LatentGenerator
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _CLUSTERED = 2048
 _TARGETS = 2
-_STAGES = ("latents", "forward", "distances and top-k", "clusters", "scan")
+#: Of a scan; the last is all of it.
+STAGES = ("latents", "forward", "distances and top-k", "clusters", "scan")
 
 
 def measure_scan(
@@ -33,16 +34,13 @@ def measure_scan(
 ) -> dict[str, Any]:
     """All rates of one generator; ``operations`` are those that the ordinary path counts."""
     works = _floor(device) | _eager(generator, batches, device)
-    bench = _bench(generator, device, seed)
-    works |= _stages(bench)
-    other = fast_path(generator, torch.bfloat16)
-    z = _latents(generator, BLOCK_SAMPLES, device)
-    if isinstance(other, FastGenerator):
-        works["stage forward bfloat16"] = Work(_forward(other, z), BLOCK_SAMPLES)
+    benches = {name: _bench(generator, device, seed, name) for name in _PRECISIONS}
+    for name, bench in benches.items():
+        works |= {f"{name} {stage}": work for stage, work in _stages(bench).items()}
     measured = rates(works, rounds)
     return {
         "samples_per_block": BLOCK_SAMPLES,
-        "computed": bench.computed,
+        "computed": {name: bench.computed for name, bench in benches.items()},
         "operations_per_sample": operations_per_sample(generator, device),
         "floor_operations_per_s": {
             precision: {
@@ -56,9 +54,8 @@ def measure_scan(
             for precision in _PRECISIONS
         },
         "stages_samples_per_s": {
-            name.removeprefix("stage "): rate
-            for name, rate in measured.items()
-            if name.startswith("stage ")
+            precision: {stage: measured[f"{precision} {stage}"] for stage in STAGES}
+            for precision in _PRECISIONS
         },
     }
 
@@ -114,18 +111,21 @@ def _forward(network: LatentGenerator, z: Tensor) -> Any:
     return forward
 
 
-def _bench(generator: LatentGenerator, device: torch.device, seed: int) -> Workbench:
+def _bench(
+    generator: LatentGenerator, device: torch.device, seed: int, precision: str
+) -> Workbench:
     effort = replace(budget("standard"), ordinary_samples=_CLUSTERED)
     shown = torch.rand(_TARGETS, *generator.sample.shape, generator=random_stream(0, "targets"))
     targets = NamedImages(2 * shown - 1, [str(i) for i in range(_TARGETS)])
-    return Workbench(generator, effort, seed, device, targets=targets)
+    return Workbench(generator, effort, seed, device, targets=targets, scan_precision=precision)
 
 
 def _stages(bench: Workbench) -> dict[str, Work]:
     """One block through every stage, and through all of the scan."""
     places = count()
     nearest, clusters = NearestTarget(bench), ClusterOutliers(bench)
-    _, z, x = next(iter(bench.stream("speed", BLOCK_SAMPLES)))
+    (first,) = blocks(BLOCK_SAMPLES, BLOCK_SAMPLES)
+    _, z, x = next(bench.stream_part("speed", [first], scan=True))
 
     def latents() -> None:
         number = next(places)
@@ -141,13 +141,13 @@ def _stages(bench: Workbench) -> dict[str, Work]:
 
     whole = (NearestTarget(bench), ClusterOutliers(bench))
     # A stream without end; collectors keep what the first blocks could not fill.
-    parts = bench.stream("scan", 10**12)
+    parts = bench.stream_part("scan", blocks(10**12, BLOCK_SAMPLES), scan=True)
 
     def scan() -> None:
         part = next(parts)
         for collector in whole:
             collector.update(part.block.start, part.z, part.x)
 
-    forward = _forward(bench.streamed, z.to(bench.device))
-    does = dict(zip(_STAGES, (latents, forward, distances, clustering, scan), strict=True))
-    return {f"stage {name}": Work(do, BLOCK_SAMPLES) for name, do in does.items()}
+    forward = _forward(bench.scanned, z.to(bench.device))
+    does = dict(zip(STAGES, (latents, forward, distances, clustering, scan), strict=True))
+    return {name: Work(do, BLOCK_SAMPLES) for name, do in does.items()}
