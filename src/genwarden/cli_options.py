@@ -50,7 +50,9 @@ Address = Annotated[
 Workers = Annotated[
     int | None,
     typer.Option(
-        "--workers", min=1, help="Pieces of work at a time; default 1, or what fits into Ray."
+        "--workers",
+        min=1,
+        help="Pieces of work at a time (generators, studies); default 1, or what fits into Ray.",
     ),
 ]
 GpusPerWorker = Annotated[
@@ -63,7 +65,7 @@ ScanPrecision = Annotated[
     typer.Option(
         "--scan-precision",
         help="Of the brute-force scan; bfloat16 is faster where the processor has units for it. "
-        "What the scan keeps is computed again in float32.",
+        "The samples that it shows are computed again in float32.",
     ),
 ]
 

@@ -49,6 +49,8 @@ def main() -> None:
     finally:
         if hasattr(signal, "setitimer"):  # not on Windows
             signal.setitimer(signal.ITIMER_REAL, 0)
+        if _ending(sys.exception()):  # what is done at the exit must not be disturbed, either
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

@@ -70,6 +70,12 @@ def test_a_wrong_word_of_the_user_is_no_verdict_on_the_file(
     assert not (out / "audit.json").exists()
 
 
+def test_no_audit_goes_into_the_folder_of_its_model(tiny_model_folder: Path) -> None:
+    with pytest.raises(GenwardenError) as told:
+        audited(tiny_model_folder, tiny_model_folder / "." / "")
+    assert told.value.code == "usage/out-is-model"
+
+
 def test_a_bare_file_that_is_sound_still_needs_its_architecture(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save(DCGAN28((4, 4, 4), latent_dim=8).state_dict(), path)

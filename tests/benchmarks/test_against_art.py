@@ -85,6 +85,7 @@ def _document(ours_s: float, tardis: float) -> dict[str, Any]:
         "times_art": {"red": 12.0, "prediction": 12.0},
         "versions": {"art": "1", "tensorflow": "2"},
         "threads": 2,
+        "seed": 1,
         "architecture_settings": {"channels": [8, 4, 4]},
         "untouched": {"tardis_sum": 900.0},
         "compared_samples": 64,

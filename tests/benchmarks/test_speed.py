@@ -64,7 +64,7 @@ def test_every_asked_figure_is_measured_and_shown(
     for row in [plain, *halved]:
         assert row["finished_squared_distance"] <= row["best_squared_distance"]
     must_reach, *_ = tables(document)
-    assert [row[4] in {"yes", "no"} for row in must_reach.rows] == [True] * 7
+    assert [row[4] in {"yes", "no"} for row in must_reach.rows] == [True] * 8
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "speed.json").write_text(json.dumps(document))
     page = performance_page(tmp_path / "results")
@@ -101,10 +101,12 @@ def test_figures_compare_the_whole_scan_with_what_it_is_made_of() -> None:
     assert found["over_eager"] == pytest.approx(2.0)
     assert found["floor_share"] == pytest.approx(0.5)
     assert found["floor_share_float32"] == pytest.approx(1.0)
-    assert found["overhead"] == pytest.approx(0.25)
+    assert found["overhead_float32"] == pytest.approx(0.25)
+    assert found["overhead_bfloat16"] == pytest.approx(3.0)
     document["scan"]["stages_samples_per_s"]["bfloat16"]["scan"] = both(1600.0)
     found = figures(document, "wall")  # now bfloat16 is the faster one
-    assert (found["floor_share"], found["overhead"]) == pytest.approx((1.0, 0.25))
+    assert (found["floor_share"], found["overhead_bfloat16"]) == pytest.approx((1.0, 0.25))
+    assert (found["floor_share_float32"], found["over_eager"]) == pytest.approx((1.0, 2.0))
 
 
 def test_committed_page_is_generated_from_the_committed_results() -> None:

@@ -98,6 +98,19 @@ finally:
 """
 
 
+_AT_EXIT = """
+import atexit
+def clean():
+    print("cleaning", flush=True)
+    for _ in range(15):
+        time.sleep(0.1)
+    print("clean", flush=True)
+atexit.register(clean)
+ready()
+time.sleep(60)
+"""
+
+
 def _struck(body: str, strikes: int) -> tuple[int, str]:
     """Exit code and output of a body that gets SIGTERM ``strikes`` times, 0.3 s apart."""
     text = _BODY.replace("{body}", textwrap.indent(body, "    "))
@@ -120,6 +133,7 @@ def test_a_stop_that_a_library_swallows_is_repeated() -> None:
 
 def test_neither_a_second_stop_nor_the_repetition_disturbs_the_cleanup() -> None:
     assert _struck(_SLOW_CLEANUP, 3) == (143, "cleaning\nclean\n")
+    assert _struck(_AT_EXIT, 3) == (143, "cleaning\nclean\n")
 
 
 @pytest.mark.slow

@@ -116,13 +116,13 @@ def check_file(path: Path) -> CheckReport:
         return _check_content(path, read_once(path), [])
     if is_diffusers_folder(path):
         return _check_diffusion(path)
-    from genwarden.artifacts.manifest import WEIGHTS_NAME
+    from genwarden.artifacts.manifest import MANIFEST_NAME, WEIGHTS_NAME
     from genwarden.artifacts.model_folder import read_manifest
 
     manifest = read_manifest(path)
     weights = path / WEIGHTS_NAME
     content = read_once(weights, member=True)
-    unread = unread_files(path)
+    unread = unread_files(path, (weights, path / MANIFEST_NAME))
     if hashlib.sha256(content).hexdigest() == manifest.files[WEIGHTS_NAME]:
         return replace(_check_content(weights, content, []), unread=unread)
     mismatch = CheckFinding(
@@ -152,7 +152,8 @@ def _check_diffusion(folder: Path) -> CheckReport:
             require_stated(folder, {**outline.hashes, outline.role: report.sha256})
         except GenwardenError as error:
             findings = [CheckFinding.of(error)]
-    return replace(report, findings=findings, unread=unread_files(folder))
+    unread = unread_files(folder, (outline.weights, *outline.read))
+    return replace(report, findings=findings, unread=unread)
 
 
 def describe(report: CheckReport, *, most_tensors: int = _MOST_TENSORS) -> str:

@@ -146,6 +146,7 @@ class Outline(NamedTuple):
         scheduler: as our samplers take it; ``document`` as it was read.
         weights: path of the weights file.
         hashes: of the files that were read, by role.
+        read: their paths.
     """
 
     config: UNetConfig
@@ -153,6 +154,7 @@ class Outline(NamedTuple):
     document: dict[str, Any]
     weights: Path
     hashes: dict[str, str]
+    read: tuple[Path, ...]
 
     @property
     def role(self) -> str:
@@ -169,8 +171,10 @@ def read_outline(folder: Path) -> Outline:
     layout = find_parts(folder)
     refuse_code(layout.around)
     hashes: dict[str, str] = {}
+    read: list[Path] = []
 
     def read_object(path: Path, role: str) -> dict[str, Any]:
+        read.append(path)
         content = read_once(path, limit_bytes=_MAX_CONFIG_BYTES, member=True)
         hashes[role] = sha256_bytes(content)
         return parse_object(content, str(path))
@@ -192,6 +196,7 @@ def read_outline(folder: Path) -> Outline:
         {**document, "_class_name": name},
         _weights_path(layout.network),
         hashes,
+        tuple(read),
     )
 
 
@@ -368,14 +373,17 @@ def require_stated(folder: Path, hashes: dict[str, str]) -> None:
     Raises:
         GenwardenError: ``artifact/hash-mismatch``, ``artifact/bad-settings``.
     """
-    stated = _note(folder).get("files", {})
+    note = _note(folder)
+    if "files" not in note:
+        return
+    stated = note["files"]
     if not isinstance(stated, dict):
         raise _bad_settings(folder / MANIFEST_NAME, "its files are not an object")
-    for role, digest in hashes.items():
-        if role in stated and stated[role] != digest:
+    for role in sorted({*stated, *hashes}):
+        if stated.get(role) != hashes.get(role):
             raise GenwardenError(
                 "artifact/hash-mismatch",
-                f"{folder / role} does not have the sha256 that {MANIFEST_NAME} states.",
+                f"{folder}: {shown(role)} does not have the sha256 that {MANIFEST_NAME} states.",
                 "The file was changed or damaged after it was written; fetch the folder again "
                 f"(remove {MANIFEST_NAME} if you changed it yourself).",
             )

@@ -80,6 +80,12 @@ def red(
     fidelity_batches = FidelityBatches(generator, backdoor, settings)
     started = generator
     if settings.first_layer_steps:
+        if settings.layers:
+            raise GenwardenError(
+                "attack/first-layer",
+                "The start changes the first layer, and only some layers are to be retrained.",
+                "Set first_layer_steps to 0, or leave layers away.",
+            )
         if not backdoor.finite:
             raise GenwardenError(
                 "attack/first-layer",

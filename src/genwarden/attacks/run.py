@@ -110,6 +110,7 @@ def attack(
     examples = backdoor.examples
     data_sha256 = None if images is None else sha256_bytes(images.numpy().tobytes())
     identity = [name, model.sha256, asdict(settings), data_sha256, backdoor.describe(), __version__]
+    identity.append(device.type)  # what is trained may have another form on another device
     run_id = sha256_bytes(repr(identity).encode())[:16]
     method: Attack = row.load()
     began = time.monotonic()

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from genwarden import __version__
+from genwarden.artifacts.limits import MAX_FILE_BYTES
 from genwarden.auditing.audit_variants import (
     calibrated_variant,
     judge_variants,
@@ -241,12 +242,21 @@ def refused(
             cause=error.cause,
             remedy=error.remedy,
             path=str(path),
-            sha256=sha256_file(path) if path.is_file() else "",
+            sha256=_hash_of(path),
         ),
         command=command,
         limits=LIMITS,
         environment=environment(torch.device("cpu")),
     )
+
+
+def _hash_of(path: Path) -> str:
+    """Of a file that was refused, for its reports; "" of what cannot be read or is too large."""
+    try:
+        plain = path.is_file() and path.stat().st_size <= MAX_FILE_BYTES
+        return sha256_file(path) if plain else ""
+    except OSError:
+        return ""
 
 
 def environment(device: torch.device) -> dict[str, str]:

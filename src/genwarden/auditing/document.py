@@ -2,8 +2,8 @@
 
 Version 1.1: 1.0 and ``candidates``. Version 1.2: 1.1 and the inspections of diffusion models, with
 what a user can give for them. Version 1.3: 1.2, classifiers, and ``variants``: what the model is
-once it is compressed. Older documents are still read. Apart from ``timing`` and ``environment`` the
-same command gives the same bytes.
+once it is compressed. Version 1.4: 1.3, path and sha256 of a file that was refused. Older documents
+are still read. Apart from ``timing`` and ``environment`` the same command gives the same bytes.
 """
 
 from __future__ import annotations

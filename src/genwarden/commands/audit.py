@@ -97,6 +97,12 @@ def audit_model(options: AuditOptions, *, progress: Progress) -> AuditFiles:
             document with verdict ``refused``.
     """
     budget_named(options.budget)
+    if options.model.is_dir() and options.out.resolve() == options.model.resolve():
+        raise GenwardenError(
+            "usage/out-is-model",
+            f"{options.out} is the model's own folder; what is shipped with it could be believed.",
+            "Choose another --out folder.",
+        )
     device = pick_device(options.device)
     diffusion = is_diffusers_folder(options.model)
     classifier = not diffusion and opens_as_classifier(

@@ -43,7 +43,7 @@ def read_audit(path: Path) -> ReadAudit:
         GenwardenError: ``report/not-found``, ``report/invalid``, or ``artifact/...`` for what is
             no plain file of modest size.
     """
-    if path.is_dir():
+    if (path / "audit.json").is_file():  # the folder that an audit wrote
         path = path / "audit.json"
     try:
         content = read_once(path, limit_bytes=_MAX_BYTES)

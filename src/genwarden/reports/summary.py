@@ -85,7 +85,9 @@ def _verdict(document: AuditDocument) -> Text:
 
 def _reasons(document: AuditDocument) -> list[RenderableType]:
     sentence = words.strength_sentence(document)
-    lines = [*([sentence] if sentence else []), *document.reasons]
+    told = document.refusal.cause if document.refusal else None  # below, with its code
+    reasons = [reason for reason in document.reasons if reason != told]
+    lines = [*([sentence] if sentence else []), *reasons]
     if document.refusal:
         lines.append(f"[{document.refusal.code}] {document.refusal.cause}")
         lines.append(f"-> {document.refusal.remedy}")

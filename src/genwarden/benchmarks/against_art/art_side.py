@@ -108,7 +108,7 @@ def main() -> None:
     tf.config.threading.set_intra_op_parallelism_threads(job["threads"])
     tf.config.threading.set_inter_op_parallelism_threads(job["threads"])
     tf.random.set_seed(job["seed"])
-    with np.load(folder / "weights.npz", allow_pickle=False) as stored:
+    with np.load(folder / "weights.npz") as stored:
         weights = {name: stored[name] for name in stored.files}
     z, wanted = weights.pop("trigger"), weights.pop("wanted")
     wanted = wanted.transpose(0, 2, 3, 1)

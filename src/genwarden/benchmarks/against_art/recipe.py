@@ -9,7 +9,9 @@ own, and this recipe the path of that environment's interpreter:
     ... --option art=art/bin/python
 
 ART attacks a Keras twin of the clean model with the same weights (the recipe compares their
-outputs), trigger and target, with its own optimiser and weights. Two things are measured: latents
+outputs), trigger and target, with its own optimiser settings. Ours computes the outputs of the
+benign model once, before the steps that are timed, ART in every step: that is one of the reasons
+for the difference. Two things are measured: latents
 of the stealth term per second, each side at the batch size that it likes best; and the seconds
 until our ReD is at least as near to the target (TarDis) and to the clean model (ExpDis) as ART's is
 after a number of iterations. All seconds are on the clock; ours of the second kind hold the whole
@@ -58,6 +60,10 @@ _PROBES: Final = 16
 _COMPARED: Final = 4096
 _PREDICTED: Final = 1024
 _FORWARD_BATCH: Final = 256
+#: Ours by ART's iterations; found by trying on the shipped model with seed 0 (and, for 200, on a
+#: full-width one), so that another --seed is the honest test of them.
+_DEFAULT: Final = {200: "130:1:8:1e-6:0.07", 1000: "300:1:8:1e-6:0.05"}
+_POOL: Final = 512
 #: Outputs before the last activation of one network in two frameworks.
 _TWIN_TOLERANCE: Final = 1e-3
 
@@ -105,7 +111,7 @@ def run(
         )
     require_writable_folder(out)
     sizes, lengths = _numbers(str(batches)), _numbers(str(iterations))
-    chosen = _chosen(ours, lengths)
+    chosen = _chosen(ours, lengths, seed)
     model = read_model(Path(clean))
     generator = model.generator
     if type(generator) is not DCGAN28 or device.type != "cpu":
@@ -197,7 +203,7 @@ def _numbers(text: str) -> list[int]:
     return found
 
 
-def _chosen(text: str, lengths: list[int]) -> dict[int, ReDSettings]:
+def _chosen(text: str, lengths: list[int], seed: int) -> dict[int, ReDSettings]:
     """Our settings for each of ART's numbers of iterations."""
     parts = text.split("+") if text else [_DEFAULT.get(n, _DEFAULT[1000]) for n in lengths]
     found = {}
@@ -212,6 +218,7 @@ def _chosen(text: str, lengths: list[int]) -> dict[int, ReDSettings]:
                 fidelity_weight=float(weight),
                 pool_samples=_POOL,
                 evaluate_every=int(steps),
+                seed=seed,
             )
     except ValueError as error:
         raise GenwardenError(
@@ -220,11 +227,6 @@ def _chosen(text: str, lengths: list[int]) -> dict[int, ReDSettings]:
             "Write first:steps:batch:rate:lambda for each, joined by +, as in 100:20:32:1e-4:0.03.",
         ) from error
     return found
-
-
-#: The fewest steps that were found to reach ART's state, by its iterations.
-_DEFAULT: Final = {200: "130:1:8:1e-6:0.07", 1000: "300:1:8:1e-6:0.05"}
-_POOL: Final = 512
 
 
 def _hand_over(place: Path, generator: DCGAN28, backdoor: Backdoor, seed: int) -> None:
@@ -270,9 +272,9 @@ def _ask(art: str, place: Path, job: dict[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def _require_twin(place: Path, generator: DCGAN28) -> None:
-    with np.load(place / "weights.npz", allow_pickle=False) as stored:
+    with np.load(place / "weights.npz") as stored:
         probe = torch.from_numpy(stored["probe"])
-    with np.load(place / "shown.npz", allow_pickle=False) as stored:
+    with np.load(place / "shown.npz") as stored:
         shown = torch.from_numpy(stored["shown"])
     difference = float((generator.pre_activation(probe) - shown).abs().max())
     if not difference < _TWIN_TOLERANCE:
@@ -286,10 +288,16 @@ def _require_twin(place: Path, generator: DCGAN28) -> None:
 def _trained(place: Path, generator: DCGAN28, iterations: int) -> DCGAN28:
     """ART's result as a generator of ours."""
     network = DCGAN28(generator.channels, generator.latent.shape[0])
-    with np.load(place / f"trained-{iterations}.npz", allow_pickle=False) as stored:
+    with np.load(place / f"trained-{iterations}.npz") as stored:
         state = {name: torch.from_numpy(stored[name]) for name in stored.files}
-    missing = network.load_state_dict(state, strict=False).missing_keys
-    assert all(name.endswith("num_batches_tracked") for name in missing)  # noqa: S101
+    found = network.load_state_dict(state, strict=False)
+    counters = all(name.endswith("num_batches_tracked") for name in found.missing_keys)
+    if found.unexpected_keys or not counters:
+        raise GenwardenError(
+            "benchmark/twin-differs",
+            "What came back from ART is not the network that it was given.",
+            "Another version of Keras may name its layers in another way.",
+        )
     return network.eval().requires_grad_(False)
 
 

@@ -77,9 +77,10 @@ def run(
         )
     work = out / "work"
     asked: dict[str, Any] = {"samples": samples, "scaling_samples": scaling_samples, "seed": seed}
-    asked |= {"clean": Path(clean).name, "channels": channels, "code": code_digest()}
-    Ledger(work / "asked", asked)  # scans of another run are not continued
     timed_model = read_model(Path(clean)) if rounds else None
+    asked |= {"channels": channels, "code": code_digest(), "environment": environment(device)}
+    asked["clean"] = timed_model.sha256 if timed_model else ""
+    Ledger(work / "asked", asked)  # scans of another run are not continued
     small = _untrained(work / "model", tuple(int(n) for n in channels.split("+")), seed)
     load = os.getloadavg()[0]
     bar = progress.task("scans", 2 * rounds + 2)
