@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from safetensors.torch import save as save_safetensors
 from genwarden.artifacts.check import check_file, describe
 from genwarden.artifacts.diffusers_folder import read_diffusion, write_diffusion
 from genwarden.artifacts.manifest import MANIFEST_NAME, WEIGHTS_NAME
+from genwarden.artifacts.unread import unread_files
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import ExitCode, GenwardenError
 from genwarden.models.diffusion.networks import fresh_model, small_unet
@@ -182,6 +184,18 @@ def _code(path: Path) -> None:
     path.write_text("print('no')")
 
 
+def _safetensors(path: Path) -> None:
+    path.write_bytes(safetensors_file())
+
+
+def _array(path: Path) -> None:
+    path.write_bytes(b"\x93NUMPY\x01\x00")
+
+
+def _text(path: Path) -> None:
+    path.write_text("text")
+
+
 def _link(path: Path) -> None:
     path.symlink_to("/etc/hostname")
 
@@ -195,6 +209,10 @@ def _link(path: Path) -> None:
         ("run", _program, "a program"),
         ("model.py", _code, "code"),
         ("vocabulary", _link, "a link"),
+        ("old/model.safetensors", _safetensors, "other weights"),
+        ("states.npy", _array, "a NumPy file"),
+        ("notes.md", _pickle, "a pickle"),
+        ("weights.xyz", _text, "of a kind that genwarden does not open"),
     ],
 )
 @pytest.mark.parametrize("kind", ["generator", "diffusion"])
@@ -208,6 +226,9 @@ def test_what_others_may_open_in_a_folder_is_named_and_not_called_safe(
 ) -> None:
     folder = tiny_model_folder if kind == "generator" else _diffusion(tmp_path / "diffusion")
     (folder / "README.md").write_text("# A model")
+    (folder / "LICENSE").write_text("free")
+    (folder / ".git" / "hooks").mkdir(parents=True)
+    (folder / ".git" / "hooks" / "pre-push.sample").write_text("#!/bin/sh")
     (folder / "samples").mkdir(exist_ok=True)
     (folder / "samples" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     clean = check_file(folder)
@@ -246,3 +267,15 @@ def test_a_change_in_a_diffusers_folder_of_ours_is_reported(name: str, tmp_path:
     # A folder of other software states no hashes.
     (folder / MANIFEST_NAME).unlink()
     assert check_file(folder).exit_code == ExitCode.NONE_FOUND
+
+
+def test_weights_that_begin_like_a_pickle_are_not_called_one(tmp_path: Path) -> None:
+    # A safetensors header of 896 bytes begins with 80 03, as a pickle of protocol 3 does.
+    for length in (640, 896, 1152, 1408):
+        header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}})
+        content = length.to_bytes(8, "little") + header.ljust(length).encode() + bytes(4)
+        assert content[0] == 0x80
+        (tmp_path / f"{length}.safetensors").write_bytes(content)
+    kinds = {what for _, what in unread_files(tmp_path, [tmp_path / "640.safetensors"])}
+    assert kinds == {"other weights"}
+    assert len(unread_files(tmp_path, [tmp_path / "640.safetensors"])) == 3
