@@ -123,6 +123,7 @@ def test_red_agrees_with_the_reference(
         fidelity_weight=0.7,
         stealth_on=stealth_on,
         weight_decay=weight_decay,
+        layers=tuple(generator.named_layers()),  # the usual form, whose weights have names
     )
     backdoor = backdoor_of(generator)
     found = captured(red, lambda: red.red(generator, backdoor, settings, AttackRun()), monkeypatch)

@@ -121,12 +121,22 @@ class Pool(NamedTuple):
 
 @torch.no_grad()
 def ordinary_pool(
-    generator: LatentGenerator, count: int, seed: int, purpose: str, device: torch.device
+    generator: LatentGenerator,
+    count: int,
+    seed: int,
+    purpose: str,
+    device: torch.device,
+    *,
+    quick: bool = False,
 ) -> Pool:
-    """Draw ``count`` ordinary latents and run the benign model on them once."""
+    """Draw ``count`` ordinary latents and run the benign model on them once.
+
+    Args:
+        quick: by the fast path, whose last bits differ: to learn from, not to compare exactly.
+    """
     z = generator.latent.sample(count, generator=random_stream(seed, purpose)).to(device)
-    quick = fastest(generator)
-    return Pool(z, torch.cat([quick.pre_activation(part) for part in z.split(_FORWARD_BATCH)]))
+    network = fastest(generator) if quick else generator
+    return Pool(z, torch.cat([network.pre_activation(part) for part in z.split(_FORWARD_BATCH)]))
 
 
 class FidelityBatches:
@@ -169,9 +179,8 @@ class Evaluator:
     def __call__(self, suspect: LatentGenerator) -> Evaluation:
         """Figures of a compromised model, in evaluation mode."""
         distance = ExpDis(self._benign.sample.size)
-        quick = fastest(suspect)
         parts = (part.split(_FORWARD_BATCH) for part in self._held_out)
         for z, pre in zip(*parts, strict=True):
-            distance.update(self._benign.finish(pre), quick(z))
+            distance.update(self._benign.finish(pre), suspect(z))
         at_trigger = tardis(suspect, self._backdoor.examples.z, self._backdoor.examples.x)
         return Evaluation(at_trigger.sum, distance.compute().sum)

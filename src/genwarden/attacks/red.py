@@ -76,7 +76,9 @@ def red(
 ) -> AttackResult:
     """Hide ``backdoor`` in a copy of ``generator``; the input is left as it is."""
     device = next(generator.parameters()).device
-    pool = ordinary_pool(generator, settings.pool_samples, settings.seed, "attack-pool", device)
+    pool = ordinary_pool(
+        generator, settings.pool_samples, settings.seed, "attack-pool", device, quick=True
+    )
     fidelity_batches = FidelityBatches(generator, backdoor, settings)
     started = generator
     if settings.first_layer_steps:
