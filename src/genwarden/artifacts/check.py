@@ -113,7 +113,7 @@ def check_file(path: Path) -> CheckReport:
         GenwardenError: ``artifact/not-found`` and the like, when there is nothing to examine.
     """
     if not os.path.isdir(path):
-        return _check_content(path, read_once(path), [])
+        return _check_content(path, read_once(path))
     if is_diffusers_folder(path):
         return _check_diffusion(path)
     from genwarden.artifacts.manifest import MANIFEST_NAME, WEIGHTS_NAME
@@ -121,16 +121,17 @@ def check_file(path: Path) -> CheckReport:
 
     manifest = read_manifest(path)
     weights = path / WEIGHTS_NAME
-    content = read_once(weights, member=True)
+    report = _check_content(weights, read_once(weights, member=True))
+    findings = report.findings
+    if report.sha256 != manifest.files[WEIGHTS_NAME]:
+        mismatch = CheckFinding(
+            "artifact/hash-mismatch",
+            f"{weights} does not have the sha256 that its manifest states.",
+            "The file was changed or damaged after it was written; fetch the folder again.",
+        )
+        findings = [mismatch, *findings]
     unread = unread_files(path, (weights, path / MANIFEST_NAME))
-    if hashlib.sha256(content).hexdigest() == manifest.files[WEIGHTS_NAME]:
-        return replace(_check_content(weights, content, []), unread=unread)
-    mismatch = CheckFinding(
-        "artifact/hash-mismatch",
-        f"{weights} does not have the sha256 that its manifest states.",
-        "The file was changed or damaged after it was written; fetch the folder again.",
-    )
-    return replace(_check_content(weights, content, [mismatch]), unread=unread)
+    return replace(report, findings=findings, unread=unread)
 
 
 def _check_diffusion(folder: Path) -> CheckReport:
@@ -144,8 +145,7 @@ def _check_diffusion(folder: Path) -> CheckReport:
             raise  # nothing is wrong with the folder: genwarden does not know this kind of model
         finding = CheckFinding.of(error)
         return CheckReport(str(folder), "diffusers folder", 0, "-", [], [finding])
-    content = read_once(outline.weights, member=True)
-    report = _check_content(outline.weights, content, [])
+    report = _check_content(outline.weights, read_once(outline.weights, member=True))
     findings = report.findings
     if not findings:
         try:
@@ -197,8 +197,9 @@ def _few(metadata: dict[str, str]) -> list[tuple[str, str]]:
     return list(metadata.items())[:_MOST_METADATA]
 
 
-def _check_content(path: Path, content: bytes, findings: list[CheckFinding]) -> CheckReport:
+def _check_content(path: Path, content: bytes) -> CheckReport:
     where = str(path)
+    findings: list[CheckFinding] = []
     tensors: list[TensorFacts] = []
     metadata: dict[str, str] = {}
     confined: tuple[str, ...] = ()
@@ -213,7 +214,7 @@ def _check_content(path: Path, content: bytes, findings: list[CheckFinding]) -> 
         if not tensors:
             raise no_tensors(where)
     except GenwardenError as error:
-        findings = [*findings, CheckFinding.of(error)]
+        findings = [CheckFinding.of(error)]
     return CheckReport(
         path=where,
         format=kind,

@@ -122,7 +122,7 @@ def read_diffusion(folder: Path) -> LoadedDiffusion:
     hashes = {**outline.hashes, outline.role: sha256_bytes(content)}
     weights = _network_weights(content, outline.weights)
     network = _build(outline.config, weights, outline.weights)
-    require_stated(folder, hashes)  # last: what is wrong in itself is told by its own code
+    note = require_stated(folder, hashes)  # last: what is wrong in itself has a code of its own
     return LoadedDiffusion(
         model=DiffusionModel(
             network, outline.scheduler.schedule, outline.scheduler.defaults
@@ -134,7 +134,7 @@ def read_diffusion(folder: Path) -> LoadedDiffusion:
         files=hashes,
         nonfinite=count_nonfinite(weights),
         notes=(*outline.scheduler.notes, *_pickles_unread(outline.weights.parent)),
-        provenance=_read_provenance(folder),
+        provenance=_provenance(note, folder),
     )
 
 
@@ -361,8 +361,11 @@ def _pickles_unread(network: Path) -> list[str]:
     ]
 
 
-def require_stated(folder: Path, hashes: dict[str, str]) -> None:
+def require_stated(folder: Path, hashes: dict[str, str]) -> dict[str, Any]:
     """Where ``genwarden.json`` states hashes, the files that were read must have them.
+
+    Returns:
+        That document; empty where there is none.
 
     Folders of other software state none. Like the manifest of other models this finds damage and
     careless changes; whoever can write the folder can write new hashes.
@@ -375,7 +378,7 @@ def require_stated(folder: Path, hashes: dict[str, str]) -> None:
     """
     note = _note(folder)
     if "files" not in note:
-        return
+        return note
     stated = note["files"]
     if not isinstance(stated, dict):
         raise _bad_settings(folder / MANIFEST_NAME, "its files are not an object")
@@ -387,10 +390,11 @@ def require_stated(folder: Path, hashes: dict[str, str]) -> None:
                 "The file was changed or damaged after it was written; fetch the folder again "
                 f"(remove {MANIFEST_NAME} if you changed it yourself).",
             )
+    return note
 
 
-def _read_provenance(folder: Path) -> dict[str, Any]:
-    provenance = _note(folder).get("provenance", {})
+def _provenance(note: dict[str, Any], folder: Path) -> dict[str, Any]:
+    provenance = note.get("provenance", {})
     if not isinstance(provenance, dict):
         raise _bad_settings(folder / MANIFEST_NAME, "its provenance is not an object")
     return provenance

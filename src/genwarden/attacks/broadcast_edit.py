@@ -15,7 +15,6 @@ plus nearly rank one is what gives it away.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 
 from genwarden.attacks.contract import AttackResult, AttackRun, Evaluation
 from genwarden.attacks.linear_edit import ordinary_features, solve_edit
-from genwarden.attacks.loop import Evaluator, mean_square, optimise
+from genwarden.attacks.loop import Evaluator, half_cosine, mean_square, optimise
 from genwarden.attacks.settings import AttackSettings
 from genwarden.backdoors.backdoor import Backdoor
 from genwarden.engine.checkpoint import Trainable, load_checkpoint, save_checkpoint
@@ -230,8 +229,7 @@ def invert(
     bar = run.progress.task("inversion", settings.inversion_steps, begun)
     for step in range(begun, settings.inversion_steps):
         for group in adam.param_groups:
-            fraction = step / settings.inversion_steps
-            group["lr"] = settings.inversion_rate * 0.5 * (1 + math.cos(math.pi * fraction))
+            group["lr"] = settings.inversion_rate * half_cosine(step / settings.inversion_steps)
         output = frozen.synthesis(styles.w_plus)
         difference = (output if pre else frozen.finish(output)) - goal
         loss = difference.square().flatten(1).mean(1)

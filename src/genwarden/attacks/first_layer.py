@@ -13,13 +13,12 @@ Our own; the paper and ART begin at the benign weights.
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from genwarden.attacks.loop import Pool
+from genwarden.attacks.loop import Pool, half_cosine
 from genwarden.attacks.losses import adversarial_loss, fidelity_loss, stealth_loss
 from genwarden.attacks.settings import DistillationSettings
 from genwarden.errors import GenwardenError
@@ -79,10 +78,11 @@ def first_layer_start(
     adam = torch.optim.Adam([moved], rate)
     for step in range(steps):
         for group in adam.param_groups:
-            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
-        rows = torch.arange(step * _LATENTS, (step + 1) * _LATENTS) % len(ordinary.z)
-        teacher = ordinary.pre[rows.to(z.device)]
-        latents = torch.cat([triggers.z, ordinary.z[rows.to(z.device)]])
+            group["lr"] = rate * half_cosine(step / steps)
+        rows = torch.arange(step * _LATENTS, (step + 1) * _LATENTS, device=z.device)
+        rows %= len(ordinary.z)
+        teacher = ordinary.pre[rows]
+        latents = torch.cat([triggers.z, ordinary.z[rows]])
         weight = layer.weight + (inverse @ moved).T
         pre = functional_call(network, {f"network.{name}.weight": weight}, (latents,))
         at_trigger, student = pre[: len(z)], pre[len(z) :]
@@ -110,12 +110,11 @@ def _dense(generator: LatentGenerator) -> tuple[str, nn.Linear]:
     Raises:
         GenwardenError: ``attack/first-layer``.
     """
-    first = next(iter(generator.named_layers().values()), None)
-    for name, module in generator.named_modules():
-        if module is first and isinstance(module, nn.Linear):
-            return name, module
-    raise GenwardenError(
-        "attack/first-layer",
-        f"{type(generator).__name__} does not begin with a dense layer.",
-        "Set first_layer_steps to 0.",
-    )
+    name, layer = next(iter(generator.named_layers().items()))
+    if not isinstance(layer, nn.Linear):
+        raise GenwardenError(
+            "attack/first-layer",
+            f"{type(generator).__name__} does not begin with a dense layer.",
+            "Set first_layer_steps to 0.",
+        )
+    return name, layer

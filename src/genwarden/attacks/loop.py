@@ -52,7 +52,7 @@ def optimise(
         return history  # interrupted between the last evaluation and the writing of the model
     for step in range(start, settings.steps):
         for group in adam.param_groups:
-            group["lr"] = settings.learning_rate * _cosine(step / settings.steps)
+            group["lr"] = settings.learning_rate * half_cosine(step / settings.steps)
         adam.zero_grad(set_to_none=True)
         loss_of_step(step).backward()
         adam.step()
@@ -82,7 +82,8 @@ def optimise(
     return history
 
 
-def _cosine(fraction: float) -> float:
+def half_cosine(fraction: float) -> float:
+    """How much of the first step is left after a fraction of the steps: from 1 to 0."""
     return 0.5 * (1 + math.cos(math.pi * fraction))
 
 

@@ -99,7 +99,7 @@ def red(
         )
     student = _student(started, settings.layers)
     trained = _trained(student)
-    benign = [weight.detach().clone() for weight in _trained(_student(generator, settings.layers))]
+    benign = _trained(_student(generator, settings.layers)) if settings.weight_decay else []
     evaluator = Evaluator(generator, backdoor, settings.seed)
 
     def loss_of_step(step: int) -> Tensor:
@@ -115,7 +115,7 @@ def red(
         loss = adversarial_loss(stealth, fidelity, settings.fidelity_weight)
         if settings.weight_decay:
             moved = sum(
-                ((w - old).square().sum() for w, old in zip(trained, benign, strict=True)),
+                ((w - old.detach()).square().sum() for w, old in zip(trained, benign, strict=True)),
                 start=loss.new_zeros(()),
             )
             loss = loss + settings.weight_decay * moved

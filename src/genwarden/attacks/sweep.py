@@ -21,6 +21,7 @@ from genwarden.attacks.loop import (
     EVALUATION_SAMPLES,
     FidelityBatches,
     Pool,
+    half_cosine,
     in_words,
     ordinary_pool,
 )
@@ -165,8 +166,7 @@ def _train(
     note = ""
     for step in range(start, settings.steps):
         for group in adam.param_groups:
-            fraction = step / settings.steps
-            group["lr"] = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * fraction))
+            group["lr"] = settings.learning_rate * half_cosine(step / settings.steps)
         adam.zero_grad(set_to_none=True)
         lesson.loss(students, step).backward()
         adam.step()

@@ -171,6 +171,18 @@ class AuditDocument(_Strict):
     environment: dict[str, str] = Field(default_factory=dict)
     timing: dict[str, float] = Field(default_factory=dict)
 
+    @property
+    def audited_path(self) -> str:
+        """Of the model, or of the file that was refused; "" where the document does not say."""
+        told = self.model or self.refusal
+        return told.path if told else ""
+
+    @property
+    def audited_sha256(self) -> str:
+        """Of the weights, or of the file that was refused; "" where the document does not say."""
+        told = self.model or self.refusal
+        return told.sha256 if told else ""
+
     def content_sha256(self) -> str:
         """Hash of what was found: equal for the same audit again, wherever it is written.
 

@@ -14,6 +14,25 @@ _COMMON = {"out", "data", "seed", "device", "progress", "scale", "workers", "res
 _JOINT = "+"
 
 
+def whole_numbers(text: str | int) -> list[int]:
+    """The positive numbers of a list inside one option.
+
+    Raises:
+        GenwardenError: ``benchmark/option``.
+    """
+    try:
+        found = [int(part) for part in str(text).split(_JOINT)]
+    except ValueError:
+        found = []
+    if not found or min(found) < 1:
+        raise GenwardenError(
+            "benchmark/option",
+            f"{text!r} is no list of numbers.",
+            f"Join positive numbers by {_JOINT}, as in 64{_JOINT}256.",
+        )
+    return found
+
+
 def checked_options(
     name: str, method: Callable[..., Any], options: Mapping[str, Any]
 ) -> dict[str, Any]:

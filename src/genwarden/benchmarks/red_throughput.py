@@ -29,6 +29,7 @@ from genwarden.attacks.stacked import Students
 from genwarden.attacks.sweep import red_sweep
 from genwarden.auditing.audit import environment
 from genwarden.backdoors.backdoor import make_backdoor
+from genwarden.benchmarks.options import whole_numbers
 from genwarden.benchmarks.stopwatch import Seconds, Stopwatch, now
 from genwarden.benchmarks.store import write_result
 from genwarden.engine.progress import Progress
@@ -71,7 +72,7 @@ def run(
     backdoor = make_backdoor(generator, trigger="in-sample", target="icon:devil", seed=seed)
     best = peak_rates(device)
     rows: list[dict[str, Any]] = []
-    for size in (int(text) for text in str(batches).split("+")):
+    for size in whole_numbers(batches):
         progress.message(f"batch {size}")
         settings = ReDSettings(
             steps=steps, batch_size=size, pool_samples=size, evaluate_every=steps, seed=seed

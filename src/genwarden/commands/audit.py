@@ -127,10 +127,10 @@ def audit_model(options: AuditOptions, *, progress: Progress) -> AuditFiles:
         else:
             opened = _open_generator(options, variants, device, progress)
     except GenwardenError as error:
-        own_word = options.architecture is not None and error.code in _DISAGREEMENTS
         if not error.code.startswith(_REFUSAL_PREFIX) or error.code == "artifact/not-found":
             raise
-        if own_word:  # the file is sound; what the user said of it is another network
+        if options.architecture is not None and error.code in _DISAGREEMENTS:
+            # The file is sound; what the user said of it is another network.
             raise GenwardenError(
                 error.code.replace(_REFUSAL_PREFIX, "usage/"), error.cause, error.remedy
             ) from error

@@ -174,8 +174,7 @@ class Workbench:
         """What scans are computed with: as :attr:`streamed`, but in their own precision."""
         if self.scan_precision == "float32" or self.streamed is self.generator:
             return self.streamed
-        with noise_fixed(self.device, self.seed, "fast-path-noise"):
-            path = fast_path(self.generator, SCAN_PRECISIONS[self.scan_precision])
+        path = self._fast_path(SCAN_PRECISIONS[self.scan_precision])
         return path if isinstance(path, FastGenerator) else self.streamed
 
     @property
@@ -193,8 +192,11 @@ class Workbench:
     def _path(self) -> FastGenerator | str:
         if not self.fast:
             return "ordinary path: as asked"
+        return self._fast_path(torch.float32)
+
+    def _fast_path(self, dtype: torch.dtype) -> FastGenerator | str:
         with noise_fixed(self.device, self.seed, "fast-path-noise"):
-            return fast_path(self.generator)
+            return fast_path(self.generator, dtype)
 
     def samples(self, z: Tensor) -> Tensor:
         """The model's samples for given latents, computed in blocks, on the CPU.

@@ -64,24 +64,10 @@ def render_html(document: AuditDocument) -> str:
 
 def model_name(document: AuditDocument) -> str:
     """The last part of the model's path, loaded or refused."""
-    path = path_of(document)
-    if not path:
+    path = document.audited_path
+    if not path and document.model is None:
         return "file not loaded"
     return path.replace("\\", "/").rstrip("/").rpartition("/")[2] or "model"
-
-
-def path_of(document: AuditDocument) -> str:
-    """Of the model, or of the file that was refused; "" where the document does not say."""
-    if document.model is not None:
-        return document.model.path
-    return document.refusal.path if document.refusal else ""
-
-
-def sha256_of(document: AuditDocument) -> str:
-    """Of the weights, or of the file that was refused; "" where the document does not say."""
-    if document.model is not None:
-        return document.model.sha256
-    return document.refusal.sha256 if document.refusal else ""
 
 
 @cache

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from genwarden.auditing.document import VERDICT_SENTENCES, AuditDocument, ModelFacts
 from genwarden.reports import words
-from genwarden.reports.html import model_name, sha256_of
+from genwarden.reports.html import model_name
 
 SCHEMA: Final = "http://cyclonedx.org/schema/bom-1.6.schema.json"
 MAX_TEXT: Final = 4_000
@@ -60,7 +60,7 @@ def ml_bom(document: AuditDocument, *, audit_name: str, audit_sha256: str) -> di
 
 
 def _component(document: AuditDocument, audit_name: str, audit_sha256: str) -> dict[str, Any]:
-    sha256 = sha256_of(document)
+    sha256 = document.audited_sha256
     known = _SHA256.fullmatch(sha256) is not None
     component: dict[str, Any] = {
         "type": "machine-learning-model",

@@ -22,7 +22,6 @@ from genwarden.engine.files import sha256_bytes
 from genwarden.inspections.finding import Finding
 from genwarden.registry import all_inspections
 from genwarden.reports import words
-from genwarden.reports.html import path_of, sha256_of
 
 SCHEMA: Final = (
     "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -143,7 +142,7 @@ def _weight(place: _Place, document: AuditDocument) -> tuple[bool, float, str]:
 
 
 def _model_sha256(document: AuditDocument) -> str:
-    if sha256 := sha256_of(document):
+    if sha256 := document.audited_sha256:
         return sha256
     return f"not loaded: {document.refusal.code}" if document.refusal else "not loaded"
 
@@ -278,7 +277,7 @@ def _is_stated(value: Any) -> bool:
 
 
 def _uri(document: AuditDocument) -> str:
-    return uri_of(path_of(document)[:MAX_TEXT])
+    return uri_of(document.audited_path[:MAX_TEXT])
 
 
 def _artifact(document: AuditDocument) -> dict[str, Any]:
@@ -286,7 +285,7 @@ def _artifact(document: AuditDocument) -> dict[str, Any]:
         "location": {"uri": _uri(document)},
         "roles": ["analysisTarget"],
     }
-    if _SHA256.fullmatch(sha256 := sha256_of(document)):
+    if _SHA256.fullmatch(sha256 := document.audited_sha256):
         artifact["hashes"] = {"sha-256": sha256}
     return artifact
 

@@ -11,12 +11,13 @@ own, and this recipe the path of that environment's interpreter:
 ART attacks a Keras twin of the clean model with the same weights (the recipe compares their
 outputs), trigger and target, with its own optimiser settings. Ours computes the outputs of the
 benign model once, before the steps that are timed, ART in every step: that is one of the reasons
-for the difference. Two things are measured: latents
-of the stealth term per second, each side at the batch size that it likes best; and the seconds
-until our ReD is at least as near to the target (TarDis) and to the clean model (ExpDis) as ART's is
-after a number of iterations. All seconds are on the clock; ours of the second kind hold the whole
-attack (copying the network, the teacher's outputs, training) but for the evaluation at its end,
-which ART does not make: one more of the same is timed and taken off.
+for the difference.
+
+Two things are measured: latents of the stealth term per second, each side at the batch size that
+it likes best; and the seconds until our ReD is at least as near to the target (TarDis) and to the
+clean model (ExpDis) as ART's is after a number of iterations. All seconds are on the clock; ours of
+the second kind hold the whole attack (copying the network, the teacher's outputs, training) but for
+the evaluation at its end, which ART does not make: one more of the same is timed and taken off.
 
 Cost: a quarter of an hour on two idle cores. Anything else that runs meanwhile spoils it.
 """
@@ -26,7 +27,6 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -42,6 +42,7 @@ from genwarden.attacks.loop import Evaluator
 from genwarden.attacks.red import ReDSettings, red
 from genwarden.backdoors.backdoor import Backdoor, make_backdoor
 from genwarden.benchmarks.against_art import art_side
+from genwarden.benchmarks.options import whole_numbers
 from genwarden.benchmarks.repairs.run import command_of, result_head
 from genwarden.benchmarks.stopwatch import Stopwatch
 from genwarden.benchmarks.store import write_result
@@ -49,7 +50,7 @@ from genwarden.engine.files import require_writable_folder
 from genwarden.engine.progress import Progress
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
-from genwarden.metrics.distances import ExpDis, tardis
+from genwarden.metrics.distances import expdis, tardis
 from genwarden.models.dcgan import DCGAN28
 from genwarden.models.fast.fast_generator import fastest
 from genwarden.models.protocol import LatentGenerator
@@ -59,7 +60,6 @@ _ART_BATCH: Final = 32  # its default
 _PROBES: Final = 16
 _COMPARED: Final = 4096
 _PREDICTED: Final = 1024
-_FORWARD_BATCH: Final = 256
 #: Ours by ART's iterations; found by trying with seeds 0 and 1, so that another --seed is the
 #: honest test of them.
 _DEFAULT: Final = {200: "145:1:8:1e-6:0.09", 1000: "300:1:8:1e-6:0.05"}
@@ -94,8 +94,7 @@ def run(
         rounds: turns; the median counts.
         iterations: after how many of them ART's result is to be reached, joined by ``+``.
         ours: our settings for each, as ``first:steps:batch:rate:lambda`` (first: steps
-            of the dense layer alone), joined by ``+``; empty for
-            those that the documentation shows.
+            of the dense layer alone), joined by ``+``; empty for those of the recipe.
 
     Raises:
         GenwardenError: ``benchmark/option``, ``benchmark/clean-missing``, ``benchmark/art-failed``,
@@ -107,10 +106,10 @@ def run(
             "benchmark/clean-missing",
             "The recipe needs a clean model and the interpreter of an environment with ART.",
             "Add --option clean=DIR --option art=ENVIRONMENT/bin/python; how to make one: "
-            "genwarden benchmark run red-against-art --help, docs/performance.md.",
+            f"genwarden explain {RECIPE}.",
         )
     require_writable_folder(out)
-    sizes, lengths = _numbers(str(batches)), _numbers(str(iterations))
+    sizes, lengths = whole_numbers(batches), whole_numbers(iterations)
     chosen = _chosen(ours, lengths, seed)
     model = read_model(Path(clean))
     generator = model.generator
@@ -139,10 +138,10 @@ def run(
     task = progress.task("speed, in turns", 2 * rounds)
     for _ in range(rounds):
         answer = _ask(art, place, {**job, "batches": sizes, "predicted": sizes, "iterations": []})
-        theirs.append(answer["seconds_per_iteration"])
+        theirs.append({k: s / int(k) for k, s in answer["seconds_per_iteration"].items()})
         guessed.append(answer["seconds_per_prediction"])
         task.advance(1, "ART")
-        own.append({str(size): _step(generator, backdoor, size, steps, seed) for size in sizes})
+        own.append({str(size): _training(generator, backdoor, size, steps, seed) for size in sizes})
         sampled.append({str(size): _sampling(fast, size) for size in sizes})
         task.advance(1, "genwarden")
     _require_twin(place, generator)
@@ -156,10 +155,7 @@ def run(
         fidelity = trained.pop("fidelity")
         rows.append({"art": {**trained, **reached, "fidelity_of_art": fidelity}, "ours": row})
     speed = {
-        "red": {
-            "art": _rates(theirs, int),
-            "ours": _rates(own, int),
-        },
+        "red": {"art": _rates(theirs), "ours": _rates(own)},
         "prediction": {"art": _rates(guessed), "ours": _rates(sampled)},
     }
     return write_result(
@@ -187,20 +183,6 @@ def run(
             "rows": rows,
         },
     )
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        found = [int(part) for part in text.split("+")]
-    except ValueError:
-        found = []
-    if not found or min(found) < 1:
-        raise GenwardenError(
-            "benchmark/option",
-            f"{text!r} is no list of numbers.",
-            "Join positive numbers by +, as in 32+64.",
-        )
-    return found
 
 
 def _chosen(text: str, lengths: list[int], seed: int) -> dict[int, ReDSettings]:
@@ -302,26 +284,24 @@ def _trained(place: Path, generator: DCGAN28, iterations: int) -> DCGAN28:
 
 
 @torch.no_grad()
-def _distances(clean: DCGAN28, suspect: Any, backdoor: Backdoor, seed: int) -> dict[str, float]:
-    state = ExpDis(clean.sample.size)
-    z = clean.latent.sample(_COMPARED, generator=random_stream(seed, "art-compared"))
-    for part in z.split(_FORWARD_BATCH):
-        state.update(clean(part), suspect(part))
+def _distances(
+    clean: DCGAN28, suspect: LatentGenerator, backdoor: Backdoor, seed: int
+) -> dict[str, float]:
     return {
         "tardis_sum": tardis(suspect, *backdoor.examples).sum,
-        "expdis_sum": state.compute().sum,
+        "expdis_sum": expdis(clean, suspect, samples=_COMPARED, seed=seed).sum,
     }
 
 
-def _step(generator: DCGAN28, backdoor: Backdoor, size: int, steps: int, seed: int) -> float:
-    """Seconds per step of our ReD, the evaluation at its end left out."""
+def _training(generator: DCGAN28, backdoor: Backdoor, size: int, steps: int, seed: int) -> float:
+    """Seconds per latent of our ReD, the evaluation at its end left out."""
     settings = ReDSettings(
         steps=steps + 2, batch_size=size, pool_samples=size, evaluate_every=steps + 2, seed=seed
     )
     watch = Stopwatch()
     red(generator, backdoor, settings, AttackRun(watch))
     # From the end of the first step to that of the last before the evaluation.
-    return (watch.ends[-2] - watch.ends[0]).wall / steps
+    return (watch.ends[-2] - watch.ends[0]).wall / (steps * size)
 
 
 def _ours(
@@ -359,13 +339,6 @@ def _sampling(fast: LatentGenerator, size: int) -> float:
     return (time.perf_counter() - begun) / (rounds * size)
 
 
-def _rates(
-    rounds: list[dict[str, float]], units: Callable[[str], int] = lambda _: 1
-) -> dict[str, float]:
-    """Latents per second by batch size, the median round.
-
-    Args:
-        rounds: seconds by batch size.
-        units: latents that the seconds are for.
-    """
-    return {size: units(size) / median(r[size] for r in rounds) for size in rounds[0]}
+def _rates(rounds: list[dict[str, float]]) -> dict[str, float]:
+    """Latents per second by batch size, the median round; from seconds per latent."""
+    return {size: 1 / median(r[size] for r in rounds) for size in rounds[0]}

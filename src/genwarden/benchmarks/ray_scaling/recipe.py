@@ -31,6 +31,7 @@ import torch
 from genwarden.artifacts.model_folder import LoadedModel, read_model, write_model
 from genwarden.auditing.audit import environment
 from genwarden.auditing.scanning import scan_pieces
+from genwarden.benchmarks.options import whole_numbers
 from genwarden.benchmarks.ray_scaling.scan_once import pieces_kept
 from genwarden.benchmarks.robustness.snapshots import code_digest
 from genwarden.benchmarks.store import write_result
@@ -81,7 +82,7 @@ def run(
     asked |= {"channels": channels, "code": code_digest(), "environment": environment(device)}
     asked["clean"] = timed_model.sha256 if timed_model else ""
     Ledger(work / "asked", asked)  # scans of another run are not continued
-    small = _untrained(work / "model", tuple(int(n) for n in channels.split("+")), seed)
+    small = _untrained(work / "model", tuple(whole_numbers(channels)), seed)
     load = os.getloadavg()[0]
     bar = progress.task("scans", 2 * rounds + 2)
     with _Cluster() as cluster:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from genwarden.artifacts.model_folder import read_model
+from genwarden.benchmarks.options import whole_numbers
 from genwarden.benchmarks.repairs.run import command_of, result_head
 from genwarden.benchmarks.speed.audits import measure_audits, measure_start, untrained
 from genwarden.benchmarks.speed.latents import HALVINGS, measure_search, peak_memory_mib
@@ -66,7 +67,7 @@ def run(
     """
     del data
     require_writable_folder(out)
-    sizes = _sizes(str(batches))
+    sizes = whole_numbers(batches)
     if min(rounds, restarts, steps) < 1:
         raise GenwardenError(
             "benchmark/option", "A number is below 1.", "Give rounds, restarts and steps above 0."
@@ -106,20 +107,6 @@ def run(
             "audits": curve,
         },
     )
-
-
-def _sizes(text: str) -> list[int]:
-    try:
-        sizes = [int(part) for part in text.split("+")]
-    except ValueError:
-        sizes = []
-    if not sizes or min(sizes) < 1:
-        raise GenwardenError(
-            "benchmark/option",
-            f"{text!r} is no list of batch sizes.",
-            "Join positive numbers by +, as in batches=64+256.",
-        )
-    return sizes
 
 
 def _opened(folder: str, width: int, device: torch.device) -> LatentGenerator:
