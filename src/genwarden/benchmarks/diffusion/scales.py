@@ -38,7 +38,7 @@ class DiffusionScale:
     timesteps: int = 1000
     base_steps: int = 2000
     base_rate: float = 2e-3
-    attack_steps: int = 4500
+    attack_steps: int = 9000
     attack_rate: float = 2e-3
     batch: int = 64
     poison_rate: float = 0.1
