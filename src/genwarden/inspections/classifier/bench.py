@@ -6,17 +6,14 @@ what an image is, the full network says.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from genwarden.compression.apply import Coverage, compress, compressed_weights, coverage_of
 from genwarden.compression.contract import Compressor
-from genwarden.compression.layers import Layout, layout_of
 from genwarden.engine.progress import Progress, Silent
 from genwarden.engine.seeds import derive_seed, random_stream
 from genwarden.inspections.classifier.image_synthesis import synthesise
@@ -27,7 +24,7 @@ from genwarden.inspections.classifier.recalibration import (
     agree,
     destroyed,
 )
-from genwarden.inspections.compression.bench import moves_nothing
+from genwarden.inspections.compression.variant import Variant
 from genwarden.models.classifiers.protocol import ImageClassifier
 
 _IMAGES_AT_ONCE = 256
@@ -157,7 +154,7 @@ class ClassifierBench:
 
 
 @dataclass
-class VariantBench:
+class VariantBench(Variant[ImageClassifier]):
     """A suspect, and one way to compress it.
 
     Args:
@@ -178,16 +175,21 @@ class VariantBench:
         """The suspect as it is."""
         return self.full.classifier
 
-    @cached_property
-    def layout(self) -> Layout:
-        """The suspect's layers, with the batch norms behind them."""
-        return layout_of(self.classifier, lambda: self._forward(self.classifier))
+    @property
+    def network(self) -> ImageClassifier:
+        """The same."""
+        return self.classifier
 
-    @cached_property
-    def coverage(self) -> Coverage:
-        """How much of the suspect the compressor works on."""
-        made = compressed_weights(self.classifier, self.compressor, self.layout)
-        return coverage_of(self.classifier, self.layout, made)
+    def stream(self, purpose: str) -> torch.Generator:
+        """Randomness of one purpose, from the run seed alone."""
+        return self.full.stream(purpose)
+
+    def forward(self, network: ImageClassifier) -> Tensor:
+        """Logits of two grey images."""
+        x = torch.zeros(2, *network.sample.shape, device=self.full.device)
+        with torch.no_grad():
+            logits: Tensor = network(x)
+        return logits
 
     @cached_property
     def agreement(self) -> Agreement:
@@ -217,29 +219,6 @@ class VariantBench:
         return replace(self.full, classifier=self.compressed, exemplars=self.agreement.shown)
 
     @cached_property
-    def compressed(self) -> ImageClassifier:
-        """The variant: a copy with compressed weights."""
-        return compress(self.classifier, self.compressor, self._forward)[0].requires_grad_(False)
-
-    @cached_property
-    def errors(self) -> dict[str, Tensor]:
-        """By weight: compressed minus full."""
-        return {
-            name: self.compressed.get_parameter(name) - self.classifier.get_parameter(name)
-            for name in self.coverage.layers
-        }
-
-    def placebo(self, number: int) -> ImageClassifier:
-        """A copy whose weights have errors of the same sizes with random signs."""
-        return _with_errors(
-            self.classifier,
-            {
-                name: error * self._signs(error, f"placebo/{number}/{name}")
-                for name, error in self.errors.items()
-            },
-        )
-
-    @cached_property
     def placebo_logits(self) -> list[Tensor]:
         """By placebo, logits ``(images, classes)`` of the full network's images."""
         images = self.full.shown.images
@@ -262,11 +241,6 @@ class VariantBench:
         return float(torch.stack(each).mean() / spread.clamp_min(1e-12))
 
     @cached_property
-    def unchanged(self) -> bool:
-        """Whether the suspect's weights lie on this compressor's grid already."""
-        return moves_nothing(self.errors, self.classifier)
-
-    @cached_property
     def differential(self) -> Inverted:
         """Triggers that the compressed network sees and the full one does not."""
         return self._invert(self.agreement.network, "differential inversion")
@@ -287,24 +261,6 @@ class VariantBench:
         return self.alone.invert(
             network, title=title, full=self.classifier, seed=self.full.inversion_seed()
         )
-
-    def _signs(self, like: Tensor, purpose: str) -> Tensor:
-        drawn = torch.randint(0, 2, like.shape, generator=self.full.stream(purpose))
-        return (2 * drawn - 1).to(like)
-
-    def _forward(self, network: ImageClassifier) -> Tensor:
-        x = torch.zeros(2, *network.sample.shape, device=self.full.device)
-        with torch.no_grad():
-            logits: Tensor = network(x)
-        return logits
-
-
-def _with_errors(network: ImageClassifier, errors: Mapping[str, Tensor]) -> ImageClassifier:
-    changed = copy.deepcopy(network)
-    with torch.no_grad():
-        for name, error in errors.items():
-            changed.get_parameter(name).add_(error)
-    return changed
 
 
 def _smaller(one: Inverted, other: Inverted) -> Inverted:

@@ -37,7 +37,7 @@ from genwarden.inspections.classifier.neural_cleanse import (
     norm_null,
     trigger_evidence,
 )
-from genwarden.inspections.compression.bench import UNCHANGED
+from genwarden.inspections.compression.variant import UNCHANGED
 from genwarden.inspections.finding import Finding, Null, Table, not_applicable
 
 NAME = "differential-inversion"

@@ -19,7 +19,7 @@ from typing import Final
 from torch import Tensor
 
 from genwarden.inspections.classifier.bench import VariantBench
-from genwarden.inspections.compression.bench import UNCHANGED
+from genwarden.inspections.compression.variant import UNCHANGED
 from genwarden.inspections.finding import Finding, Table, not_applicable
 
 NAME = "logit-shift"

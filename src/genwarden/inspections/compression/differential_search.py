@@ -23,7 +23,8 @@ import math
 import torch
 from scipy.special import stdtr
 
-from genwarden.inspections.compression.bench import UNCHANGED, CompressionBench
+from genwarden.inspections.compression.bench import CompressionBench
+from genwarden.inspections.compression.variant import UNCHANGED
 from genwarden.inspections.finding import (
     Chart,
     Evidence,

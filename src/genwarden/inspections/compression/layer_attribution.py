@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import torch
 
-from genwarden.inspections.compression.bench import UNCHANGED, CompressionBench
+from genwarden.inspections.compression.bench import CompressionBench
 from genwarden.inspections.compression.differential_search import NAME as SEARCH
+from genwarden.inspections.compression.variant import UNCHANGED
 from genwarden.inspections.finding import Finding, Table, not_applicable
 
 NAME = "layer-attribution"

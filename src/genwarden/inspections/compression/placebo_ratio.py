@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 
-from genwarden.inspections.compression.bench import UNCHANGED, CompressionBench
+from genwarden.inspections.compression.bench import CompressionBench
+from genwarden.inspections.compression.variant import UNCHANGED
 from genwarden.inspections.finding import Finding, Table, not_applicable
 
 NAME = "placebo-ratio"
