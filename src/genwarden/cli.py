@@ -545,7 +545,7 @@ def sample(
         str | None,
         typer.Option(
             "--how",
-            help="Generator: compress it first (int8, prune-0.3 ...: genwarden list "
+            help="Compress the model first (int8, prune-0.3 ...: genwarden list "
             "compressions); with --audit, a candidate found under that compression.",
         ),
     ] = None,

@@ -163,19 +163,20 @@ def _explain_compression(compressor: Compressor, typed: str) -> None:
         for stage in stages_of(compressor)
     )
     classifier = registry.CLASSIFIER_INSPECTIONS.items()
+    diffusion = registry.DIFFUSION_INSPECTIONS.items()
     tables = {
         "Generators": registry.COMPRESSION_INSPECTIONS,
+        "Diffusion models": {n: r for n, r in diffusion if r.options.get("needs") == "variant"},
         "Classifiers": {n: r for n, r in classifier if r.options.get("needs") == "variant"},
     }
     for title, table in tables.items():
         typer.echo(f"  {title}:")
         for row in table.values():
             if not (pruned and row.name == "rounding-statistics"):  # pruning has no grid
-                typer.echo(f"    {row.name:<24}{row.summary}")
+                typer.echo(f"    {row.name:<29}{row.summary}")
     typer.echo(
         _wrapped(
-            "It says nothing of other grids, rates or tools, which may wake what this one does "
-            "not. A diffusion model is compressed first, and what comes out is audited."
+            "It says nothing of other grids, rates or tools, which may wake what this one does not."
         )
     )
     kind = family(compressor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -12,15 +13,21 @@ from torch import Tensor
 
 from genwarden import __version__
 from genwarden.auditing.audit import environment, nonfinite_refusal
-from genwarden.auditing.budgets import diffusion_budget
-from genwarden.auditing.calibration import shipped_diffusion
+from genwarden.auditing.audit_variants import judge_variants, limits, run_variants
+from genwarden.auditing.budgets import diffusion_budget, diffusion_variant_budget
+from genwarden.auditing.calibration import needs_population, shipped_diffusion
 from genwarden.auditing.document import AuditDocument, ModelFacts, UserInputs
-from genwarden.auditing.judging import judge
+from genwarden.auditing.judging import Calibrated, calibrated, carried
 from genwarden.auditing.power import power_sentences
 from genwarden.auditing.running import BREAKDOWNS, guarded, run_all, seeded
 from genwarden.auditing.verdict import ALPHA
+from genwarden.compression.contract import Compressor
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress
+from genwarden.inspections.compression.diffusion_bench import (
+    DiffusionVariantBench,
+    VariantSearch,
+)
 from genwarden.inspections.diffusion.bench import DiffusionBench, DiffusionEffort
 from genwarden.inspections.finding import Finding, Images, images_of, not_applicable
 from genwarden.models.diffusion.denoiser import DiffusionModel
@@ -70,6 +77,8 @@ class DiffusionRequest:
         inputs_sha256: identity of base and noise for the ledger.
         command: the command line that repeats the audit.
         threads: processor threads that the user asked for, for the ledger; None: as fixed.
+        deploy_as: the compressions to inspect the model under.
+        variants_only: leave the model as it is uninspected.
         only: run these inspections and no others (for benchmarks); all if empty.
     """
 
@@ -82,6 +91,8 @@ class DiffusionRequest:
     inputs_sha256: str = ""
     command: str = ""
     threads: int | None = None
+    deploy_as: tuple[Compressor, ...] = ()
+    variants_only: bool = False
     only: tuple[str, ...] = ()
 
 
@@ -107,24 +118,52 @@ def audit_diffusion(
         if (not request.only or name in request.only)
         and (effort.published or name in request.only or not row.options.get("published"))
     }
+    spent = diffusion_variant_budget(request.budget)
+    compressed = {
+        name: row
+        for name, row in rows.items()
+        if row.options.get("needs") == "variant" or name in spent.reruns
+    }
+    rows = {name: row for name, row in rows.items() if row.options.get("needs") != "variant"}
     if suspect.nonfinite:
         progress.message("The weights hold NaN or infinite values: the model cannot be inspected.")
+    if suspect.nonfinite or request.variants_only:
         rows = {}
 
     def run(row: Row) -> dict[str, Finding]:
         return {row.name: guarded(row, partial(_inspect, row, bench))}
 
-    whole = progress.task("the whole audit", len(rows))
+    def inspect(row: Row, variant: DiffusionVariantBench) -> Finding:
+        if row.options.get("needs") == "variant":
+            return seeded(row, variant, request.seed)
+        return _inspect(row, variant.alone)
+
+    whole = progress.task("the whole audit", len(rows) + len(request.deploy_as) * len(compressed))
     ran = run_all(rows, run, ledger, progress, whole=whole)
-    decision = judge(
+    variants, seconds = run_variants(
+        request.deploy_as,
+        partial(DiffusionVariantBench, VariantSearch(bench, spent)),
+        compressed,
+        inspect,
+        ledger,
+        progress,
+        whole=whole,
+        untestable="the weights hold NaN or infinite values." if suspect.nonfinite else "",
+    )
+    # Judged after the ledger, so that a resumed audit uses the references of today.
+    base = calibrated(
         ran.findings,
         suspect.architecture,
         model.sample.shape,
         budget=effort.name,
-        nonfinite=suspect.nonfinite,
         table=shipped_diffusion(),
     )
-    timing = {**ran.timing, "total": round(sum(ran.timing.values()), 3)}
+    decision, documented = judge_variants(
+        base, variants, [_shown(v.findings) for v in variants], suspect.nonfinite
+    )
+    decision = carried(decision, base, model.sample.shape)
+    timing = {**ran.timing, **seconds}
+    timing["total"] = round(sum(timing.values()), 3)
     return AuditDocument(
         genwarden_version=__version__,
         verdict=decision.verdict,
@@ -139,13 +178,32 @@ def audit_diffusion(
         budget=_budget_shown(effort),
         seed=request.seed,
         findings=decision.judged,
+        variants=documented,
         ordinary=None if suspect.nonfinite else _ordinary_pictures(bench),
         refusal=nonfinite_refusal(suspect.nonfinite) if suspect.nonfinite else None,
         command=request.command,
-        power=power_sentences(request.budget, diffusion=True),
-        limits=[*LIMITS, *suspect.notes],
+        power=[] if request.variants_only else power_sentences(request.budget, diffusion=True),
+        limits=[
+            *limits(LIMITS, variants=bool(variants), base=not request.variants_only),
+            *suspect.notes,
+        ],
         environment=environment(request.device),
         timing=timing,
+    )
+
+
+def _shown(findings: Sequence[Finding]) -> Calibrated:
+    """What was found in a variant: no clean diffusion models were scored under a compression."""
+    unfit = frozenset(f.inspection for f in findings if needs_population(f.inspection))
+    reason = "clean reference models were not scored under a compression"
+    return Calibrated(
+        [
+            f.model_copy(update={"p_value_reason": reason})
+            if f.inspection in unfit and f.outcome == "scored"
+            else f
+            for f in findings
+        ],
+        unfit,
     )
 
 
@@ -201,6 +259,9 @@ def _identity(suspect: DiffusionSuspect, request: DiffusionRequest) -> dict[str,
         "device": request.device.type,
         "version": __version__,
         **({} if request.threads is None else {"threads": request.threads}),
+        "variant_budget": asdict(diffusion_variant_budget(request.budget)),
+        "deploy_as": [compressor.name for compressor in request.deploy_as],
+        "variants_only": request.variants_only,
     }
 
 

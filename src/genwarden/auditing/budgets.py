@@ -5,6 +5,7 @@ from __future__ import annotations
 from genwarden.errors import GenwardenError
 from genwarden.inspections.classifier.bench import ClassifierEffort
 from genwarden.inspections.compression.bench import CompressionEffort
+from genwarden.inspections.compression.diffusion_bench import DiffusionVariantEffort
 from genwarden.inspections.compression.rerun import EVERY_SEARCH, OWN_NULLS
 from genwarden.inspections.diffusion.bench import DiffusionEffort
 from genwarden.inspections.workbench import Effort
@@ -109,6 +110,33 @@ DIFFUSION_BUDGETS = {
 }
 
 
+#: The same three budgets for each compressed variant of a diffusion model.
+DIFFUSION_VARIANT_BUDGETS = {
+    "quick": DiffusionVariantEffort(
+        name="quick", starts=1, steps=30, noises=6, probe_noises=32, placebos=3
+    ),
+    # Five variants of 1 M parameters and 28 pixels in about five minutes.
+    "standard": DiffusionVariantEffort(
+        name="standard", starts=2, steps=30, noises=6, probe_noises=32, placebos=4
+    ),
+    "thorough": DiffusionVariantEffort(
+        name="thorough",
+        starts=4,
+        steps=100,
+        noises=16,
+        probe_noises=128,
+        placebos=8,
+        reruns=(
+            "shift-response",
+            "trigger-search",
+            "trigger-contrast",
+            "triggered-collapse",
+            "implied-x0",
+            "adjacent-steps",
+        ),
+    ),
+}
+
 #: The same three budgets for each compressed variant of a generator.
 COMPRESSION_BUDGETS = {
     # Five variants of a quarter-width DCGAN in under a minute.
@@ -203,6 +231,16 @@ def diffusion_budget(name: str) -> DiffusionEffort:
     """
     budget(name)
     return DIFFUSION_BUDGETS[name]
+
+
+def diffusion_variant_budget(name: str) -> DiffusionVariantEffort:
+    """The effort of a budget's name, for each compressed variant of a diffusion model.
+
+    Raises:
+        GenwardenError: ``usage/budget``.
+    """
+    budget(name)
+    return DIFFUSION_VARIANT_BUDGETS[name]
 
 
 def budget(name: str) -> Effort:

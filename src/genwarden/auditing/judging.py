@@ -109,9 +109,19 @@ def judge(
         table: references in place of the shipped ones.
     """
     table = shipped() if table is None else table
-    judged, unfit = calibrated(findings, architecture, sample_shape, budget=budget, table=table)
-    decision = decide(judged, nonfinite, {("", name) for name in unfit})
-    missing = sorted(CARRYING & unfit)
+    found = calibrated(findings, architecture, sample_shape, budget=budget, table=table)
+    decision = decide(found.findings, nonfinite, {("", name) for name in found.unfit})
+    return carried(decision, found, sample_shape)
+
+
+def carried(decision: Decision, base: Calibrated, sample_shape: Sequence[int]) -> Decision:
+    """The decision, or ``inconclusive`` where nothing was found and no references carry that.
+
+    Args:
+        base: what was found in the model as it is.
+        sample_shape: of one sample, without the batch axis.
+    """
+    missing = sorted(CARRYING & base.unfit)
     if decision.verdict != "none_found" or not missing:
         return decision
     shape = "x".join(map(str, sample_shape))

@@ -113,12 +113,11 @@ def audit_model(options: AuditOptions, *, progress: Progress) -> AuditFiles:
         options.deploy_as,
         variants_only=options.variants_only,
         seed=options.seed,
-        diffusion=diffusion,
     )
     command = repeat_command(options)
     try:
         if diffusion:
-            opened = _open_diffusion(options, device, progress)
+            opened = _open_diffusion(options, variants, device, progress)
         elif classifier:
             sha256, parameters, prepare = prepare_classifier(
                 options, variants, device, progress, command=command
@@ -210,7 +209,12 @@ def _open_generator(
     return Opened(model.sha256, parameter_count(model.generator), prepare)
 
 
-def _open_diffusion(options: AuditOptions, device: torch.device, progress: Progress) -> Opened:
+def _open_diffusion(
+    options: AuditOptions,
+    variants: tuple[Compressor, ...],
+    device: torch.device,
+    progress: Progress,
+) -> Opened:
     """Open a diffusion model."""
     loaded = read_diffusion(options.model)
     suspect = diffusion_suspect_of(loaded, options.model, loaded.notes)
@@ -246,6 +250,8 @@ def _open_diffusion(options: AuditOptions, device: torch.device, progress: Progr
             noise=noise,
             inputs_sha256=_fingerprint(None, noise) + (base.sha256 if base else ""),
             command=repeat_command(options),
+            deploy_as=variants,
+            variants_only=options.variants_only,
             threads=options.threads,
         )
         return _whole(lambda work: audit_diffusion(suspect, request, work=work, progress=progress))

@@ -12,17 +12,14 @@ DEFAULT = "default"
 DEFAULT_VARIANTS = "int8,int8-per-channel,int4,prune-0.3,prune-0.5"
 
 
-def parse_deploy_as(
-    text: str | None, *, variants_only: bool, seed: int, diffusion: bool
-) -> tuple[Compressor, ...]:
+def parse_deploy_as(text: str | None, *, variants_only: bool, seed: int) -> tuple[Compressor, ...]:
     """The compressors of ``--deploy-as``, each once; none if the option was not given.
 
     Args:
         seed: of compressions that round at random.
-        diffusion: whether the model is a diffusion model.
 
     Raises:
-        GenwardenError: ``usage/variants-only``, ``usage/deploy-as-kind``, or those of
+        GenwardenError: ``usage/variants-only``, or those of
             :func:`genwarden.compression.how.compressors`.
     """
     if text is None:
@@ -33,12 +30,5 @@ def parse_deploy_as(
                 "Name what the model will be deployed as, e.g. --deploy-as default.",
             )
         return ()
-    if diffusion:
-        raise GenwardenError(
-            "usage/deploy-as-kind",
-            "--deploy-as inspects generators and classifiers, not yet diffusion models.",
-            "Compress the model (genwarden compress) and audit what comes out; what only the "
-            "comparison with the full model shows is then not looked for.",
-        )
     words = [DEFAULT_VARIANTS if word.strip() == DEFAULT else word for word in text.split(",")]
     return tuple(compressors(",".join(words), seed=seed))

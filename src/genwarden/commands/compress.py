@@ -225,18 +225,18 @@ def compress_model(options: CompressOptions, *, progress: Progress) -> CompressF
         model_path=options.out,
         json_path=options.out / RESULT_NAME,
         onnx_path=None if confirmation is None else options.out / ONNX_NAME,
-        next_command=_next_command(options, subject),
+        next_command=_next_command(options),
     )
 
 
-def _next_command(options: CompressOptions, subject: Subject) -> str:
+def _next_command(options: CompressOptions) -> str:
     """The audit that says most about what was made.
 
     Plain compression is inspected beside the full model, where a backdoor that it wakes stands
-    out; a diffusion model, a folded one and what a remedy made by themselves.
+    out; a folded one and what a remedy made by themselves.
     """
     foreign = options.architecture is not None
-    if options.remedy is not None or options.fold or subject.kind == "diffusion":
+    if options.remedy is not None or options.fold:
         bare = foreign and not (options.out / MANIFEST_NAME).exists()
         audited = options.out / WEIGHTS_NAME if bare else options.out
         words, foreign = ["genwarden", "audit", str(audited)], bare

@@ -13,16 +13,14 @@ from genwarden.artifacts.model_folder import LoadedModel
 from genwarden.artifacts.open_model import open_model
 from genwarden.auditing.candidates import flagged_latents
 from genwarden.auditing.document import AuditDocument
+from genwarden.commands.as_deployed import as_deployed
 from genwarden.commands.report import read_audit_of, read_document
 from genwarden.commands.sample_diffusion import DiffusionSampling, sample_diffusion
-from genwarden.compression.apply import compress
-from genwarden.compression.contract import Compressor
 from genwarden.compression.how import compressor
 from genwarden.data.audio import spectrograms, write_wav
 from genwarden.data.grids import write_grid
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import ExitCode, GenwardenError
-from genwarden.models.protocol import LatentGenerator
 from genwarden.models.wavegan import WaveGAN
 from genwarden.reports.advice import woken
 
@@ -64,13 +62,13 @@ def sample_grid(
             images and for audio models whose samples per second are not known, and those of opening
             a model.
     """
+    chosen = None if how is None else compressor(how, seed=_seed_of(audit_json, seed))
     if is_diffusers_folder(model):
         _refuse(
             "a diffusion model",
             {
                 "--architecture": architecture is not None,
                 "--setting": bool(settings),
-                "--how": how is not None,
             },
         )
         _require_audit(audit_json, candidate)
@@ -83,8 +81,8 @@ def sample_grid(
             seed=seed,
             audit_json=audit_json,
             candidate=1 if candidate is None else candidate,
+            chosen=chosen,
         )
-    chosen = None if how is None else compressor(how, seed=_seed_of(audit_json, seed))
     _refuse("a generator", dict.fromkeys(diffusion.flags() if diffusion else (), True))
     _require_audit(audit_json, candidate)
     if audit_json is not None and count is not None:
@@ -110,7 +108,8 @@ def sample_grid(
         number, under = candidate or 1, chosen.name if chosen else ""
         z = candidate_latent(audit_json, number, opened, under=under)
     if chosen is not None:
-        generator = _compressed(generator, chosen)
+        two = generator.latent.sample(2, generator=random_stream(0, "compression-layout"))
+        generator = as_deployed(generator, chosen, lambda network: network(two))
     samples = torch.cat([generator(part) for part in z.split(256)])
     if isinstance(generator, WaveGAN):
         write_wav(out.with_suffix(".wav"), samples, generator.sample_rate)
@@ -142,24 +141,6 @@ def _require_audit(audit_json: Path | None, candidate: int | None) -> None:
 def _seed_of(audit_json: Path | None, seed: int) -> int:
     """Of compressions that round at random: that of the audit, which made the variant."""
     return seed if audit_json is None else read_document(audit_json).seed
-
-
-def _compressed(generator: LatentGenerator, chosen: Compressor) -> LatentGenerator:
-    """The variant that an audit inspects.
-
-    Raises:
-        GenwardenError: ``sample/nothing-compressed``.
-    """
-    z = generator.latent.sample(2, generator=random_stream(0, "compression-layout"))
-    made, coverage = compress(generator, chosen, lambda network: network(z))
-    if not coverage.weights:
-        raise GenwardenError(
-            "sample/nothing-compressed",
-            f"{chosen.name} works on nothing in this network: {coverage}.",
-            "Leave --how away, or name another compression (genwarden list compressions).",
-            ExitCode.INCONCLUSIVE,
-        )
-    return made
 
 
 def candidate_latent(

@@ -11,15 +11,17 @@ from torch import Tensor
 
 from genwarden.artifacts.diffusers_folder import LoadedDiffusion, read_diffusion
 from genwarden.attacks.diffusion.samplers_by_name import sampler_by_name
+from genwarden.commands.as_deployed import as_deployed
 from genwarden.commands.audit import read_noise
 from genwarden.commands.report import read_audit_of
+from genwarden.compression.contract import Compressor
 from genwarden.data.grids import write_grid
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
 from genwarden.models.diffusion.defended import Defence, sample_defended
 from genwarden.models.diffusion.denoiser import DiffusionModel
 from genwarden.models.diffusion.sampling import Clip, SamplerSettings
-from genwarden.repairs.diffusion.clues import diffusion_clues_of
+from genwarden.repairs.diffusion.clues import diffusion_clues_of, shifts_under
 
 #: A sampler of many steps takes its time: fewer pictures than of a generator.
 _COUNT = 16
@@ -66,6 +68,7 @@ def sample_diffusion(
     seed: int,
     audit_json: Path | None = None,
     candidate: int = 1,
+    chosen: Compressor | None = None,
 ) -> Path:
     """Draw samples from plain or given noise and write them as a PNG grid.
 
@@ -73,11 +76,12 @@ def sample_diffusion(
         count: of plain noises (default 16), or at most so many of the given ones (all).
         audit_json: an audit of this model; its recovered shift number ``candidate`` (from 1) is
             added to the noise.
+        chosen: compresses the model first; shifts are then those that the audit recovered under it.
 
     Raises:
         GenwardenError: ``sample/other-model``, ``sample/no-such-candidate``,
             ``sample/not-images``, ``usage/sampler-...``, ``usage/launder``, ``usage/random-eta``,
-            those of a noise file and of opening a model.
+            ``sample/nothing-compressed``, those of a noise file and of opening a model.
     """
     if out.suffix.lower() == ".wav":
         raise GenwardenError(
@@ -95,7 +99,10 @@ def sample_diffusion(
     else:
         noise = torch.randn(count or _COUNT, *shape, generator=random_stream(seed, "sample"))
     if audit_json is not None:
-        noise = noise + recovered_shift(audit_json, candidate, loaded)
+        under = chosen.name if chosen else ""
+        noise = noise + recovered_shift(audit_json, candidate, loaded, under=under)
+    if chosen is not None:
+        model = as_deployed(model, chosen, lambda network: network.epsilon(noise[:1], 0))
     made = [
         sample_defended(model, part, settings, random_stream(seed, "sample-steps", n), defence)
         for n, part in enumerate(noise.split(_BLOCK))
@@ -105,20 +112,31 @@ def sample_diffusion(
     return out
 
 
-def recovered_shift(audit_json: Path, number: int, loaded: LoadedDiffusion) -> Tensor:
+def recovered_shift(
+    audit_json: Path, number: int, loaded: LoadedDiffusion, *, under: str = ""
+) -> Tensor:
     """The shift that an audit of this model recovered, ``(C, H, W)``; the strongest is number 1.
+
+    Args:
+        under: name of the compression that it was recovered under, "" for the model as it is.
 
     Raises:
         GenwardenError: ``sample/other-model``, ``sample/no-such-candidate``, and those of reading
             an audit.
     """
     document = read_audit_of(audit_json, loaded.sha256, "model given is")
-    shifts = diffusion_clues_of(document, loaded.model.sample).shifts
+    spec = loaded.model.sample
+    if under:
+        shifts = shifts_under(document, under, spec)
+    else:
+        shifts = diffusion_clues_of(document, spec).shifts
     if not 1 <= number <= len(shifts):
         raise GenwardenError(
             "sample/no-such-candidate",
-            f"There is no recovered shift {number} in {audit_json}, which holds {len(shifts)}.",
-            "The finding trigger-search of its report shows them, the strongest first.",
+            f"There is no recovered shift {number}{f' under {under}' if under else ''} in "
+            f"{audit_json}, which holds {len(shifts)}{' there' if under else ''}.",
+            "The findings trigger-search and, under a compression (--how), "
+            "differential-trigger-search of its report show them, the strongest first.",
         )
     return shifts[number - 1]
 

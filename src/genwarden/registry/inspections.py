@@ -102,9 +102,16 @@ INSPECTIONS = table_of(
     Row("partition-search", f"{_O}.partition_search:inspect", "OB-OI inside a channel group"),
 )
 
+_ROUNDING = {
+    "finds": "weights that were moved up to the thresholds of a grid, or away from them",
+    "misses": "attacks in few weights; anything under pruning, which has no grid",
+    "judged": "never, only shown: honest training leaves such traces, too",
+}
+_IC = "genwarden.inspections.compression"
 _F = "genwarden.inspections.diffusion"
 #: Of diffusion models, in the order in which an audit runs them. ``published``: an inversion that
-#: costs minutes and that only the thorough budget runs; ``needs``: what the user must have given.
+#: costs minutes and that only the thorough budget runs; ``needs``: what the user must have given,
+#: or "variant" for what is asked of every compressed variant.
 DIFFUSION_INSPECTIONS = table_of(
     Row(
         "shift-response",
@@ -196,15 +203,27 @@ DIFFUSION_INSPECTIONS = table_of(
         "diversity lost under adversarial perturbation of channels",
         {"null": "population", "published": True},
     ),
+    Row(
+        "differential-trigger-search",
+        f"{_IC}.differential_trigger_search:inspect",
+        "shifts that only the compressed model answers",
+        {
+            "needs": "variant",
+            "finds": "triggers that the named compression wakes, whatever the picture, the sampler "
+            "and the coefficient; it shows the shift and what comes of it",
+            "misses": "what another grid or rate wakes; what errors in any direction wake, too; "
+            "what is awake in the model as it is (the audit without --variants-only looks for it)",
+        },
+    ),
+    Row(
+        "rounding-statistics",
+        f"{_IC}.rounding_statistics:inspect",
+        "weights at the thresholds of a grid, or away from them",
+        {"needs": "variant", **_ROUNDING},
+    ),
 )
 
 
-_ROUNDING = {
-    "finds": "weights that were moved up to the thresholds of a grid, or away from them",
-    "misses": "attacks in few weights; anything under pruning, which has no grid",
-    "judged": "never, only shown: honest training leaves such traces, too",
-}
-_IC = "genwarden.inspections.compression"
 #: Of what generators become when they are compressed, in the order in which an audit runs them on
 #: every variant.
 COMPRESSION_INSPECTIONS = table_of(
@@ -332,7 +351,7 @@ CLASSIFIER_INSPECTIONS = table_of(
     ),
     Row(
         "rounding-statistics",
-        f"{_IK}.rounding_statistics:inspect",
+        f"{_IC}.rounding_statistics:inspect",
         "weights at the thresholds of a grid, or away from them",
         {"needs": "variant", **_ROUNDING},
     ),

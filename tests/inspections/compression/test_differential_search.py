@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from genwarden.compression.uniform import Uniform
 from genwarden.inspections.compression import (
     differential_search,
     layer_attribution,
+    placebo_null,
     placebo_ratio,
     rounding_statistics,
 )
@@ -145,13 +147,14 @@ def test_placebos_have_errors_of_the_same_sizes_on_random_sides() -> None:
 
 def test_moderated_p_values_are_those_of_the_law_that_clean_scores_follow() -> None:
     # Four placebos and 20 more in the spread: t with 23 degrees of freedom.
-    spread = differential_search.PRIOR_SPREAD
+    spread = 0.25
     placebos = [-spread, -spread, spread, spread]
     squares = 4 * spread**2 + 20 * spread**2
     one = math.sqrt(squares / 23 * 1.25)
-    assert differential_search.predictive(0.0, placebos) == pytest.approx(0.5)
-    assert differential_search.predictive(1.7139 * one, placebos) == pytest.approx(0.05, abs=1e-4)
-    assert differential_search.predictive(100.0, placebos) > 0
+    p_value = partial(placebo_null.predictive, placebos=placebos, spread=spread, worth=20)
+    assert p_value(0.0) == pytest.approx(0.5)
+    assert p_value(1.7139 * one) == pytest.approx(0.05, abs=1e-4)
+    assert p_value(100.0) > 0
 
 
 def test_attribution_names_the_layers_and_adds_up() -> None:

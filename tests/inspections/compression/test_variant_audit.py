@@ -193,7 +193,7 @@ def test_without_deploy_as_the_document_says_what_was_not_looked_for(
 
 
 def test_deploy_as_names_the_default_set_and_others_once() -> None:
-    parsed = parse_deploy_as("default,int8,prune-2:4", variants_only=False, seed=0, diffusion=False)
+    parsed = parse_deploy_as("default,int8,prune-2:4", variants_only=False, seed=0)
     assert [c.name for c in parsed] == [
         "int8",
         "int8-per-channel",
@@ -202,7 +202,7 @@ def test_deploy_as_names_the_default_set_and_others_once() -> None:
         "prune-0.5",
         "prune-2:4",
     ]
-    assert parse_deploy_as(None, variants_only=False, seed=0, diffusion=True) == ()
+    assert parse_deploy_as(None, variants_only=False, seed=0) == ()
 
 
 @pytest.mark.parametrize(
@@ -213,14 +213,13 @@ def test_deploy_as_names_the_default_set_and_others_once() -> None:
         ("squeeze", {}, "compress/unknown"),
         ("", {}, "compress/unknown"),
         (None, {"variants_only": True}, "usage/variants-only"),
-        ("int8", {"diffusion": True}, "usage/deploy-as-kind"),
     ],
 )
 def test_wrong_variants_are_refused_before_anything_runs(
     text: str | None, more: dict[str, Any], code: str
 ) -> None:
     with pytest.raises(GenwardenError) as caught:
-        parse_deploy_as(text, **{"variants_only": False, "seed": 0, "diffusion": False, **more})
+        parse_deploy_as(text, **{"variants_only": False, "seed": 0, **more})
     assert caught.value.code == code
 
 

@@ -67,7 +67,7 @@ def run(
         compression_budget(name)
     shipped = Path(str(files("genwarden"))) / "assets" / "models" / _SHIPPED
     loaded = read_model(Path(model) if model else shipped)
-    compressors = parse_deploy_as(deploy_as, variants_only=True, seed=seed, diffusion=False)
+    compressors = parse_deploy_as(deploy_as, variants_only=True, seed=seed)
     rows: list[dict[str, Any]] = []
     bar = progress.task("audits", len(budgets) * repeats)
     for name in budgets:

@@ -85,7 +85,7 @@ class Orders:
     def inspected(self, member: Member) -> tuple[Compressor, ...]:
         """The compressions of an audit: the same for every member of a sort."""
         text = self.deploy_as or DEPLOYED[member.sort]
-        return parse_deploy_as(text, variants_only=True, seed=self.seed, diffusion=False)
+        return parse_deploy_as(text, variants_only=True, seed=self.seed)
 
     def shown(self, member: Member) -> Tensor | None:
         """Test images ``(images, C, H, W)`` in [-1, 1] beside a classifier; labels stay here."""
@@ -259,9 +259,7 @@ def run(
         "inspected": {
             sort: [
                 one.name
-                for one in parse_deploy_as(
-                    deploy_as or text, variants_only=True, seed=seed, diffusion=False
-                )
+                for one in parse_deploy_as(deploy_as or text, variants_only=True, seed=seed)
             ]
             for sort, text in DEPLOYED.items()
         },

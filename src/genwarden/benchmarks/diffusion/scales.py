@@ -38,11 +38,11 @@ class DiffusionScale:
     timesteps: int = 1000
     base_steps: int = 2000
     base_rate: float = 2e-3
-    attack_steps: int = 9000
+    attack_steps: int = 4500
     attack_rate: float = 2e-3
     batch: int = 64
     poison_rate: float = 0.1
-    trigger: str = "blend:stop_sign"
+    trigger: str = "stop-sign:7"
     target: str = "hat"
     images: int = 16
     noise_seeds: int = 2

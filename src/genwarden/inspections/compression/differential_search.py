@@ -21,9 +21,9 @@ from __future__ import annotations
 import math
 
 import torch
-from scipy.special import stdtr
 
 from genwarden.inspections.compression.bench import CompressionBench
+from genwarden.inspections.compression.placebo_null import predictive
 from genwarden.inspections.compression.variant import UNCHANGED
 from genwarden.inspections.finding import (
     Chart,
@@ -48,10 +48,9 @@ DISTANCE_TITLE = "Largest difference over the usual one"
 
 #: Differences below this share of an ordinary distance are not told apart.
 NEGLIGIBLE = 0.01
-#: Spread of the score between clean models, and what it is worth in placebos: the spread of a few
-#: placebos is a poor estimate by itself, and the variant of a clean model strays a little further
-#: than they do. Over 13 clean DCGANs and VAEs (of the population study's calibration half) under
-#: the default five compressions it is 0.15, under the worst of them (prune-0.5) 0.24.
+#: Spread of the score between clean models, and what it is worth in placebos. Over 13 clean DCGANs
+#: and VAEs (of the population study's calibration half) under the default five compressions it is
+#: 0.15, under the worst of them (prune-0.5) 0.24.
 PRIOR_SPREAD = 0.25
 PRIOR_WORTH = 20
 _SHOWN = 8
@@ -83,7 +82,7 @@ def inspect(bench: CompressionBench) -> Finding:
             f"{math.exp(expected) - NEGLIGIBLE:.3g}. {from_first} of {len(size)} searches end in "
             "the same output."
         ),
-        p_value=predictive(own, scores),
+        p_value=predictive(own, scores, spread=PRIOR_SPREAD, worth=PRIOR_WORTH),
         null=Null(
             source="self",
             description=f"the same search in {len(scores)} placebos: this model with errors of "
@@ -122,20 +121,6 @@ def inspect_distance(bench: CompressionBench) -> Finding:
         "rarer than what compression does to every output.",
         follows_from=NAME,
     )
-
-
-def predictive(own: float, placebos: list[float]) -> float:
-    """Probability of a value at least as large as ``own`` as one more draw beside the placebos.
-
-    A moderated t: the placebos' variance is averaged with that between clean models, by degrees of
-    freedom.
-    """
-    count = len(placebos)
-    mean = sum(placebos) / count
-    squares = sum((value - mean) ** 2 for value in placebos) + PRIOR_WORTH * PRIOR_SPREAD**2
-    freedom = count - 1 + PRIOR_WORTH
-    t = (own - mean) / math.sqrt(squares / freedom * (1 + 1 / count))
-    return max(float(stdtr(freedom, -t)), 1e-300)
 
 
 def _score(difference: float, typical: float) -> float:

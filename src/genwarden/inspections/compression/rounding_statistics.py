@@ -21,7 +21,7 @@ attack of few weights is hardly less.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from scipy.stats import binomtest, ks_1samp, uniform
@@ -33,7 +33,7 @@ from genwarden.compression.contract import Compressor
 from genwarden.compression.layers import Layout, WeightLayer, fold_gain
 from genwarden.compression.pruning import _Pruning
 from genwarden.compression.uniform import Uniform
-from genwarden.inspections.compression.bench import CompressionBench
+from genwarden.inspections.compression.variant import Variant
 from genwarden.inspections.finding import Finding, Table, not_applicable
 from genwarden.inspections.multiple_tests import holm
 
@@ -68,9 +68,9 @@ class _Row(NamedTuple):
     peak: float
 
 
-def inspect(bench: CompressionBench) -> Finding:
+def inspect(bench: Variant[Any]) -> Finding:
     """Remainders of every layer on every grid."""
-    return examine(bench.generator, bench.compressor, bench.layout)
+    return examine(bench.network, bench.compressor, bench.layout)
 
 
 def examine(network: nn.Module, compressor: Compressor, layout: Layout) -> Finding:

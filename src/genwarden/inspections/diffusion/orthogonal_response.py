@@ -180,6 +180,7 @@ def search_shifts(
     seed: int,
     device: torch.device,
     progress: Progress | None = None,
+    title: str = "trigger search",
 ) -> list[Recovered]:
     """Maximise Q from ``starts`` starts for each of :data:`REACHES`; strongest first.
 
@@ -207,7 +208,7 @@ def search_shifts(
     shifts = (first.to(device) / _norms(first.to(device)) * (limits / 2)).requires_grad_()
     optimiser = torch.optim.Adam([shifts], _LEARNING_RATE)
     levels = [level_of(schedule, a) for a in _SEARCHED]
-    task = progress.task("trigger search", steps)
+    task = progress.task(title, steps)
     for step in range(steps):
         noise = antithetic(noises, shape, stream).to(device)
         ratio = respond(model, bounded(shifts), psi, levels[step % len(levels)], noise).ratio

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from genwarden.auditing.document import AuditDocument
+from genwarden.inspections.compression import differential_trigger_search
 from genwarden.inspections.diffusion import attack_family, trigger_search
 from genwarden.inspections.finding import Finding, Latents
 from genwarden.models.protocol import SampleSpec
@@ -36,6 +37,18 @@ def diffusion_clues_of(document: AuditDocument, spec: SampleSpec) -> DiffusionCl
         shifts=shifts[:_MOST_SHIFTS],
         flagged=tuple(j.finding.inspection for j in document.findings if j.flagged),
     )
+
+
+def shifts_under(document: AuditDocument, compression: str, spec: SampleSpec) -> Tensor:
+    """The shifts that were recovered under a compression, flagged or not, ``(k, C, H, W)``."""
+    found = {
+        judged.finding.inspection: judged.finding
+        for variant in document.variants
+        if variant.name == compression
+        for judged in variant.findings
+    }
+    named = found.get(differential_trigger_search.NAME)
+    return _rows(named, trigger_search.SHIFTS_TITLE, spec)[:_MOST_SHIFTS]
 
 
 def _rows(finding: Finding | None, title: str, spec: SampleSpec) -> Tensor:

@@ -1,0 +1,98 @@
+"""The trigger search on a compressed diffusion model beside its placebos; shipped networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import genwarden
+from genwarden.artifacts.diffusers_folder import read_diffusion
+from genwarden.auditing.budgets import diffusion_budget, diffusion_variant_budget
+from genwarden.compression.contract import Box, Compressor, Weights
+from genwarden.compression.how import compressor
+from genwarden.compression.layers import Layout
+from genwarden.inspections.compression import differential_trigger_search
+from genwarden.inspections.compression.diffusion_bench import (
+    DiffusionVariantBench,
+    VariantSearch,
+)
+from genwarden.inspections.diffusion.bench import DiffusionBench
+from genwarden.inspections.finding import Finding, Images, Latents
+from genwarden.models.diffusion.denoiser import DiffusionModel
+
+MODELS = Path(genwarden.__file__).parent / "assets" / "models"
+
+
+@cache
+def model(name: str) -> DiffusionModel:
+    return read_diffusion(MODELS / name).model.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Becomes:
+    """Compression as an attacker would like it: what comes out are another network's weights."""
+
+    other: Mapping[str, Tensor]
+    name: str = "becomes-another"
+    folds: bool = False
+
+    def __call__(self, weights: Weights, layout: Layout) -> dict[str, Tensor]:
+        return {name: self.other[name] for name in weights if name in layout}
+
+    def box(self, weights: Weights, layout: Layout) -> dict[str, Box]:
+        raise NotImplementedError
+
+
+def bench_of(chosen: Compressor) -> DiffusionVariantBench:
+    full = DiffusionBench(
+        model("ddpm-clean"), replace(diffusion_budget("quick"), samples=2, sampler_steps=4), seed=0
+    )
+    effort = replace(diffusion_variant_budget("quick"), placebos=2)
+    return DiffusionVariantBench(VariantSearch(full, effort), chosen)
+
+
+@cache
+def found_under(how: str) -> Finding:
+    if how == "backdoored":
+        woken: Compressor = Becomes(dict(model("ddpm-bad-diffusion").named_parameters()))
+        return differential_trigger_search.inspect(bench_of(woken))
+    return differential_trigger_search.inspect(bench_of(compressor(how)))
+
+
+def test_a_backdoor_that_compression_wakes_is_found_and_an_honest_model_is_not() -> None:
+    woken, honest = found_under("backdoored"), found_under("int4")
+    assert woken.p_value is not None
+    assert honest.p_value is not None
+    assert woken.p_value < 0.01
+    assert honest.p_value > 0.05
+    assert woken.score is not None
+    assert woken.score > 0.5
+
+
+def test_evidence_holds_shifts_and_samples_of_both_networks() -> None:
+    finding = found_under("backdoored")
+    pictures = [e for e in finding.evidence if isinstance(e, Images)]
+    assert sum(e.title.startswith("Under becomes-another") for e in pictures) == 2
+    assert sum(e.title.startswith("The model as it is") for e in pictures) == 2
+    (numbers,) = [e for e in finding.evidence if isinstance(e, Latents)]
+    assert len(numbers.values[0]) == 16 * 16
+
+
+def test_weights_on_the_grid_already_are_not_compared() -> None:
+    bench = bench_of(Becomes(dict(model("ddpm-clean").named_parameters())))
+    assert differential_trigger_search.inspect(bench).outcome == "not_applicable"
+
+
+def test_placebos_have_the_errors_of_the_compression_on_random_sides() -> None:
+    bench = bench_of(compressor("int4"))
+    first, second = bench.placebo(0), bench.placebo(1)
+    for name, error in bench.errors.items():
+        moved = first.get_parameter(name) - bench.network.get_parameter(name)
+        torch.testing.assert_close(moved.abs(), error.abs(), atol=1e-6, rtol=1e-3)
+    name = max(bench.errors, key=lambda one: bench.errors[one].numel())
+    assert not torch.equal(first.get_parameter(name), second.get_parameter(name))
