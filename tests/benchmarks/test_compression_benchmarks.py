@@ -668,3 +668,32 @@ def test_a_base_says_what_its_variants_are_called() -> None:
     further = Further("quantisation-aware", "int4")
     assert further.name == "quantisation-aware-int4"
     assert replace(further, how="").name == "quantisation-aware"
+
+
+@pytest.mark.slow
+def test_sleeping_diffusion_models_are_made_once_and_audited_beside_honest_ones(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = replace(
+        budgets.DIFFUSION_VARIANT_BUDGETS["quick"], steps=1, noises=2, probe_noises=2, placebos=1
+    )
+    monkeypatch.setitem(budgets.DIFFUSION_VARIANT_BUDGETS, "quick", tiny)
+    given: dict[str, Any] = {"data": str(data), "only": "int4", "deploy_as": "int4", "steps": 1}
+    found = run_recipe("compression-diffusion", tmp_path, **given)
+    assert [(row["model"], row["how"]) for row in found["rows"]] == [
+        ("ddpm-clean", ""),
+        ("ddpm-bad-diffusion", ""),
+        ("dormant-box-diffusion", "int4"),
+    ]
+    assert all(set(row["by_variant"]) == {"int4"} for row in found["rows"])
+    titles = tables_of("compression-diffusion", found)
+    ((how, _, compressed, _, reached, _),) = titles["Diffusion models that compression wakes"].rows
+    assert (how, reached) == ("int4", "no")  # one step wakes nothing
+    assert float(compressed) > 0.01
+    # Kept models and audits are used again; other settings are not mixed with them.
+    again = run_recipe("compression-diffusion", tmp_path, **{**given, "data": None})
+    assert again["rows"] == found["rows"]
+    with pytest.raises(GenwardenError, match="other settings"):
+        run_recipe("compression-diffusion", tmp_path, **{**given, "steps": 2})
+    with pytest.raises(GenwardenError, match="int3"):
+        run_recipe("compression-diffusion", tmp_path, only="int3")

@@ -162,6 +162,12 @@ RECIPES = table_of(
         {"tables": f"{_B}.compression.audit_cost:tables"},
     ),
     Row(
+        "compression-diffusion",
+        f"{_B}.compression.diffusion:run",
+        "diffusion models that compression wakes: attacks and audits",
+        {"tables": f"{_B}.compression.diffusion:tables"},
+    ),
+    Row(
         "crash-safety",
         f"{_B}.robustness.crash_safety:run",
         "commands killed at random moments, and what they leave",
