@@ -206,6 +206,8 @@ def run_benchmark(
         default = {"scale": "small", "workers": 1, "restart": False}
         chosen = {key: value for key, value in given.items() if value != default.get(key)}
         taken = inspect.signature(method).parameters
+        if "cells" in chosen and "only" in taken:
+            options = {"only": chosen.pop("cells"), **options}
         for_cells = ("cells", "cache", "publish")
         extra = [key for key in chosen if key not in taken or key in for_cells]
         if far and "workers" not in taken:

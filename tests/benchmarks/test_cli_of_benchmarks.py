@@ -88,6 +88,11 @@ def test_recipe_without_cells_refuses_what_it_does_not_take(tmp_path: Path) -> N
         _run("nothing", tmp_path)
 
 
+def test_cells_choose_in_studies_that_call_it_only(tmp_path: Path) -> None:
+    with pytest.raises(GenwardenError, match="No cell of diffusion-samplers matches 'nobody'"):
+        _run("diffusion-samplers", tmp_path, scale="smoke", cells="nobody")
+
+
 def test_an_engine_is_not_started_for_what_cannot_be_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

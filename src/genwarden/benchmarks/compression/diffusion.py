@@ -27,6 +27,7 @@ from genwarden.attacks.diffusion.run import DiffusionAttackPlan, attack_diffusio
 from genwarden.auditing.audit_diffusion import DiffusionRequest, audit_diffusion
 from genwarden.auditing.budgets import diffusion_variant_budget
 from genwarden.auditing.document import AuditDocument
+from genwarden.benchmarks.choosing import matching
 from genwarden.benchmarks.repairs.run import command_of, result_head
 from genwarden.benchmarks.store import write_result
 from genwarden.benchmarks.tables import Table
@@ -51,6 +52,11 @@ class Sleeper:
     how: str
     settings: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def key(self) -> str:
+        """By which a user chooses it."""
+        return self.how
+
 
 SLEEPERS: Final = (
     Sleeper("int4"),
@@ -67,7 +73,7 @@ def run(
     seed: int,
     device: torch.device,
     progress: Progress,
-    only: str = "",
+    only: str = "*",
     honest: str = "",
     budget: str = "quick",
     deploy_as: str = DEFAULT,
@@ -77,26 +83,20 @@ def run(
 
     Args:
         data: folder that holds mnist.
-        only: of the attacked models these, by compression, joined by ``+``; all if empty.
+        only: shell patterns of compressions, joined by commas: of the attacked models these.
         honest: more clean models, joined by ``+``.
         budget: of the audits.
         deploy_as: the compressions that every model is audited under.
         steps: of stage 1 in place of the recipe's own (for a try).
 
     Raises:
-        GenwardenError: ``benchmark/data-missing``, ``benchmark/option``, ``usage/budget``, and
-            those of attacks and of opening models.
+        GenwardenError: ``benchmark/no-cells``, ``benchmark/data-missing``,
+            ``benchmark/other-orders``, ``usage/budget``, and those of attacks and of opening
+            models.
     """
     require_writable_folder(out)
     diffusion_variant_budget(budget)
-    chosen = only.split("+") if only else [one.how for one in SLEEPERS]
-    unknown = set(chosen) - {one.how for one in SLEEPERS}
-    if unknown:
-        raise GenwardenError(
-            "benchmark/option",
-            f"The recipe makes no model for {', '.join(sorted(unknown))}.",
-            f"Choose of {'+'.join(one.how for one in SLEEPERS)}.",
-        )
+    chosen = matching(SLEEPERS, only, "sleeping model")
     compressors = parse_deploy_as(deploy_as, variants_only=True, seed=seed)
     request = DiffusionRequest(
         budget=budget, seed=seed, device=device, deploy_as=compressors, variants_only=True
@@ -109,9 +109,7 @@ def run(
         *map(Path, filter(None, honest.split("+"))),
     ]:
         rows.append({"model": folder.name, "how": "", **_audited(folder, request, out, progress)})
-    for sleeper in SLEEPERS:
-        if sleeper.how not in chosen:
-            continue
+    for sleeper in chosen:
         folder = out / "models" / sleeper.how
         _make(sleeper, shipped / "ddpm-clean", folder, data, seed, steps, progress, device)
         facts = json.loads((folder / "attack.json").read_text("utf-8"))
@@ -127,7 +125,7 @@ def run(
             }
         )
     options = {
-        "only": only,
+        "only": only if only != "*" else "",
         "honest": honest and "HONEST",
         "budget": budget if budget != "quick" else "",
         "deploy_as": deploy_as if deploy_as != DEFAULT else "",
