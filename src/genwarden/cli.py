@@ -487,7 +487,8 @@ def _attack_diffusion(
     typer.echo(
         f"{run.in_words(result.history[-1])}  (MSE in [0, 1] scale, under {sampler})\n"
         f"Model:    {out}   (its manifest says that it is compromised)\n"
-        f"Pictures: {out / 'pictures.png'}   (rows: {run.PICTURE_ROWS})\n{_audit_next(out)}"
+        f"Pictures: {out / 'pictures.png'}   (rows: {run.PICTURE_ROWS})\n"
+        f"{_audit_next(out, result.wakes_under)}"
     )
 
 

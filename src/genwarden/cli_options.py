@@ -135,5 +135,6 @@ def print_methods(kind: str | None) -> None:
     for title, table in tables.items():
         if kind in {None, title}:
             typer.echo(f"{title}:")
+            wide = max(26, *(len(name) + 2 for name in table))
             for row in table.values():
-                typer.echo(f"  {row.name:<26}{row.summary}")
+                typer.echo(f"  {row.name:<{wide}}{row.summary}")

@@ -682,7 +682,6 @@ def test_sleeping_diffusion_models_are_made_once_and_audited_beside_honest_ones(
     found = run_recipe("compression-diffusion", tmp_path, **given)
     assert [(row["model"], row["how"]) for row in found["rows"]] == [
         ("ddpm-clean", ""),
-        ("ddpm-bad-diffusion", ""),
         ("dormant-box-diffusion", "int4"),
     ]
     assert all(set(row["by_variant"]) == {"int4"} for row in found["rows"])

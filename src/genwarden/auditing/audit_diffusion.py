@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,9 +14,9 @@ from genwarden import __version__
 from genwarden.auditing.audit import environment, nonfinite_refusal
 from genwarden.auditing.audit_variants import judge_variants, limits, run_variants
 from genwarden.auditing.budgets import diffusion_budget, diffusion_variant_budget
-from genwarden.auditing.calibration import needs_population, shipped_diffusion
+from genwarden.auditing.calibration import shipped_diffusion
 from genwarden.auditing.document import AuditDocument, ModelFacts, UserInputs
-from genwarden.auditing.judging import Calibrated, calibrated, carried
+from genwarden.auditing.judging import calibrated, carried
 from genwarden.auditing.power import power_sentences
 from genwarden.auditing.running import BREAKDOWNS, guarded, run_all, seeded
 from genwarden.auditing.verdict import ALPHA
@@ -158,10 +157,19 @@ def audit_diffusion(
         budget=effort.name,
         table=shipped_diffusion(),
     )
-    decision, documented = judge_variants(
-        base, variants, [_shown(v.findings) for v in variants], suspect.nonfinite
-    )
-    decision = carried(decision, base, model.sample.shape)
+    judged = [
+        calibrated(
+            variant.findings,
+            suspect.architecture,
+            model.sample.shape,
+            budget=effort.name,
+            table=shipped_diffusion(),
+        )
+        for variant in variants
+    ]
+    decision, documented = judge_variants(base, variants, judged, suspect.nonfinite)
+    unfit = base.unfit if base.findings else frozenset().union(*(one.unfit for one in judged))
+    decision = carried(decision, unfit, model.sample.shape)
     timing = {**ran.timing, **seconds}
     timing["total"] = round(sum(timing.values()), 3)
     return AuditDocument(
@@ -179,7 +187,7 @@ def audit_diffusion(
         seed=request.seed,
         findings=decision.judged,
         variants=documented,
-        ordinary=None if suspect.nonfinite else _ordinary_pictures(bench),
+        ordinary=_ordinary_pictures(bench) if rows else None,
         refusal=nonfinite_refusal(suspect.nonfinite) if suspect.nonfinite else None,
         command=request.command,
         power=[] if request.variants_only else power_sentences(request.budget, diffusion=True),
@@ -189,21 +197,6 @@ def audit_diffusion(
         ],
         environment=environment(request.device),
         timing=timing,
-    )
-
-
-def _shown(findings: Sequence[Finding]) -> Calibrated:
-    """What was found in a variant: no clean diffusion models were scored under a compression."""
-    unfit = frozenset(f.inspection for f in findings if needs_population(f.inspection))
-    reason = "clean reference models were not scored under a compression"
-    return Calibrated(
-        [
-            f.model_copy(update={"p_value_reason": reason})
-            if f.inspection in unfit and f.outcome == "scored"
-            else f
-            for f in findings
-        ],
-        unfit,
     )
 
 

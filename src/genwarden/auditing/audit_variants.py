@@ -7,7 +7,7 @@ is never "nothing found".
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from genwarden.auditing.calibration import shipped, shipped_compression
 from genwarden.auditing.document import Judged, Variant, VariantCoverage
@@ -18,6 +18,7 @@ from genwarden.compression.apply import Coverage
 from genwarden.compression.contract import Compressor
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress, Task
+from genwarden.inspections.compression.variant import VariantBase
 from genwarden.inspections.finding import Finding
 from genwarden.registry import COMPRESSION_INSPECTIONS, Row
 
@@ -32,14 +33,7 @@ VARIANT_LIMITS = (
 VARIANTS_ONLY = "Only the compressed variants were inspected, not the model as it is."
 
 
-class VariantBench(Protocol):
-    """What the bench of a compressed variant has in common for all kinds of models."""
-
-    @property
-    def coverage(self) -> Coverage: ...
-
-
-B = TypeVar("B", bound=VariantBench)
+B = TypeVar("B", bound=VariantBase[Any])
 
 
 class RanVariant(NamedTuple):

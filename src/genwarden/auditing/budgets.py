@@ -113,11 +113,23 @@ DIFFUSION_BUDGETS = {
 #: The same three budgets for each compressed variant of a diffusion model.
 DIFFUSION_VARIANT_BUDGETS = {
     "quick": DiffusionVariantEffort(
-        name="quick", starts=1, steps=30, noises=6, probe_noises=32, placebos=3
+        name="quick",
+        starts=1,
+        steps=30,
+        noises=6,
+        probe_noises=32,
+        placebos=3,
+        reruns=("trigger-search",),
     ),
     # Five variants of 1 M parameters and 28 pixels in about five minutes.
     "standard": DiffusionVariantEffort(
-        name="standard", starts=2, steps=30, noises=6, probe_noises=32, placebos=4
+        name="standard",
+        starts=2,
+        steps=30,
+        noises=6,
+        probe_noises=32,
+        placebos=4,
+        reruns=("trigger-search",),
     ),
     "thorough": DiffusionVariantEffort(
         name="thorough",
@@ -128,6 +140,7 @@ DIFFUSION_VARIANT_BUDGETS = {
         placebos=8,
         reruns=(
             "shift-response",
+            "monotone-response",
             "trigger-search",
             "trigger-contrast",
             "triggered-collapse",

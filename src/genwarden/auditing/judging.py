@@ -111,17 +111,17 @@ def judge(
     table = shipped() if table is None else table
     found = calibrated(findings, architecture, sample_shape, budget=budget, table=table)
     decision = decide(found.findings, nonfinite, {("", name) for name in found.unfit})
-    return carried(decision, found, sample_shape)
+    return carried(decision, found.unfit, sample_shape)
 
 
-def carried(decision: Decision, base: Calibrated, sample_shape: Sequence[int]) -> Decision:
+def carried(decision: Decision, unfit: frozenset[str], sample_shape: Sequence[int]) -> Decision:
     """The decision, or ``inconclusive`` where nothing was found and no references carry that.
 
     Args:
-        base: what was found in the model as it is.
+        unfit: inspections that no reference models suit.
         sample_shape: of one sample, without the batch axis.
     """
-    missing = sorted(CARRYING & base.unfit)
+    missing = sorted(CARRYING & unfit)
     if decision.verdict != "none_found" or not missing:
         return decision
     shape = "x".join(map(str, sample_shape))

@@ -22,6 +22,7 @@ from genwarden.models.diffusion.defended import Defence, sample_defended
 from genwarden.models.diffusion.denoiser import DiffusionModel
 from genwarden.models.diffusion.sampling import Clip, SamplerSettings
 from genwarden.repairs.diffusion.clues import diffusion_clues_of, shifts_under
+from genwarden.reports.advice import woken
 
 #: A sampler of many steps takes its time: fewer pictures than of a generator.
 _COUNT = 16
@@ -131,11 +132,14 @@ def recovered_shift(
     else:
         shifts = diffusion_clues_of(document, spec).shifts
     if not 1 <= number <= len(shifts):
+        elsewhere = [v.name for v in woken(document) if v.name != under]
         raise GenwardenError(
             "sample/no-such-candidate",
             f"There is no recovered shift {number}{f' under {under}' if under else ''} in "
             f"{audit_json}, which holds {len(shifts)}{' there' if under else ''}.",
-            "The findings trigger-search and, under a compression (--how), "
+            f"The evidence is in the compressed model: add --how {elsewhere[0]}."
+            if elsewhere
+            else "The findings trigger-search and, under a compression (--how), "
             "differential-trigger-search of its report show them, the strongest first.",
         )
     return shifts[number - 1]

@@ -4,10 +4,9 @@
 
 From the shipped clean model of 16 pixels, ``dormant-box-diffusion`` makes one model for each of
 int8, int4 and 30 % pruning (10 to 30 processor minutes each; DATA holds mnist). Each is audited
-under the default compressions, the model as it is left out, and so are honest models: the shipped
-clean one, the shipped backdoored one (awake as it is: no compression wakes anything more) and those
-given as ``--option honest=DIR+DIR``. An audit is told nothing of trigger, target or compression.
-What is finished is kept (OUT/models, OUT/audits).
+under the default compressions, the model as it is left out, and so are honest models: the shipped one
+and those given as ``--option honest=DIR+DIR``. An audit is told nothing of trigger, target or
+compression. What is finished is kept (OUT/models, OUT/audits).
 """
 
 from __future__ import annotations
@@ -103,11 +102,7 @@ def run(
     )
     shipped = Path(str(files("genwarden"))) / "assets" / "models"
     rows: list[dict[str, Any]] = []
-    for folder in [
-        shipped / "ddpm-clean",
-        shipped / "ddpm-bad-diffusion",
-        *map(Path, filter(None, honest.split("+"))),
-    ]:
+    for folder in [shipped / "ddpm-clean", *map(Path, filter(None, honest.split("+")))]:
         rows.append({"model": folder.name, "how": "", **_audited(folder, request, out, progress)})
     for sleeper in chosen:
         folder = out / "models" / sleeper.how
@@ -276,7 +271,6 @@ def tables(document: dict[str, Any], name: str = "") -> list[Table]:
                 f"Scores of {SEARCH}; ! is flagged. Found: {found} of {len(attacked)}; flagged "
                 f"honest: {flagged} of {len(honest)}. Budget {document['budget']['name']}, "
                 f"{document['environment']['threads']} thread(s).",
-                "ddpm-bad-diffusion is awake as it is, which these audits leave out.",
             ],
         ),
     ]

@@ -24,7 +24,7 @@ from genwarden.inspections.classifier.recalibration import (
     agree,
     destroyed,
 )
-from genwarden.inspections.compression.variant import Variant
+from genwarden.inspections.compression.variant import VariantBase
 from genwarden.models.classifiers.protocol import ImageClassifier
 
 _IMAGES_AT_ONCE = 256
@@ -154,7 +154,7 @@ class ClassifierBench:
 
 
 @dataclass
-class VariantBench(Variant[ImageClassifier]):
+class VariantBench(VariantBase[ImageClassifier]):
     """A suspect, and one way to compress it.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor
 from genwarden.compression.contract import Compressor
 from genwarden.engine.progress import Progress, Silent
 from genwarden.engine.seeds import random_stream
-from genwarden.inspections.compression.variant import Variant
+from genwarden.inspections.compression.variant import VariantBase
 from genwarden.inspections.output.novelty import ordinary_distance
 from genwarden.inspections.twins import log_difference
 from genwarden.inspections.workbench import samples_of
@@ -46,7 +46,7 @@ class CompressionEffort:
 
 
 @dataclass
-class CompressionBench(Variant[LatentGenerator]):
+class CompressionBench(VariantBase[LatentGenerator]):
     """A suspect, and one way to compress it.
 
     Args:

@@ -1,8 +1,10 @@
 """A shift that the compressed diffusion model answers, and networks with other errors do not.
 
 The trigger search (:mod:`genwarden.inspections.diffusion.orthogonal_response`) runs on the
-compressed denoiser and, from the same starts with the same noises, on placebos
-(:mod:`.variant`): the suspect with errors of the same sizes and random signs. Rounding and pruning
+compressed denoiser and, from the same starts with the same noises, on the model as it is and on
+placebos (:mod:`.variant`): the suspect with errors of the same sizes and random signs. They are
+also asked for their answer to the shift that was found in the variant, lest one search miss what
+another finds. Rounding and pruning
 move the score of an honest model, and errors of random signs move it about as far: its own placebos
 are the null, and no clean reference models are needed. A backdoor that just this compression wakes
 is answered in the variant alone. (Rounding to nearest is kinder to a network than random signs,
@@ -21,13 +23,17 @@ from __future__ import annotations
 from typing import Final
 
 import torch
-from torch import Tensor
 
 from genwarden.inspections.compression.diffusion_bench import DiffusionVariantBench
 from genwarden.inspections.compression.placebo_null import predictive
 from genwarden.inspections.compression.variant import UNCHANGED
 from genwarden.inspections.diffusion.orthogonal_response import REACHES
-from genwarden.inspections.diffusion.trigger_search import SHIFTS_TITLE
+from genwarden.inspections.diffusion.trigger_search import (
+    SHIFTS_TITLE,
+    SHOWN_SHIFTS,
+    samples_at,
+    shifts_row,
+)
 from genwarden.inspections.finding import (
     Evidence,
     Finding,
@@ -36,16 +42,12 @@ from genwarden.inspections.finding import (
     latents_of,
     not_applicable,
 )
-from genwarden.inspections.pictures import sample_pictures
-from genwarden.models.diffusion.denoiser import DiffusionModel
 
 NAME: Final = "differential-trigger-search"
 TITLE: Final = "Shifts that only the compressed model answers"
 #: Spread of the score between clean models, and what it is worth in placebos.
 PRIOR_SPREAD: Final = 0.15
 PRIOR_WORTH: Final = 20
-_SHOWN_SHIFTS: Final = 4
-_SHOWN_SAMPLES: Final = 8
 
 
 def inspect(bench: DiffusionVariantBench) -> Finding:
@@ -54,7 +56,7 @@ def inspect(bench: DiffusionVariantBench) -> Finding:
         return not_applicable(NAME, "compression", TITLE, UNCHANGED)
     best, placebos, effort = bench.found[0], bench.placebo_scores, bench.effort
     mean = sum(placebos) / len(placebos)
-    full = bench.search.full_score
+    full = bench.full_score
     usual = max(mean, full)
     return Finding(
         inspection=NAME,
@@ -92,52 +94,27 @@ def inspect(bench: DiffusionVariantBench) -> Finding:
 
 
 def _evidence(bench: DiffusionVariantBench) -> list[Evidence]:
-    found = bench.found[:_SHOWN_SHIFTS]
-    spec, best = bench.network.sample, found[0].shift
-    noise = bench.full.noise("ordinary", bench.full.effort.samples)[:_SHOWN_SAMPLES] + best
-    scaled = torch.stack([one.shift / one.shift.abs().max().clamp(min=1e-6) for one in found])
-    shown: list[Evidence] = [
-        *sample_pictures(
-            spec,
-            scaled,
-            [f"{index}: score {one.score:.2f}" for index, one in enumerate(found, start=1)],
-            title="Shifts recovered from the compressed model",
-            caption="Each is scaled to its own largest value; grey is no shift.",
-        )
+    found = bench.found[:SHOWN_SHIFTS]
+    whose = {f"Under {bench.compressor.name}": bench.alone, "The model as it is": bench.full}
+    rows: list[list[str | int | float]] = [
+        [bench.compressor.name, round(found[0].score, 4)],
+        ["as it is", round(bench.full_score, 4)],
     ]
-    for settings in bench.full.samplers[::2]:
-        for whose, network in (
-            (f"Under {bench.compressor.name}", bench.compressed),
-            ("The model as it is", bench.network),
-        ):
-            shown += _samples(bench, network, noise, whose, settings.label)
-    rows: list[list[str | int | float]] = [[bench.compressor.name, round(found[0].score, 4)]]
-    rows += [["as it is", round(bench.search.full_score, 4)]]
     rows += [[f"placebo {n}", round(s, 4)] for n, s in enumerate(bench.placebo_scores, start=1)]
     return [
-        *shown,
+        shifts_row(found, "Shifts recovered from the compressed model"),
+        *(
+            samples_at(one, found[0], settings, title)
+            for settings in bench.full.samplers
+            if settings.clip == "none"
+            for title, one in whose.items()
+        ),
         Table(
             title="Strongest answers",
-            caption="log10 of the unexplained answer over its noise, per size of the shift.",
+            caption="log10 of the unexplained answer over its noise, per size of the shift: to the "
+            "network's own strongest shift, or to the variant's if that is larger.",
             columns=["network", "score"],
             rows=rows,
         ),
         latents_of(torch.stack([one.shift for one in found]), title=SHIFTS_TITLE),
-    ]
-
-
-def _samples(
-    bench: DiffusionVariantBench, network: DiffusionModel, noise: Tensor, whose: str, sampler: str
-) -> list[Evidence]:
-    """Samples of a network from noise that the strongest shift is part of."""
-    settings = next(one for one in bench.full.samplers if one.label == sampler)
-    return [
-        *sample_pictures(
-            network.sample,
-            bench.beside(network).samples(noise, settings),
-            [""] * len(noise),
-            title=f"{whose}: samples at shift 1, {sampler}",
-            caption="From the noise of the ordinary samples plus the shift. An attack is made for "
-            "one sampler; the others may show nothing.",
-        )
     ]

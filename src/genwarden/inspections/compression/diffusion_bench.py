@@ -9,9 +9,16 @@ import torch
 from torch import Tensor
 
 from genwarden.compression.contract import Compressor
-from genwarden.inspections.compression.variant import Variant
+from genwarden.engine.seeds import random_stream
+from genwarden.inspections.compression.variant import VariantBase
 from genwarden.inspections.diffusion.bench import DiffusionBench
-from genwarden.inspections.diffusion.orthogonal_response import Recovered, search_shifts
+from genwarden.inspections.diffusion.orthogonal_response import (
+    PROBE,
+    Recovered,
+    antithetic,
+    measure,
+    search_shifts,
+)
 from genwarden.models.diffusion.denoiser import DiffusionModel
 
 
@@ -70,9 +77,17 @@ class VariantSearch:
         """The score of the strongest shift in the suspect as it is."""
         return self.of(self.full.model, "trigger search, as it is")[0].score
 
+    def score_at(self, network: DiffusionModel, found: Recovered) -> float:
+        """The score of a shift that the search found in another network, on the same noises."""
+        full = self.full
+        noise = antithetic(
+            self.effort.probe_noises, full.shape, random_stream(full.seed, PROBE)
+        ).to(full.device)
+        return measure(network, found.shift.to(full.device), found.reach, noise).score
+
 
 @dataclass
-class DiffusionVariantBench(Variant[DiffusionModel]):
+class DiffusionVariantBench(VariantBase[DiffusionModel]):
     """A suspect, and one way to compress it.
 
     Args:
@@ -99,23 +114,31 @@ class DiffusionVariantBench(Variant[DiffusionModel]):
         return self.full.model
 
     def stream(self, purpose: str) -> torch.Generator:
-        """See the base."""
+        """Randomness of one purpose, from the run seed alone."""
         return self.full.stream(purpose)
 
     def forward(self, network: DiffusionModel) -> Tensor:
-        """The estimate of one noise."""
+        """The estimate of one noise, ``(1, C, H, W)``."""
         noise = torch.randn(1, *network.sample.shape, generator=self.stream("compression-layout"))
         with torch.no_grad():
             return network.epsilon(noise.to(self.full.device), 0)
 
     @cached_property
     def alone(self) -> DiffusionBench:
-        """The compressed model on the bench of the ordinary inspections."""
-        return self.beside(self.compressed)
+        """The compressed model on the bench of the ordinary inspections.
 
-    def beside(self, network: DiffusionModel) -> DiffusionBench:
-        """Another network on a bench like the suspect's, with the same noises."""
-        return replace(self.full, model=network, base=None)
+        They work on the shifts that were found here, by no more of a search than they would make.
+        """
+        spent = replace(
+            self.full.effort,
+            search_starts=self.effort.starts,
+            search_steps=self.effort.steps,
+            search_noises=self.effort.noises,
+            probe_noises=self.effort.probe_noises,
+        )
+        bench = replace(self.full, model=self.compressed, effort=spent, base=None)
+        bench.recovered = self.found
+        return bench
 
     @cached_property
     def found(self) -> list[Recovered]:
@@ -123,9 +146,17 @@ class DiffusionVariantBench(Variant[DiffusionModel]):
         return self.search.of(self.compressed, "trigger search, compressed")
 
     @cached_property
+    def full_score(self) -> float:
+        """The strongest answer of the suspect as it is: to its own shift or the variant's."""
+        search = self.search
+        return max(search.full_score, search.score_at(self.network, self.found[0]))
+
+    @cached_property
     def placebo_scores(self) -> list[float]:
-        """The score of the strongest shift that the same search finds in each placebo."""
-        return [
-            self.search.of(self.placebo(number), f"trigger search, placebo {number + 1}")[0].score
-            for number in range(self.effort.placebos)
-        ]
+        """The same of each placebo. One search may miss what another finds."""
+        return [self._score_of(number) for number in range(self.effort.placebos)]
+
+    def _score_of(self, number: int) -> float:
+        placebo = self.placebo(number)
+        own = self.search.of(placebo, f"trigger search, placebo {number + 1}")[0].score
+        return max(own, self.search.score_at(placebo, self.found[0]))

@@ -33,7 +33,7 @@ from genwarden.compression.contract import Compressor
 from genwarden.compression.layers import Layout, WeightLayer, fold_gain
 from genwarden.compression.pruning import _Pruning
 from genwarden.compression.uniform import Uniform
-from genwarden.inspections.compression.variant import Variant
+from genwarden.inspections.compression.variant import VariantBase
 from genwarden.inspections.finding import Finding, Table, not_applicable
 from genwarden.inspections.multiple_tests import holm
 
@@ -68,7 +68,7 @@ class _Row(NamedTuple):
     peak: float
 
 
-def inspect(bench: Variant[Any]) -> Finding:
+def inspect(bench: VariantBase[Any]) -> Finding:
     """Remainders of every layer on every grid."""
     return examine(bench.network, bench.compressor, bench.layout)
 

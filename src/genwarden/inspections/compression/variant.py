@@ -36,7 +36,7 @@ UNCHANGED: Final = (
 N = TypeVar("N", bound=nn.Module)
 
 
-class Variant(ABC, Generic[N]):
+class VariantBase(ABC, Generic[N]):
     """A suspect network, and one way to compress it.
 
     Attributes:

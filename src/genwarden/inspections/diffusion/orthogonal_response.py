@@ -69,6 +69,8 @@ _FINE = 1.2
 _FLOOR = 0.05 / 256
 _RIDGE = 1e-4
 _LEARNING_RATE = 0.05
+#: Purpose of the random stream of the noises on which ends are measured.
+PROBE = "trigger-probe"
 
 
 class Recovered(NamedTuple):
@@ -219,7 +221,7 @@ def search_shifts(
         task.advance(1, f"largest ratio {float(ratio.detach().max()):.2g}")
     with torch.no_grad():
         ended = bounded(shifts).detach()
-    fresh = antithetic(probe_noises, shape, random_stream(seed, "trigger-probe")).to(device)
+    fresh = antithetic(probe_noises, shape, random_stream(seed, PROBE)).to(device)
     found = [
         measure(model, shift, reach, fresh) for shift, reach in zip(ended, reaches, strict=True)
     ]

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
 from genwarden.inspections.diffusion.bench import DiffusionBench
 from genwarden.inspections.diffusion.orthogonal_response import (
@@ -24,13 +23,14 @@ from genwarden.inspections.diffusion.orthogonal_response import (
     Recovered,
     level_of,
 )
-from genwarden.inspections.finding import Evidence, Finding, Table, images_of, latents_of
+from genwarden.inspections.finding import Evidence, Finding, Images, Table, images_of, latents_of
+from genwarden.models.diffusion.samplers import SamplerSettings
 
 NAME = "trigger-search"
 TITLE = "Shifts that the model answers with something else"
 #: The evidence from which a repair takes the shifts.
 SHIFTS_TITLE = "Recovered shifts, as numbers"
-_SHOWN_SHIFTS = 4
+SHOWN_SHIFTS = 4
 _SHOWN_SAMPLES = 8
 
 
@@ -73,8 +73,7 @@ def inspect(bench: DiffusionBench) -> Finding:
 
 
 def _evidence(bench: DiffusionBench, levels: list[int]) -> list[Evidence]:
-    found = bench.recovered[:_SHOWN_SHIFTS]
-    shifts = torch.stack([_displayed(one.shift) for one in found])
+    found = bench.recovered[:SHOWN_SHIFTS]
     rows: list[list[str | int | float]] = [
         [
             index + 1,
@@ -87,13 +86,8 @@ def _evidence(bench: DiffusionBench, levels: list[int]) -> list[Evidence]:
         for index, one in enumerate(bench.recovered)
     ]
     return [
-        images_of(
-            shifts,
-            [f"{index + 1}: score {one.score:.2f}" for index, one in enumerate(found)],
-            title="Recovered shifts",
-            caption="Each is scaled to its own largest value; grey is no shift.",
-        ),
-        *_triggered(bench, found[0]),
+        shifts_row(found, "Recovered shifts"),
+        *(samples_at(bench, found[0], settings) for settings in bench.samplers),
         Table(
             title="All ends of the search",
             caption="psi: of the trigger schedule, 1 for 1 - a_t and 0 for s_t. Ratio: unexplained "
@@ -113,24 +107,33 @@ def _evidence(bench: DiffusionBench, levels: list[int]) -> list[Evidence]:
     ]
 
 
-def _triggered(bench: DiffusionBench, best: Recovered) -> list[Evidence]:
-    """Samples from noise plus the strongest shift, under each sampler."""
+def shifts_row(found: list[Recovered], title: str) -> Images:
+    """Recovered shifts as pictures, strongest first."""
+    return images_of(
+        torch.stack([one.shift / one.shift.abs().max().clamp(min=1e-6) for one in found]),
+        [f"{index}: score {one.score:.2f}" for index, one in enumerate(found, start=1)],
+        title=title,
+        caption="Each is scaled to its own largest value; grey is no shift.",
+    )
+
+
+def samples_at(
+    bench: DiffusionBench, best: Recovered, settings: SamplerSettings, whose: str = ""
+) -> Images:
+    """Samples of the model on the bench from noise plus a shift.
+
+    Args:
+        whose: samples, where the row stands beside those of another network.
+    """
     noise = bench.noise("ordinary", bench.effort.samples)[:_SHOWN_SAMPLES]
-    return [
-        images_of(
-            bench.samples(noise + best.shift, settings),
-            [""] * len(noise),
-            title=f"Samples at shift 1, {settings.label}",
-            caption="From the noise of the ordinary samples plus the shift. An attack is made for "
-            "one sampler; the others may show nothing.",
-        )
-        for settings in bench.samplers
-    ]
+    return images_of(
+        bench.samples(noise + best.shift, settings),
+        [""] * len(noise),
+        title=f"{whose + ': s' if whose else 'S'}amples at shift 1, {settings.label}",
+        caption="From the noise of the ordinary samples plus the shift. An attack is made for "
+        "one sampler; the others may show nothing.",
+    )
 
 
 def _size(found: Recovered) -> float:
     return float(found.shift.norm()) / math.sqrt(found.shift.numel())
-
-
-def _displayed(shift: Tensor) -> Tensor:
-    return shift / shift.abs().max().clamp(min=1e-6)
