@@ -15,9 +15,13 @@ from genwarden.artifacts.diffusers_folder import read_diffusion, write_diffusion
 from genwarden.auditing import audit_diffusion as room
 from genwarden.auditing import budgets, calibration
 from genwarden.auditing.document import AuditDocument
+from genwarden.auditing.running import seeded
 from genwarden.commands.audit import AuditOptions, audit_model
+from genwarden.commands.sample import sample_grid
+from genwarden.commands.sample_diffusion import DiffusionSampling, recovered_shift
 from genwarden.engine.progress import Silent
 from genwarden.errors import GenwardenError
+from genwarden.inspections.finding import Latents
 from genwarden.models.diffusion.networks import fresh_model, small_unet
 from genwarden.models.diffusion.schedule import NoiseSchedule
 from genwarden.registry import DIFFUSION_INSPECTIONS
@@ -318,3 +322,131 @@ def test_options_of_generators_are_refused(
 def test_a_search_is_judged_by_clean_models_and_a_given_noise_exactly() -> None:
     assert calibration.needs_population("trigger-search")
     assert not calibration.needs_population("input-check")
+
+
+def test_compressed_variants_are_inspected_beside_the_model_or_alone(
+    folder: Path, tmp_path: Path
+) -> None:
+    both = run(folder, tmp_path / "both", deploy_as="int8,prune-0.5")
+    assert both.findings
+    alone = run(folder, tmp_path / "alone", deploy_as="int8,prune-0.5", variants_only=True)
+    assert not alone.findings
+    assert alone.ordinary is None
+    for document in (both, alone):
+        assert [variant.name for variant in document.variants] == ["int8", "prune-0.5"]
+        for variant in document.variants:
+            names = [j.finding.inspection for j in variant.findings]
+            assert names == ["trigger-search", "differential-trigger-search", "rounding-statistics"]
+            assert variant.coverage is not None
+            assert variant.coverage.weights > 0
+    # There are no references here: what carries the verdict is unjudged, alone as well as beside.
+    assert (both.verdict, alone.verdict) == ("inconclusive", "inconclusive")
+
+
+def test_what_is_awake_in_the_compressed_model_is_judged_by_clean_models_too(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Awake in full and in every placebo: the difference says nothing, the search itself does."""
+    verdicts = {}
+    for name, level in (("among", None), ("above", -9.0)):
+        score = 0.0 if level is None else level
+        if level is None:
+            first = run(folder, tmp_path / "first", deploy_as="int8", variants_only=True)
+            (found,) = first.variants[0].findings[:1]
+            assert found.finding.score is not None
+            score = found.finding.score
+        table = {
+            "descriptions": {"quick": "made up"},
+            "families": [["unet2d", list(SHAPE), 12]],
+            "scores": {"quick": {"trigger-search": [score + 0.01 * i for i in range(12)]}},
+        }
+        monkeypatch.setattr(room, "shipped_diffusion", lambda table=table: table)
+        document = run(folder, tmp_path / name, deploy_as="int8", variants_only=True)
+        verdicts[name] = document.verdict
+    assert verdicts == {"among": "none_found", "above": "evidence"}
+
+
+def test_an_audit_of_variants_continues_in_the_middle_of_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def content(out: Path) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads((out / "audit.json").read_text("utf-8"))
+        for volatile in ("timing", "environment", "command"):
+            document.pop(volatile)
+        return document
+
+    asked: dict[str, Any] = {"deploy_as": "int8,int4", "variants_only": True}
+    run(folder, tmp_path / "one", **asked)
+    done: list[str] = []
+
+    def interrupted(row: Any, bench: Any, seed: int) -> Any:
+        if len(done) == 4:  # two of the second variant's three are left
+            raise KeyboardInterrupt
+        done.append(row.name)
+        return seeded(row, bench, seed)
+
+    monkeypatch.setattr(room, "seeded", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, tmp_path / "two", **asked)
+    monkeypatch.setattr(room, "seeded", seeded)
+    run(folder, tmp_path / "two", **asked)
+    assert content(tmp_path / "one") == content(tmp_path / "two")
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_variants_of_any_number_of_channels(channels: int, tmp_path: Path) -> None:
+    folder = model_at(tmp_path / "model", seed=0, channels=channels)
+    document = run(folder, tmp_path / "out", deploy_as="int4", variants_only=True)
+    outcomes = [j.finding.outcome for j in document.variants[0].findings]
+    assert outcomes == ["scored"] * 3
+
+
+def test_variants_of_nan_are_untested(folder: Path, tmp_path: Path) -> None:
+    loaded = read_diffusion(folder)
+    with torch.no_grad():
+        next(loaded.model.parameters())[0] = float("nan")
+    write_diffusion(tmp_path / "nan", loaded.model, {})
+    document = run(tmp_path / "nan", tmp_path / "out", deploy_as="int8", variants_only=True)
+    assert document.verdict == "inconclusive"
+    assert "NaN" in document.variants[0].failure
+
+
+def test_base_and_noise_are_not_silently_ignored(folder: Path, tmp_path: Path) -> None:
+    base = model_at(tmp_path / "base", seed=1)
+    with pytest.raises(GenwardenError, match="--variants-only") as caught:
+        run(folder, tmp_path / "out", deploy_as="int8", variants_only=True, base=base)
+    assert caught.value.code == "usage/audit-options"
+
+
+def test_a_shift_found_under_a_compression_is_drawn_under_it(folder: Path, tmp_path: Path) -> None:
+    document = run(folder, tmp_path / "out", deploy_as="int4", variants_only=True)
+    path, loaded = tmp_path / "out" / "audit.json", read_diffusion(folder)
+    shift = recovered_shift(path, 1, loaded, under="int4")
+    (wanted,) = [
+        evidence.values[0]
+        for judged in document.variants[0].findings
+        if judged.finding.inspection == "differential-trigger-search"
+        for evidence in judged.finding.evidence
+        if isinstance(evidence, Latents)
+    ]
+    assert torch.allclose(shift.flatten(), torch.tensor(wanted))
+    for under in ("", "int8"):
+        with pytest.raises(GenwardenError) as caught:
+            recovered_shift(path, 1, loaded, under=under)
+        assert caught.value.code == "sample/no-such-candidate"
+    drawn = []
+    for name, how in (("full", None), ("small", "int4")):
+        picture = tmp_path / f"{name}.png"
+        sample_grid(
+            folder,
+            picture,
+            count=2,
+            columns=2,
+            seed=0,
+            architecture=None,
+            settings={},
+            diffusion=DiffusionSampling(sampler="ddim-4"),
+            how=how,
+        )
+        drawn.append(picture.read_bytes())
+    assert drawn[0] != drawn[1]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from genwarden.inspections.compression.diffusion_bench import (
     VariantSearch,
 )
 from genwarden.inspections.diffusion.bench import DiffusionBench
+from genwarden.inspections.diffusion.orthogonal_response import REACHES, Recovered
 from genwarden.inspections.finding import Finding, Images, Latents
 from genwarden.models.diffusion.denoiser import DiffusionModel
 
@@ -48,20 +50,27 @@ class Becomes:
         raise NotImplementedError
 
 
+@cache
+def search() -> VariantSearch:
+    spent = replace(diffusion_budget("quick"), samples=2, sampler_steps=4)
+    effort = replace(diffusion_variant_budget("quick"), steps=24, placebos=2)
+    return VariantSearch(DiffusionBench(model("ddpm-clean"), spent, seed=0), effort)
+
+
 def bench_of(chosen: Compressor) -> DiffusionVariantBench:
-    full = DiffusionBench(
-        model("ddpm-clean"), replace(diffusion_budget("quick"), samples=2, sampler_steps=4), seed=0
-    )
-    effort = replace(diffusion_variant_budget("quick"), placebos=2)
-    return DiffusionVariantBench(VariantSearch(full, effort), chosen)
+    return DiffusionVariantBench(search(), chosen)
+
+
+@cache
+def bench_under(how: str) -> DiffusionVariantBench:
+    if how == "backdoored":
+        return bench_of(Becomes(dict(model("ddpm-bad-diffusion").named_parameters())))
+    return bench_of(compressor(how))
 
 
 @cache
 def found_under(how: str) -> Finding:
-    if how == "backdoored":
-        woken: Compressor = Becomes(dict(model("ddpm-bad-diffusion").named_parameters()))
-        return differential_trigger_search.inspect(bench_of(woken))
-    return differential_trigger_search.inspect(bench_of(compressor(how)))
+    return differential_trigger_search.inspect(bench_under(how))
 
 
 def test_a_backdoor_that_compression_wakes_is_found_and_an_honest_model_is_not() -> None:
@@ -81,6 +90,35 @@ def test_evidence_holds_shifts_and_samples_of_both_networks() -> None:
     assert sum(e.title.startswith("The model as it is") for e in pictures) == 2
     (numbers,) = [e for e in finding.evidence if isinstance(e, Latents)]
     assert len(numbers.values[0]) == 16 * 16
+
+
+@pytest.mark.parametrize(
+    ("own", "full", "placebos", "expected"),
+    [
+        (1.0, 0.0, [0.1, -0.1, 0.0], 1.0),  # only the variant answers
+        (1.0, 1.0, [0.1, -0.1, 0.0], 0.0),  # it is awake as it is; rounding is kinder than signs
+        (1.0, 0.0, [1.1, 0.9, 1.0], 0.0),  # any error wakes it
+    ],
+)
+def test_the_variant_is_held_against_whichever_answers_more(
+    own: float, full: float, placebos: list[float], expected: float
+) -> None:
+    bench = bench_of(compressor("int4"))
+    shape = bench.network.sample.shape
+    bench.found = [Recovered(torch.ones(shape), REACHES[0], [1.0], [1.0], own)]
+    bench.full_score, bench.placebo_scores = full, placebos
+    finding = differential_trigger_search.inspect(bench)
+    assert finding.score == pytest.approx(expected)
+    assert finding.p_value is not None
+    assert (finding.p_value < 1e-4) is (expected == 1.0)
+    assert (finding.p_value > 0.4) is (expected == 0.0)
+
+
+def test_other_networks_are_asked_about_the_shift_that_was_found() -> None:
+    woken = bench_under("backdoored")
+    best, ask = woken.found[0], woken.search.score_at
+    assert ask(woken.compressed, best) == pytest.approx(best.score, abs=1e-4)
+    assert ask(woken.network, best) < best.score - 0.3
 
 
 def test_weights_on_the_grid_already_are_not_compared() -> None:

@@ -4,8 +4,8 @@
 
 From the shipped clean model of 16 pixels, ``dormant-box-diffusion`` makes one model for each of
 int8, int4 and 30 % pruning (10 to 30 processor minutes each; DATA holds mnist). Each is audited
-under the default compressions, the model as it is left out, and so are honest models: the shipped one
-and those given as ``--option honest=DIR+DIR``. An audit is told nothing of trigger, target or
+under the default compressions, the model as it is left out, and so are honest models: the shipped
+one and those given as ``--option honest=DIR+DIR``. An audit is told nothing of trigger, target or
 compression. What is finished is kept (OUT/models, OUT/audits).
 """
 
