@@ -69,12 +69,8 @@ class _Row(NamedTuple):
 
 
 def inspect(bench: VariantBase[Any]) -> Finding:
-    """Remainders of every layer on every grid."""
-    return examine(bench.network, bench.compressor, bench.layout)
-
-
-def examine(network: nn.Module, compressor: Compressor, layout: Layout) -> Finding:
-    """The same for any network, and one way to compress it."""
+    """Remainders of every layer of a network of any kind, on every grid."""
+    network, compressor, layout = bench.network, bench.compressor, bench.layout
     grids = _grids(compressor)
     if not grids:
         return not_applicable(
