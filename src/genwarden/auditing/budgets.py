@@ -121,7 +121,6 @@ DIFFUSION_VARIANT_BUDGETS = {
         placebos=3,
         reruns=("trigger-search",),
     ),
-    # Five variants of 1 M parameters and 28 pixels in about five minutes.
     "standard": DiffusionVariantEffort(
         name="standard",
         starts=2,

@@ -9,7 +9,8 @@ clipping rule, with and without the trigger; so is the clean model. Section 8 of
 reference predicts which combinations fail. FID and KID are measured beside, also of a clean twin
 that was trained on for as long without poison.
 
-``--scale`` is smoke, small (16 px), medium (28 px) or paper (CIFAR-10, GPU).
+``--scale`` is smoke, small (16 px), small-blend (the same, longer, with a trigger on a zero
+background), medium (28 px) or paper (CIFAR-10, GPU).
 """
 
 from __future__ import annotations
