@@ -147,6 +147,7 @@ def test_a_diffusion_model_stays_a_diffusers_folder(
     made, original = read_diffusion(tmp_path / "small"), read_diffusion(source)
     assert made.scheduler == original.scheduler
     assert made.provenance["compromised"] is True
+    assert f"audit {source} --deploy-as q8_0 --out" in files.next_command
     assert files.coverage.left_out == ()
     assert files.fidelity is not None
     assert 0 < files.fidelity.mse_mean < 0.05
