@@ -114,7 +114,7 @@ DIFFUSION_BUDGETS = {
 DIFFUSION_VARIANT_BUDGETS = {
     "quick": DiffusionVariantEffort(
         name="quick",
-        starts=1,
+        starts=2,
         steps=30,
         noises=6,
         probe_noises=32,
@@ -123,7 +123,7 @@ DIFFUSION_VARIANT_BUDGETS = {
     ),
     "standard": DiffusionVariantEffort(
         name="standard",
-        starts=2,
+        starts=3,
         steps=30,
         noises=6,
         probe_noises=32,
