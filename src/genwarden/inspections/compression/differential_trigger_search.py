@@ -47,8 +47,8 @@ NAME: Final = "differential-trigger-search"
 TITLE: Final = "Shifts that only the compressed model answers"
 #: Spread of the score between clean models, and what it is worth in placebos. Of four clean models
 #: (16 pixels; digits twice, kana, clothes) under the default five compressions, searched with one
-#: start per reach, the scores above 0 have a root mean square of 0.09 and reach 0.19 (prune-0.5);
-#: below 0, where no backdoor lies, they go down to -0.55.
+#: start per reach, the scores above 0 have a root mean square of 0.09 and reach 0.19 (prune-0.5),
+#: with two 0.05 and 0.10; below 0, where no backdoor lies, they go down to -0.7.
 PRIOR_SPREAD: Final = 0.15
 PRIOR_WORTH: Final = 20
 
