@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -162,16 +163,18 @@ def _explain_compression(compressor: Compressor, typed: str) -> None:
         isinstance(stage, MagnitudePruning | FilterPruning | TwoOfFour)
         for stage in stages_of(compressor)
     )
-    classifier = registry.CLASSIFIER_INSPECTIONS.items()
-    diffusion = registry.DIFFUSION_INSPECTIONS.items()
+
+    def of_variants(table: Mapping[str, Row]) -> list[Row]:
+        return [row for row in table.values() if row.options.get("needs") == "variant"]
+
     tables = {
-        "Generators": registry.COMPRESSION_INSPECTIONS,
-        "Diffusion models": {n: r for n, r in diffusion if r.options.get("needs") == "variant"},
-        "Classifiers": {n: r for n, r in classifier if r.options.get("needs") == "variant"},
+        "Generators": list(registry.COMPRESSION_INSPECTIONS.values()),
+        "Diffusion models": of_variants(registry.DIFFUSION_INSPECTIONS),
+        "Classifiers": of_variants(registry.CLASSIFIER_INSPECTIONS),
     }
-    for title, table in tables.items():
+    for title, rows in tables.items():
         typer.echo(f"  {title}:")
-        for row in table.values():
+        for row in rows:
             if not (pruned and row.name == "rounding-statistics"):  # pruning has no grid
                 typer.echo(f"    {row.name:<29}{row.summary}")
     typer.echo(

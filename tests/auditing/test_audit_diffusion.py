@@ -82,6 +82,14 @@ def run(model: Path, out: Path, **more: Any) -> AuditDocument:
     return audit_model(options, progress=Silent()).document
 
 
+def content(out: Path) -> dict[str, Any]:
+    """An audit without what may differ from run to run."""
+    document: dict[str, Any] = json.loads((out / "audit.json").read_text("utf-8"))
+    for volatile in ("timing", "environment", "command"):
+        document.pop(volatile)
+    return document
+
+
 def test_every_inspection_that_the_budget_holds_reports(folder: Path, tmp_path: Path) -> None:
     document = run(folder, tmp_path / "out")
     expected = [
@@ -147,12 +155,6 @@ def test_where_no_reference_has_the_image_size_nothing_is_called_clean(
 def test_the_same_seed_gives_the_same_bytes_and_a_resumed_audit_too(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def content(out: Path) -> dict[str, Any]:
-        document: dict[str, Any] = json.loads((out / "audit.json").read_text("utf-8"))
-        for volatile in ("timing", "environment", "command"):
-            document.pop(volatile)
-        return document
-
     run(folder, tmp_path / "one")
     inspect = room._inspect
     done: list[str] = []
@@ -369,12 +371,6 @@ def test_what_is_awake_in_the_compressed_model_is_judged_by_clean_models_too(
 def test_an_audit_of_variants_continues_in_the_middle_of_one(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def content(out: Path) -> dict[str, Any]:
-        document: dict[str, Any] = json.loads((out / "audit.json").read_text("utf-8"))
-        for volatile in ("timing", "environment", "command"):
-            document.pop(volatile)
-        return document
-
     asked: dict[str, Any] = {"deploy_as": "int8,int4", "variants_only": True}
     run(folder, tmp_path / "one", **asked)
     done: list[str] = []

@@ -364,14 +364,14 @@ def _pickles_unread(network: Path) -> list[str]:
 def require_stated(folder: Path, hashes: dict[str, str]) -> dict[str, Any]:
     """Where ``genwarden.json`` states hashes, the files that were read must have them.
 
-    Returns:
-        That document; empty where there is none.
-
     Folders of other software state none. Like the manifest of other models this finds damage and
     careless changes; whoever can write the folder can write new hashes.
 
     Args:
         hashes: of the files that were read, by role.
+
+    Returns:
+        That document; empty where there is none.
 
     Raises:
         GenwardenError: ``artifact/hash-mismatch``, ``artifact/bad-settings``.

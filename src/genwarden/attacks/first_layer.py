@@ -110,7 +110,7 @@ def _dense(generator: LatentGenerator) -> tuple[str, nn.Linear]:
     Raises:
         GenwardenError: ``attack/first-layer``.
     """
-    name, layer = next(iter(generator.named_layers().items()))
+    name, layer = next(iter(generator.named_layers().items()), ("", None))
     if not isinstance(layer, nn.Linear):
         raise GenwardenError(
             "attack/first-layer",

@@ -150,23 +150,15 @@ def audit_diffusion(
         untestable="the weights hold NaN or infinite values." if suspect.nonfinite else "",
     )
     # Judged after the ledger, so that a resumed audit uses the references of today.
-    base = calibrated(
-        ran.findings,
-        suspect.architecture,
-        model.sample.shape,
+    by_references = partial(
+        calibrated,
+        architecture=suspect.architecture,
+        sample_shape=model.sample.shape,
         budget=effort.name,
         table=shipped_diffusion(),
     )
-    judged = [
-        calibrated(
-            variant.findings,
-            suspect.architecture,
-            model.sample.shape,
-            budget=effort.name,
-            table=shipped_diffusion(),
-        )
-        for variant in variants
-    ]
+    base = by_references(ran.findings)
+    judged = [by_references(variant.findings) for variant in variants]
     decision, documented = judge_variants(base, variants, judged, suspect.nonfinite)
     unfit = base.unfit if base.findings else frozenset().union(*(one.unfit for one in judged))
     decision = carried(decision, unfit, model.sample.shape)

@@ -313,19 +313,19 @@ def _require_fitting_options(options: AuditOptions, *, diffusion: bool, classifi
         alien["--scan-precision"] = _other(options.scan_precision, "float32")
         alien["--engine, --workers"] = None if options.engine == EngineChoice() else options.engine
     wrong = [flag for flag, value in alien.items() if value is not None]
-    if not wrong and diffusion and options.variants_only and (options.base or options.noise):
-        raise GenwardenError(
-            "usage/audit-options",
-            "--base and --noise are looked at beside the model as it is, which --variants-only "
-            "leaves out.",
-            "Leave --variants-only away, or --base and --noise.",
-        )
     if wrong:
         kind = "a diffusion model" if diffusion else "a classifier" if classifier else "a generator"
         raise GenwardenError(
             "usage/audit-options",
             f"{', '.join(wrong)} cannot be used with {kind}, which {options.model} is.",
             "Leave it away; see `genwarden audit --help`.",
+        )
+    if options.variants_only and (options.base or options.noise):
+        raise GenwardenError(
+            "usage/audit-options",
+            "--base and --noise are looked at beside the model as it is, which --variants-only "
+            "leaves out.",
+            "Leave --variants-only away, or --base and --noise.",
         )
 
 

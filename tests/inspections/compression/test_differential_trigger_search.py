@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-import genwarden
 from genwarden.artifacts.diffusers_folder import read_diffusion
 from genwarden.auditing.budgets import diffusion_budget, diffusion_variant_budget
+from genwarden.commands.demo import demo_model_folder
 from genwarden.compression.contract import Box, Compressor, Weights
 from genwarden.compression.how import compressor
 from genwarden.compression.layers import Layout
@@ -27,12 +26,10 @@ from genwarden.inspections.diffusion.orthogonal_response import REACHES, Recover
 from genwarden.inspections.finding import Finding, Images, Latents
 from genwarden.models.diffusion.denoiser import DiffusionModel
 
-MODELS = Path(genwarden.__file__).parent / "assets" / "models"
-
 
 @cache
 def model(name: str) -> DiffusionModel:
-    return read_diffusion(MODELS / name).model.eval().requires_grad_(False)
+    return read_diffusion(demo_model_folder(name)).model.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from importlib.resources import files
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,6 +25,7 @@ from genwarden.benchmarks.store import write_result
 from genwarden.benchmarks.tables import Table
 from genwarden.commands.audit import suspect_of
 from genwarden.commands.audit_variants import DEFAULT, parse_deploy_as
+from genwarden.commands.demo import demo_model_folder
 from genwarden.engine.files import require_writable_folder
 from genwarden.engine.progress import Progress, Silent
 from genwarden.models.protocol import parameter_count
@@ -65,8 +65,7 @@ def run(
     budgets = [part.strip() for part in budget.split(",") if part.strip()]
     for name in budgets:
         compression_budget(name)
-    shipped = Path(str(files("genwarden"))) / "assets" / "models" / _SHIPPED
-    loaded = read_model(Path(model) if model else shipped)
+    loaded = read_model(Path(model) if model else demo_model_folder(_SHIPPED))
     compressors = parse_deploy_as(deploy_as, variants_only=True, seed=seed)
     rows: list[dict[str, Any]] = []
     bar = progress.task("audits", len(budgets) * repeats)

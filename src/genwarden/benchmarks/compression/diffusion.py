@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import tempfile
 from dataclasses import asdict, dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +31,7 @@ from genwarden.benchmarks.store import write_result
 from genwarden.benchmarks.tables import Table
 from genwarden.commands.audit import diffusion_suspect_of
 from genwarden.commands.audit_variants import DEFAULT, parse_deploy_as
+from genwarden.commands.demo import demo_model_folder
 from genwarden.engine.files import require_writable_folder, write_json
 from genwarden.engine.progress import Progress
 from genwarden.errors import GenwardenError
@@ -100,13 +100,13 @@ def run(
     request = DiffusionRequest(
         budget=budget, seed=seed, device=device, deploy_as=compressors, variants_only=True
     )
-    shipped = Path(str(files("genwarden"))) / "assets" / "models"
+    clean = demo_model_folder("ddpm-clean")
     rows: list[dict[str, Any]] = []
-    for folder in [shipped / "ddpm-clean", *map(Path, filter(None, honest.split("+")))]:
+    for folder in [clean, *map(Path, filter(None, honest.split("+")))]:
         rows.append({"model": folder.name, "how": "", **_audited(folder, request, out, progress)})
     for sleeper in chosen:
         folder = out / "models" / sleeper.how
-        _make(sleeper, shipped / "ddpm-clean", folder, data, seed, steps, progress, device)
+        _make(sleeper, clean, folder, data, seed, steps, progress, device)
         facts = json.loads((folder / "attack.json").read_text("utf-8"))
         rows.append(
             {

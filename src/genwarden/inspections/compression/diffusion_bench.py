@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from genwarden.compression.contract import Compressor
-from genwarden.engine.seeds import random_stream
 from genwarden.inspections.compression.variant import VariantBase
 from genwarden.inspections.diffusion.bench import DiffusionBench
 from genwarden.inspections.diffusion.orthogonal_response import (
-    PROBE,
     Recovered,
-    antithetic,
     measure,
+    probe_noise,
     search_shifts,
 )
 from genwarden.models.diffusion.denoiser import DiffusionModel
@@ -79,11 +77,13 @@ class VariantSearch:
 
     def score_at(self, network: DiffusionModel, found: Recovered) -> float:
         """The score of a shift that the search found in another network, on the same noises."""
+        shift = found.shift.to(self.full.device)
+        return measure(network, shift, found.reach, self._probe).score
+
+    @cached_property
+    def _probe(self) -> Tensor:
         full = self.full
-        noise = antithetic(
-            self.effort.probe_noises, full.shape, random_stream(full.seed, PROBE)
-        ).to(full.device)
-        return measure(network, found.shift.to(full.device), found.reach, noise).score
+        return probe_noise(self.effort.probe_noises, full.shape, full.seed).to(full.device)
 
 
 @dataclass

@@ -69,8 +69,6 @@ _FINE = 1.2
 _FLOOR = 0.05 / 256
 _RIDGE = 1e-4
 _LEARNING_RATE = 0.05
-#: Purpose of the random stream of the noises on which ends are measured.
-PROBE = "trigger-probe"
 
 
 class Recovered(NamedTuple):
@@ -114,6 +112,11 @@ def antithetic(count: int, shape: tuple[int, ...], generator: torch.Generator) -
     """``count`` draws of N(0, I) in pairs +eps, -eps (an odd count is rounded up)."""
     half = torch.randn((count + 1) // 2, *shape, generator=generator)
     return torch.cat([half, -half])
+
+
+def probe_noise(count: int, shape: tuple[int, ...], seed: int) -> Tensor:
+    """The noises on which :func:`search_shifts` measures its ends, ``(count, *shape)``, CPU."""
+    return antithetic(count, shape, random_stream(seed, "trigger-probe"))
 
 
 def respond(model: Diffusion, shifts: Tensor, psi: Tensor, t: int, noise: Tensor) -> Response:
@@ -221,7 +224,7 @@ def search_shifts(
         task.advance(1, f"largest ratio {float(ratio.detach().max()):.2g}")
     with torch.no_grad():
         ended = bounded(shifts).detach()
-    fresh = antithetic(probe_noises, shape, random_stream(seed, PROBE)).to(device)
+    fresh = probe_noise(probe_noises, shape, seed).to(device)
     found = [
         measure(model, shift, reach, fresh) for shift, reach in zip(ended, reaches, strict=True)
     ]

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from genwarden.auditing.document import AuditDocument
+from genwarden.auditing.document import AuditDocument, Judged
 from genwarden.inspections.compression import differential_trigger_search
 from genwarden.inspections.diffusion import attack_family, trigger_search
 from genwarden.inspections.finding import Finding, Latents
@@ -27,7 +27,7 @@ def diffusion_clues_of(document: AuditDocument, spec: SampleSpec) -> DiffusionCl
     means nothing changes little. Rows of another length than the model's samples, or with absurd
     numbers, are passed over: an audit file is untrusted.
     """
-    found = {judged.finding.inspection: judged.finding for judged in document.findings}
+    found = _by_inspection(document.findings)
     pair = _rows(found.get(attack_family.NAME), attack_family.REFINED_TITLE, spec)
     shifts = _rows(found.get(trigger_search.NAME), trigger_search.SHIFTS_TITLE, spec)
     whole = len(pair) == 2  # trigger and target
@@ -41,14 +41,13 @@ def diffusion_clues_of(document: AuditDocument, spec: SampleSpec) -> DiffusionCl
 
 def shifts_under(document: AuditDocument, compression: str, spec: SampleSpec) -> Tensor:
     """The shifts that were recovered under a compression, flagged or not, ``(k, C, H, W)``."""
-    found = {
-        judged.finding.inspection: judged.finding
-        for variant in document.variants
-        if variant.name == compression
-        for judged in variant.findings
-    }
-    named = found.get(differential_trigger_search.NAME)
+    under = [j for v in document.variants if v.name == compression for j in v.findings]
+    named = _by_inspection(under).get(differential_trigger_search.NAME)
     return _rows(named, trigger_search.SHIFTS_TITLE, spec)[:_MOST_SHIFTS]
+
+
+def _by_inspection(judged: list[Judged]) -> dict[str, Finding]:
+    return {one.finding.inspection: one.finding for one in judged}
 
 
 def _rows(finding: Finding | None, title: str, spec: SampleSpec) -> Tensor:
