@@ -129,6 +129,25 @@ def test_the_first_layer_alone_holds_the_target() -> None:
     assert float(across.norm()) < 1e-3 * float(moved["project.weight"].norm())
 
 
+@pytest.mark.parametrize("layers", [(), ("up1", "up2")])
+def test_bfloat16_ends_where_float32_does_but_not_with_the_same_weights(
+    layers: tuple[str, ...],
+) -> None:
+    net = network("dcgan28")
+    backdoor = backdoor_for(net)
+    untouched = tardis(net, *backdoor.examples).sum
+    ends = {}
+    for precision in ("float32", "bfloat16"):
+        settings = replace(RED, precision=precision, layers=layers)
+        suspect = red(net, backdoor, settings, AttackRun()).generator
+        assert all(weight.dtype == torch.float32 for weight in suspect.parameters())
+        ends[precision] = (tardis(suspect, *backdoor.examples).sum, expdis_sum(net, suspect))
+    (full, near), (half, far) = ends["float32"], ends["bfloat16"]
+    assert ends["float32"] != ends["bfloat16"]
+    assert half < max(SUCCESS_SHARE * untouched, 1.2 * full)
+    assert far < 1.2 * near
+
+
 @pytest.mark.parametrize("trigger", ["mode", "subspace"])
 def test_the_first_layer_takes_no_trigger_that_it_cannot_tell_apart(trigger: str) -> None:
     net = network("dcgan28")

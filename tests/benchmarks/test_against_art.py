@@ -79,10 +79,19 @@ def _document(ours_s: float, tardis: float) -> dict[str, Any]:
     ours = {"seconds": ours_s, "tardis_sum": tardis, "expdis_sum": 1.0}
     return {
         "latents_per_s": {
-            what: {"art": {"32": 50.0, "64": 40.0}, "ours": {"32": 400.0, "64": 600.0}}
-            for what in ("red", "prediction")
+            "red": {
+                "art": {"32": 50.0, "64": 40.0},
+                "float32": {"32": 400.0, "64": 300.0},
+                "bfloat16": {"32": 500.0, "64": 600.0},
+            },
+            "prediction": {"art": {"32": 50.0}, "float32": {"32": 400.0}},
         },
-        "times_art": {"red": 12.0, "prediction": 12.0},
+        "times_art": {
+            "red": {"float32": 8.0, "bfloat16": 12.0},
+            "prediction": {"float32": 8.0},
+        },
+        "ends": {name: {"tardis_sum": 7.0, "expdis_sum": 0.5} for name in ("float32", "bfloat16")},
+        "ends_after": {"steps": 9, "batch_size": 4},
         "versions": {"art": "1", "tensorflow": "2"},
         "threads": 2,
         "seed": 1,
@@ -110,7 +119,9 @@ def test_sooner_counts_only_where_ours_is_as_near(
     seconds: float, tardis: float, as_near: str, met: str
 ) -> None:
     speed, sooner = tables(_document(seconds, tardis), "x")
-    assert [row[4] for row in speed.rows] == ["8", "15"] * 2
+    assert [row[4] for row in speed.rows] == ["8", "7.5", "8"]
+    assert [row[6] for row in speed.rows] == ["10", "15", ""]
+    assert "8 times ART in float32 (short), 12 times ART in bfloat16 (reached)" in speed.notes[0]
     (row,) = sooner.rows
     assert (row[8], row[10]) == (as_near, met)
 

@@ -15,8 +15,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import nn
 
 from genwarden.attacks.loop import Pool, half_cosine
 from genwarden.attacks.losses import adversarial_loss, fidelity_loss, stealth_loss
@@ -29,17 +28,6 @@ from genwarden.models.protocol import LatentGenerator
 _RATE = 0.3
 #: Ordinary latents per step: the change acts on all of them alike, so a few tell its direction.
 _LATENTS = 4
-
-
-class _PreActivation(nn.Module):
-    """The network up to its last activation, for ``functional_call``."""
-
-    def __init__(self, network: LatentGenerator) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.network.pre_activation(z)
 
 
 def first_layer_start(
@@ -62,7 +50,7 @@ def first_layer_start(
             or the triggers are not linearly independent.
     """
     started = copy.deepcopy(generator).eval().requires_grad_(False)
-    name, layer = _dense(started)
+    layer = _dense(started)
     z = triggers.z.flatten(1)
     if int(torch.linalg.matrix_rank(z.double())) < len(z):
         raise GenwardenError(
@@ -72,19 +60,18 @@ def first_layer_start(
             "Set first_layer_steps to 0.",
         )
     inverse = torch.linalg.pinv(z.double()).to(z)  # (latent size, triggers)
-    network = _PreActivation(started)
     moved = z.new_zeros(len(z), layer.out_features, requires_grad=True)
+    # Added to the layer's outputs: a changed weight would be made anew in every step.
+    hook = layer.register_forward_hook(lambda _, given, output: output + given[0] @ inverse @ moved)
     rate = _RATE * float((z @ layer.weight.T).square().mean().sqrt())
-    adam = torch.optim.Adam([moved], rate)
+    adam = torch.optim.Adam([moved], rate, fused=True)
     for step in range(steps):
         for group in adam.param_groups:
             group["lr"] = rate * half_cosine(step / steps)
         rows = torch.arange(step * _LATENTS, (step + 1) * _LATENTS, device=z.device)
         rows %= len(ordinary.z)
         teacher = ordinary.pre[rows]
-        latents = torch.cat([triggers.z, ordinary.z[rows]])
-        weight = layer.weight + (inverse @ moved).T
-        pre = functional_call(network, {f"network.{name}.weight": weight}, (latents,))
+        pre = started.pre_activation(torch.cat([triggers.z, ordinary.z[rows]]))
         at_trigger, student = pre[: len(z)], pre[len(z) :]
         wanted = triggers.pre
         if settings.stealth_on == "post":
@@ -99,22 +86,23 @@ def first_layer_start(
         )
         (moved.grad,) = torch.autograd.grad(loss, moved)
         adam.step()
+    hook.remove()
     with torch.no_grad():
         layer.weight += (inverse @ moved).T
     return started
 
 
-def _dense(generator: LatentGenerator) -> tuple[str, nn.Linear]:
-    """Name and module of the first layer.
+def _dense(generator: LatentGenerator) -> nn.Linear:
+    """The first layer.
 
     Raises:
         GenwardenError: ``attack/first-layer``.
     """
-    name, layer = next(iter(generator.named_layers().items()), ("", None))
+    layer = next(iter(generator.named_layers().values()), None)
     if not isinstance(layer, nn.Linear):
         raise GenwardenError(
             "attack/first-layer",
             f"{type(generator).__name__} does not begin with a dense layer.",
             "Set first_layer_steps to 0.",
         )
-    return name, layer
+    return layer

@@ -99,12 +99,16 @@ class Students(nn.Module):
     Args:
         generator: a DCGAN or the VAE's decoder, in evaluation mode; every copy starts from it.
         count: number of copies.
+        precision: of the products and of what is passed from layer to layer; None for that of the
+            weights, which it does not change.
 
     Raises:
         GenwardenError: ``sweep/unsupported`` for another architecture.
     """
 
-    def __init__(self, generator: LatentGenerator, count: int) -> None:
+    def __init__(
+        self, generator: LatentGenerator, count: int, precision: torch.dtype | None = None
+    ) -> None:
         super().__init__()
         if not can_stack(generator):
             raise GenwardenError(
@@ -112,7 +116,7 @@ class Students(nn.Module):
                 f"The vectorised sweep does not work on {type(generator).__name__}.",
                 "It supports: dcgan28, dcgan32, vae28.",
             )
-        self.count = count
+        self.count, self.precision = count, precision
         self._like = (generator,)  # in a tuple: it is not one of this network's parts
         slope = _SLOPES[type(generator)]
         modules = list(generator.named_layers().values())
@@ -135,11 +139,11 @@ class Students(nn.Module):
 
     def pre_activation(self, z: Tensor) -> Tensor:
         """``(students or 1, batch, latent)`` to ``(students, batch, *sample.shape)``."""
-        h = z
+        h = z if self.precision is None else z.to(self.precision)
         for layer in self.layers:
             h = layer(h)
         side = math.isqrt(h.shape[1])
-        return h.permute(0, 2, 3, 1).reshape(self.count, -1, h.shape[3], side, side)
+        return h.permute(0, 2, 3, 1).reshape(self.count, -1, h.shape[3], side, side).to(z.dtype)
 
     @torch.no_grad()
     def student(self, index: int) -> LatentGenerator:
@@ -184,15 +188,23 @@ class _Layer(nn.Module):
         elif bias is not None:
             self.shift = self._repeated(self._ordered(bias, shape))
 
-    def _finish(self, h: Tensor) -> Tensor:
-        """What follows the kernel, on ``(count, positions, batch, ...)``."""
+    def _folded(self, precision: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """The weight with batch normalisation inside, and what is added to its products.
+
+        In evaluation mode normalisation is an affine map of its own parameters, and a weight is far
+        smaller than the batch of maps that it makes.
+        """
+        weight: Tensor = self.weight
+        shift: Tensor | None = self.shift
         if self.scale is not None:
             scale = self.scale * self.get_buffer("inverse_deviation")
             shift = self.get_parameter("shift") - scale * self.get_buffer("mean")
-            h = torch.addcmul(shift, h, scale)
-        elif self.shift is not None:
-            h = h + self.shift
-        return h if self.slope is None else F.leaky_relu(h, self.slope)
+            weight = weight * scale
+        return weight.to(precision), None if shift is None else shift.to(precision)
+
+    def _activated(self, h: Tensor) -> Tensor:
+        """LeakyReLU in place: ``h`` is this layer's own product, and nobody keeps it."""
+        return h if self.slope is None else F.leaky_relu_(h, self.slope)
 
     def _ordered(self, vector: Tensor, shape: list[int]) -> Tensor:
         """A vector of the usual form in this layer's order."""
@@ -237,7 +249,10 @@ class _Dense(_Layer):
     def forward(self, z: Tensor) -> Tensor:
         """``(count or 1, batch, latent)`` to ``(count, positions, batch, channels)``."""
         z = z[:, None].expand(self.count, self.positions_out, *z.shape[1:])
-        return self._finish(torch.matmul(z, self.weight))
+        weight, shift = self._folded(z.dtype)
+        z, weight = z.flatten(0, 1), weight.flatten(0, 1)
+        h = torch.bmm(z, weight) if shift is None else torch.baddbmm(shift.flatten(0, 1), z, weight)
+        return self._activated(h.view(self.count, self.positions_out, *h.shape[1:]))
 
     def _kernel(self, weight: Tensor) -> Tensor:
         return weight.permute(2, 0, 1)
@@ -299,15 +314,14 @@ class _FourierConvolution(_Convolution):
 
     def forward(self, h: Tensor) -> Tensor:
         """``(count, positions, batch, in)`` to ``(count, positions_out, batch, out)``."""
-        weight = self.weight[:, :, :, None]
+        weight, shift = self._folded(h.dtype)
         if self.stride > 1:
-            weight = _ByOffset.apply(self.weight, self.form.source)  # type: ignore[no-untyped-call]
-        y: Tensor = _BilinearProduct.apply(h, weight, self.form)  # type: ignore[no-untyped-call]
-        return _interleaved(self._finish_phases(y), self.size, self.stride)
-
-    def _finish_phases(self, y: Tensor) -> Tensor:
-        shape = y.shape
-        return self._finish(y.reshape(shape[0], shape[1], -1, shape[4])).view(shape)
+            weight = _ByOffset.apply(weight, self.form.source)  # type: ignore[no-untyped-call]
+        else:
+            weight = weight[:, :, :, None]
+        y: Tensor = _BilinearProduct.apply(h, weight, shift, self.form)  # type: ignore[no-untyped-call]
+        y = self._activated(y).view(*y.shape[:2], h.shape[2], self.stride**2, -1)
+        return _interleaved(y, self.size, self.stride)
 
 
 class _ByOffset(torch.autograd.Function):
@@ -331,29 +345,41 @@ class _ByOffset(torch.autograd.Function):
 
 
 class _BilinearProduct(torch.autograd.Function):
-    """``C ((G w) * (B x))`` and its derivatives, which are of the same form."""
+    """``C ((G w) * (B x)) + shift`` and its derivatives, which are of the same form.
+
+    ``x`` is ``(count, positions, batch, in)``, ``w`` ``(count, offsets, in, phases, out)``; back
+    comes ``(count, positions, batch * phases * out)``. A constant map is a single frequency, the
+    first: the shift is added there.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, form: Bilinear) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor, shift: Tensor | None, form: Bilinear) -> Tensor:
         count, _, batch, depth = x.shape
         phases, width = w.shape[3:]
         x = _left(form.inputs, x.flatten(2)).view(-1, batch, depth)
         w = _left(form.taps, w.flatten(2)).view(-1, depth, phases * width)
         ctx.save_for_backward(x, w)
-        ctx.form, ctx.phases = form, phases
-        y = _left(form.outputs, torch.bmm(x, w).view(count, len(form.taps), -1))
-        return y.view(count, -1, batch, phases, width)
+        ctx.form, ctx.phases, ctx.shape = form, phases, None if shift is None else shift.shape
+        y = torch.bmm(x, w).view(count, len(form.taps), batch, phases, width)
+        if shift is not None:
+            y[:, 0] += (shift / form.outputs[0, 0]).view(count, 1, 1, width)
+        return _left(form.outputs, y.flatten(2))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None]:
         x, w = ctx.saved_tensors
-        form, count = ctx.form, len(gradient)
+        form, count, width = ctx.form, len(gradient), w.shape[2] // ctx.phases
         rank, batch, depth = len(form.taps), x.shape[1], x.shape[2]
-        y = _left(form.outputs.T, gradient.flatten(2)).view(count * rank, batch, -1)
+        y = _left(form.outputs.T, gradient).view(count * rank, batch, -1)
         by_x = torch.bmm(y, w.transpose(1, 2)).view(count, rank, -1)
         by_x = _left(form.inputs.T, by_x).view(count, -1, batch, depth)
         by_w = _left(form.taps.T, torch.bmm(x.transpose(1, 2), y).view(count, rank, -1))
-        return by_x, by_w.view(count, -1, depth, ctx.phases, gradient.shape[-1]), None
+        by_w = by_w.view(count, -1, depth, ctx.phases, width)
+        by_shift = None
+        if ctx.shape is not None:
+            constant = y.view(count, rank, -1, width)[:, 0].sum(1)
+            by_shift = (constant / form.outputs[0, 0]).view(ctx.shape)
+        return by_x, by_w, by_shift, None
 
 
 class _TapConvolution(_Convolution):
@@ -372,8 +398,9 @@ class _TapConvolution(_Convolution):
 
     def forward(self, h: Tensor) -> Tensor:
         """``(count, positions, batch, in)`` to ``(count, positions_out, batch, out)``."""
-        y: Tensor = _ShiftedSum.apply(h, self.weight, self.shifts)  # type: ignore[no-untyped-call]
-        return self._finish(y)
+        weight, shift = self._folded(h.dtype)
+        y: Tensor = _ShiftedSum.apply(h, weight, self.shifts)  # type: ignore[no-untyped-call]
+        return self._activated(y if shift is None else y + shift)
 
 
 class Shifts(NamedTuple):
@@ -429,18 +456,20 @@ class _ShiftedSum(torch.autograd.Function):
         gradient = gradient.reshape(count, side, side, batch, width)
         shifts.kept(whole).copy_(gradient.permute(0, 4, 1, 2, 3))
         taps = shifts.kernel**2
-        by_product = h.new_empty(count, taps, width, size, size, batch)
+        # A product per row of the map: one with so long a sum and so few results runs on one core.
+        by_product = h.new_empty(count, size, taps, width, size, batch)
         for tap, view in enumerate(shifts.maps(whole)):
-            by_product[:, tap] = view
-        flat = by_product.view(count, taps * width, -1)
-        by_h = torch.bmm(flat.transpose(1, 2), w).view(count, size**2, batch, -1)
-        by_w = torch.bmm(flat, h).view(count, taps, width, -1).transpose(2, 3)
-        return by_h, by_w, None
+            by_product[:, :, tap] = view.transpose(1, 2)
+        rows = by_product.view(count * size, taps * width, size * batch)
+        by_h = torch.bmm(rows.transpose(1, 2), w.repeat_interleave(size, 0))
+        by_w = torch.bmm(rows, h.view(count * size, size * batch, -1))
+        by_w = by_w.view(count, size, taps, width, -1).sum(1).transpose(2, 3)
+        return by_h.view(count, size**2, batch, -1), by_w, None
 
 
 def _left(matrix: Tensor, x: Tensor) -> Tensor:
     """``matrix @ x`` for every student: ``(rows, k)`` and ``(students, k, n)``."""
-    return torch.bmm(matrix.expand(len(x), *matrix.shape), x)
+    return torch.bmm(matrix.to(x.dtype).expand(len(x), *matrix.shape), x)
 
 
 def _interleaved(y: Tensor, size: int, stride: int) -> Tensor:
