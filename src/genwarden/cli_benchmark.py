@@ -105,7 +105,7 @@ def benchmark_run(
             given=given,
             choice=choice,
         )
-    typer.echo(f"Result: {result}")
+    typer.echo(f"Result: {result}\nTables: genwarden benchmark table {recipe} --results {out}")
 
 
 @benchmark_app.command("population")

@@ -113,6 +113,8 @@ def test_the_audit_of_a_folder_finds_it_under_int4_and_not_in_full_size(
     found = _by_name(variant.findings)
     assert found["differential-inversion"].flagged
     assert found["differential-inversion"].finding.summary.startswith(f"Class {TARGET} ")
+    assert found["differential-lead"].finding.summary.startswith(f"Class {TARGET} ")
+    assert (found["differential-lead"].finding.score or 0) > 0.6
     assert f"Class {TARGET} " in found["neural-cleanse"].finding.summary
     assert (found["strip"].finding.score or 0) > 0.3
     assert "int4" in files.html_path.read_text("utf-8")
@@ -124,12 +126,17 @@ def test_the_untouched_classifier_is_cleared(glyph_task: GlyphTask, tmp_path: Pa
         tmp_path,
         images=to_unit_range(glyph_task.test_images),
         deploy_as=tuple(compressors(HOW)),
+        only=(*_SEARCHES, "differential-lead"),
     )
     assert document.verdict == "none_found"
     (variant,) = document.variants
     assert variant.coverage is not None
     assert variant.coverage.share > 0.9
-    gap = _by_name(variant.findings)["differential-inversion"].finding
+    found = _by_name(variant.findings)
+    lead = found["differential-lead"].finding.score
+    assert lead is not None
+    assert 0 <= lead < 0.4
+    gap = found["differential-inversion"].finding
     assert gap.score is not None
     assert gap.score < 0.7
     assert gap.p_value is not None

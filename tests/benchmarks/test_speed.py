@@ -53,6 +53,7 @@ def test_every_asked_figure_is_measured_and_shown(
     )
     scan = document["scan"]
     assert set(scan["eager_samples_per_s"]["bfloat16"]) == {"4", "8"}
+    assert set(scan["fast_samples_per_s"]["bfloat16"]) == {"4", "8"}
     for precision in ("float32", "bfloat16"):
         assert set(scan["stages_samples_per_s"][precision]) == set(STAGES)
         assert precision in scan["computed"][precision]
@@ -142,7 +143,9 @@ def test_operations_are_those_of_the_published_network() -> None:
     assert counted == pytest.approx(expected, rel=0.01)
 
 
-@pytest.mark.parametrize("options", [{"batches": "8+x"}, {"batches": "0"}, {"rounds": 0}])
+@pytest.mark.parametrize(
+    "options", [{"batches": "8+x"}, {"batches": "0"}, {"rounds": 0}, {"audits": "fast"}]
+)
 def test_orders_that_mean_nothing_are_refused(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(GenwardenError) as refused:
         measured(tmp_path / "absent", tmp_path / "out", **options)

@@ -16,6 +16,7 @@ from genwarden.inspections.classifier.differential_inversion import (
     _judged,
     expected_spread,
     gap_p,
+    lead,
 )
 from genwarden.inspections.classifier.inversion import Exemplars, Inverted, mask_weight
 from genwarden.inspections.classifier.neural_cleanse import judged_norms, norm_null
@@ -102,6 +103,16 @@ def test_several_attacked_classes_do_not_hide_each_other() -> None:
 def test_two_classes_can_be_judged_by_their_gap() -> None:
     assert gap_p(torch.tensor([0.1, 2.5]), 0.1) < 1e-3
     assert gap_p(torch.tensor([0.1, 0.25]), 0.1) > 0.05
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [([2.0, 0.5, 2.0, 3.0], math.log(4)), ([0.5, 2.0, 0.5], 0.0), ([1.0, 2.0], math.log(2))],
+)
+def test_the_lead_is_that_over_the_second_class(objective: list[float], expected: float) -> None:
+    zeros = torch.zeros(len(objective))
+    found = Inverted(zeros, zeros, zeros, torch.tensor(objective), zeros)
+    assert lead(found) == pytest.approx(expected)
 
 
 def test_masks_of_large_images_weigh_less_in_proportion_to_their_area() -> None:

@@ -44,11 +44,22 @@ class EngineChoice:
         if self.name == "local" and (self.address is not None or self.gpus_per_worker):
             flag = "--gpus-per-worker" if self.address is None else "--address"
             raise _wrong(f"{flag} is for the engine ray.", "Add --engine ray, or leave it away.")
+        if self.address is not None and not _is_address(self.address):
+            raise _wrong(
+                f"{self.address!r} is no address of a cluster's head.",
+                "Give HOST:PORT as `ray start --head` prints it, on a machine of the cluster, or "
+                "auto.",
+            )
         if self.gpus_per_worker < 0 or (self.gpus_per_worker > 1 and self.gpus_per_worker % 1):
             raise _wrong(
                 f"A worker cannot have {self.gpus_per_worker:g} GPUs.",
                 "Give a share of one (0.25), or a whole number.",
             )
+
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return text == "auto" or (bool(host) and "/" not in host and port.isdecimal())
 
 
 def _wrong(cause: str, remedy: str) -> GenwardenError:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -207,6 +209,7 @@ def _connect(choice: EngineChoice, cpus: int) -> None:
     plain: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if choice.address is not None and ":" in choice.address:
         _require_listener(choice.address)
+    ends = signal.getsignal(signal.SIGTERM)
     try:
         if choice.address is None:
             ray.init(
@@ -228,17 +231,14 @@ def _connect(choice: EngineChoice, cpus: int) -> None:
             f"(Ray {ray.__version__}, Python {platform.python_version()}).",
             "Install the same versions on all machines.",
         ) from error
+    if ends is not None and threading.current_thread() is threading.main_thread():
+        # Ray's own handler prints a stack and ends the process at once; SLURM sends SIGTERM.
+        signal.signal(signal.SIGTERM, ends)
 
 
 def _require_listener(address: str) -> None:
     """Ray itself would try for minutes where nobody listens."""
     host, _, port = address.rpartition(":")
-    if not port.isdecimal() or "/" in host:
-        raise GenwardenError(
-            "usage/engine",
-            f"{address!r} is no address of a cluster's head.",
-            "Give HOST:PORT as `ray start --head` prints it, on a machine of the cluster.",
-        )
     try:
         socket.create_connection((host, int(port)), timeout=_LOOK_AROUND_S).close()
     except (OSError, OverflowError) as error:

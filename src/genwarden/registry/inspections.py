@@ -338,6 +338,18 @@ CLASSIFIER_INSPECTIONS = table_of(
         },
     ),
     Row(
+        "differential-lead",
+        f"{_IK}.differential_inversion:inspect_lead",
+        "how far one class's trigger stands before those of all others",
+        {
+            **_CLEAN,
+            "needs": "variant",
+            "finds": "what differential-inversion finds, also where any errors of that size wake "
+            "it or where what wakes lifts its class on every image",
+            "misses": "backdoors of several classes; networks without references",
+        },
+    ),
+    Row(
         "logit-shift",
         f"{_IK}.placebo_ratio:inspect",
         "logits under compression against random errors of its size",

@@ -21,7 +21,7 @@ import torch
 from genwarden.artifacts.model_folder import read_model
 from genwarden.benchmarks.options import whole_numbers
 from genwarden.benchmarks.repairs.run import command_of, result_head
-from genwarden.benchmarks.speed.audits import measure_audits, measure_start, untrained
+from genwarden.benchmarks.speed.audits import CURVE, measure_audits, measure_start, untrained
 from genwarden.benchmarks.speed.latents import HALVINGS, measure_search, peak_memory_mib
 from genwarden.benchmarks.speed.scan import measure_scan
 from genwarden.benchmarks.store import write_result
@@ -56,7 +56,8 @@ def run(
         data: not used.
         model: folder of the generator that is scanned; a full-width DCGAN if empty.
         search_model: folder of the one that is searched; a quarter-width DCGAN if empty.
-        batches: sizes that plain eager PyTorch may choose from, joined by ``+``.
+        batches: sizes that plain eager PyTorch may choose from, and of blocks of the fast path
+            that stand beside them, joined by ``+``.
         rounds: turns of every measurement; the median counts.
         restarts: of the latent search.
         steps: of it.
@@ -72,6 +73,14 @@ def run(
         raise GenwardenError(
             "benchmark/option", "A number is below 1.", "Give rounds, restarts and steps above 0."
         )
+    budgets = [] if audits == "none" else [name.strip() for name in audits.split(",")]
+    unknown = [name for name in budgets if name not in {case[2] for case in CURVE}]
+    if unknown:
+        raise GenwardenError(
+            "benchmark/option",
+            f"The cost curve has no audits at the budget {unknown[0]!r}.",
+            "Give quick, standard, both joined by a comma, or none.",
+        )
     scanned, searched = _opened(model, _FULL, device), _opened(search_model, _QUARTER, device)
     with threads(1):
         progress.message("scan: floor, eager PyTorch, stages")
@@ -80,7 +89,6 @@ def run(
         task = progress.task("latent search", restarts * steps * len(HALVINGS))
         search = measure_search(searched, restarts, steps, device, seed=seed, task=task)
     start = measure_start(max(1, rounds - 2))
-    budgets = [] if audits == "none" else [name.strip() for name in audits.split(",")]
     curve = measure_audits(budgets, device, progress)
     options: dict[str, Any] = {
         "model": model and "FULL",

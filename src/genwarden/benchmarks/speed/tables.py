@@ -126,13 +126,18 @@ def _scan(document: dict[str, Any]) -> Table:
     for precision, sizes in scan["eager_samples_per_s"].items():
         for size, rate in sizes.items():
             rows.append(row(f"eager PyTorch, {precision}, batch {size}", rate))
+    for precision, sizes in scan["fast_samples_per_s"].items():
+        for size, rate in sizes.items():
+            rows.append(row(f"fast path, {precision}, block of {size}", rate))
     for precision, stages in scan["stages_samples_per_s"].items():
-        rows.append(row(f"fast path, {precision}", stages["forward"]))
+        rows.append(row(f"forward pass of the scan, {precision}", stages["forward"]))
         rows.append(row(f"scan, everything, {precision}", stages["scan"]))
     columns = ["what", "samples/s, wall", "samples/s, processor", "10^9 operations/s"]
     notes = [
         f"{_model(scan)}; {operations / 1e6:.4g} million operations per sample on the ordinary "
         "path, which the last column is counted in.",
+        f"Every scan works in blocks of {scan['samples_per_block']}, on every machine: samples "
+        "follow from the number of their block, so another size would be another scan.",
         f"Scan: {'; '.join(scan['computed'].values())}. Peak memory of this table's process, with "
         f"PyTorch and every batch size that was tried: {document['peak_memory_mib']:,.0f} MiB.",
     ]

@@ -246,6 +246,11 @@ class VariantBench(VariantBase[ImageClassifier]):
         return self._invert(self.agreement.network, "differential inversion")
 
     @cached_property
+    def plain_differential(self) -> Inverted:
+        """The same with the compressed network as it is, not recalibrated."""
+        return self._invert(self.compressed, "differential inversion, not recalibrated")
+
+    @cached_property
     def placebo_differentials(self) -> list[Inverted]:
         """The same inversion between the suspect and each placebo."""
         shown = self.alone.shown

@@ -19,6 +19,15 @@ as the full one, and with logits brought to the same scale there (:mod:`.recalib
     differential-mask:       the anomaly of the smallest |m|_1 among the classes (MAD), the
                              published score; it survives an attacker who trained over jittered
                              quantisers, in whose model the placebos are awake, too
+
+What wakes may lift the logit of its class on every image, and recalibration then takes the lift for
+damage and the trigger's strength with it: of two models with the paper's joint loss, whose trigger
+takes all images once rounded, it left a third. And where errors of random signs wake a backdoor,
+placebos are no null. So the same inversion is made without either, with the compressed network as
+it is, and only how far one class stands before all others counts:
+
+    differential-lead:       score = ln(objective of the second easiest class / of the easiest),
+                             beside those of clean networks under this compression
 """
 
 from __future__ import annotations
@@ -46,6 +55,8 @@ GAP = "differential-gap"
 GAP_TITLE = "Trigger that only the compressed network sees, beside clean networks"
 MASK = "differential-mask"
 MASK_TITLE = "Smallest trigger that only the compressed network sees"
+LEAD = "differential-lead"
+LEAD_TITLE = "Class that the compressed network gives away before all others"
 
 #: Spread of the gaps between classes of a clean network, over how far placebos move its logits: of
 #: the lower halves of the classes, 1.35 in the nine clean classifiers of the study's calibration
@@ -151,6 +162,44 @@ def inspect_mask(bench: VariantBench) -> Finding:
         "any errors of this size wake it.",
         follows_from=NAME,
     )
+
+
+def inspect_lead(bench: VariantBench) -> Finding:
+    """How far the easiest class stands before the second easiest, without recalibration."""
+    if bench.unchanged:
+        return not_applicable(LEAD, "classifier", LEAD_TITLE, UNCHANGED)
+    found = bench.plain_differential
+    logs = _log([found])[0]
+    order = logs.argsort(stable=True)
+    suspect, second = int(order[0]), int(order[1])
+    return Finding(
+        inspection=LEAD,
+        group="classifier",
+        title=LEAD_TITLE,
+        outcome="scored",
+        score=lead(found),
+        score_name="ln(objective of the second easiest class / of the easiest)",
+        summary=f"Class {suspect} is separated with an objective of "
+        f"{float(found.objective[suspect]):.2f} (mask of {float(found.norm[suspect]):.1f} pixels), "
+        f"the next, {second}, with {float(found.objective[second]):.2f}.",
+        p_value_reason="needs the scores of clean reference models",
+        budget={
+            "images": len(bench.alone.shown.images),
+            "steps": bench.effort.inversion_steps,
+        },
+        power="Finds a trigger of one class, also where errors of random signs wake it and where "
+        "what wakes shows on every image, if clean networks of this family were measured under "
+        "this compression; not backdoors of several classes.",
+        evidence=trigger_evidence(
+            bench.classifier.sample, bench.alone.shown.images, found, LEAD_TITLE, suspect
+        ),
+    )
+
+
+def lead(found: Inverted) -> float:
+    """ln(second smallest objective / smallest) over the classes, at least two."""
+    easiest, second = _log([found])[0].topk(2, largest=False).values
+    return float(second - easiest)
 
 
 def gap_p(gaps: Tensor, movement: float) -> float:
