@@ -29,6 +29,13 @@ def test_run_with_other_settings_is_refused_and_the_difference_named(tmp_path: P
     assert "model" not in caught.value.cause
 
 
+def test_what_json_changes_alone_is_no_difference(tmp_path: Path) -> None:
+    Ledger(tmp_path / "work", IDENTITY | {"budget": {"reruns": ("a", "b")}})
+    with pytest.raises(GenwardenError) as caught:
+        Ledger(tmp_path / "work", IDENTITY | {"budget": {"reruns": ("a", "b")}, "seed": 2})
+    assert "(seed differ)" in caught.value.cause
+
+
 @pytest.mark.parametrize("damage", [b"", b'{"score": 0.', b"[1, 2]", b"\xff\xfe"])
 def test_damaged_piece_of_work_is_done_again(damage: bytes, tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "work", IDENTITY)

@@ -117,5 +117,6 @@ def _difference(previous: dict[str, Any] | None, identity: Mapping[str, Any]) ->
     if previous is None or not isinstance(previous.get("identity"), dict):
         return ""
     old = previous["identity"]
+    identity = json.loads(json.dumps(identity))  # as the old one was: tuples are lists there
     changed = sorted(k for k in set(old) | set(identity) if old.get(k) != identity.get(k))
     return f" ({', '.join(changed)} differ)" if changed else ""
