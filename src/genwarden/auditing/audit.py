@@ -306,7 +306,11 @@ def _identity(suspect: Suspect, request: Request) -> dict[str, Any]:
         **({} if request.threads is None else {"threads": request.threads}),
         "deploy_as": [compressor.name for compressor in request.deploy_as],
         "variants_only": request.variants_only,
-        **({} if request.scan_precision == "float32" else {"scan_precision": request.scan_precision}),
+        **(
+            {}
+            if request.scan_precision == "float32"
+            else {"scan_precision": request.scan_precision}
+        ),
     }
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genwarden.compression.contract import Box, Weights, in_name
+from genwarden.compression.chain import stages_of
+from genwarden.compression.contract import Box, Compressor, Weights, in_name
 from genwarden.compression.layers import Layout, WeightLayer
 from genwarden.compression.spelling import check_rate
 
@@ -203,3 +204,8 @@ def _along(values: Tensor, weight: Tensor, layer: WeightLayer) -> Tensor:
     shape = [1] * weight.dim()
     shape[layer.out_axis] = -1
     return values.reshape(shape).expand_as(weight)
+
+
+def prunes(compressor: Compressor) -> bool:
+    """Whether it, or a stage of it, sets weights to zero."""
+    return any(isinstance(stage, _Pruning) for stage in stages_of(compressor))

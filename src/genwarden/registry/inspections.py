@@ -346,7 +346,8 @@ CLASSIFIER_INSPECTIONS = table_of(
             "needs": "variant",
             "finds": "what differential-inversion finds, also where any errors of that size wake "
             "it or where what wakes lifts its class on every image",
-            "misses": "backdoors of several classes; networks without references",
+            "misses": "what pruning wakes; backdoors of several classes; networks without "
+            "references",
         },
     ),
     Row(

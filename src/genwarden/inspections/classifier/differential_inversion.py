@@ -28,6 +28,10 @@ it is, and only how far one class stands before all others counts:
 
     differential-lead:       score = ln(objective of the second easiest class / of the easiest),
                              beside those of clean networks under this compression
+
+Of roundings alone: pruning tilts honest networks towards a class, as said in
+:mod:`.recalibration`, and then one class leads (by up to 2.0 in nine clean networks of the study's
+reporting half, of which this score flagged two before it left pruning out; 0.25 under rounding).
 """
 
 from __future__ import annotations
@@ -39,6 +43,7 @@ import torch
 from scipy.special import stdtr
 from torch import Tensor
 
+from genwarden.compression.pruning import prunes
 from genwarden.inspections.classifier.bench import VariantBench
 from genwarden.inspections.classifier.inversion import Inverted
 from genwarden.inspections.classifier.neural_cleanse import (
@@ -168,6 +173,10 @@ def inspect_lead(bench: VariantBench) -> Finding:
     """How far the easiest class stands before the second easiest, without recalibration."""
     if bench.unchanged:
         return not_applicable(LEAD, "classifier", LEAD_TITLE, UNCHANGED)
+    if prunes(bench.compressor):
+        return not_applicable(
+            LEAD, "classifier", LEAD_TITLE, "Pruning tilts honest networks towards a class, too."
+        )
     found = bench.plain_differential
     logs = _log([found])[0]
     order = logs.argsort(stable=True)
