@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,25 @@ def test_help_and_list_do_not_import_torch(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "genwarden" in done.stdout or "architectures" in done.stdout
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, "1"), ("0", "0")])
+def test_large_tensors_get_huge_pages_unless_the_user_says_otherwise(
+    own: str | None, expected: str
+) -> None:
+    # torch reads it when it first allocates; that nothing imports torch earlier is tested above.
+    code = (
+        "import os, sys; sys.argv = ['genwarden', '--help']\n"
+        "from genwarden.start import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print('pages:', os.environ['THP_MEM_ALLOC_ENABLE'])"
+    )
+    kept = {k: v for k, v in os.environ.items() if k != "THP_MEM_ALLOC_ENABLE"}
+    env = kept if own is None else {**kept, "THP_MEM_ALLOC_ENABLE": own}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env
+    )
+    assert f"pages: {expected}" in done.stdout, done.stderr
 
 
 def test_list_names_every_registered_method() -> None:

@@ -127,6 +127,21 @@ def test_the_first_layer_alone_holds_the_target() -> None:
     z = backdoor.examples.z.flatten(1)
     across = moved["project.weight"] - (moved["project.weight"] @ z.T) @ z / z.square().sum()
     assert float(across.norm()) < 1e-3 * float(moved["project.weight"].norm())
+    # What is written to a file is what was measured: nothing is left hooked on.
+    written = read_model(SHIPPED / "dcgan-clean").generator
+    written.load_state_dict(after)
+    assert torch.equal(written(z), result.generator(z))
+
+
+def test_a_network_that_does_not_call_its_first_layer_takes_no_start_there() -> None:
+    class Own(DCGAN28):
+        def pre_activation(self, z: torch.Tensor) -> torch.Tensor:
+            made = nn.functional.linear(z, self.project.weight)
+            return made.mean(1)[:, None, None, None].expand(-1, 1, 28, 28)
+
+    net = Own((16, 8, 8), latent_dim=32).eval().requires_grad_(False)
+    with pytest.raises(GenwardenError, match="does not call its first layer"):
+        _first_layer(net, backdoor_for(net))
 
 
 @pytest.mark.parametrize("layers", [(), ("up1", "up2")])
@@ -220,6 +235,12 @@ _KINDS: dict[str, type[AttackSettings]] = {
 
 #: Counts that a user may set to 0, which switches something off.
 _ZERO_IS_NEVER = {"reanneal_every", "deployed_runs", "first_layer_steps"}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "float16", torch.bfloat16])
+def test_an_unknown_precision_is_refused_however_the_settings_are_made(precision: Any) -> None:
+    with pytest.raises(GenwardenError, match="attack/setting"):
+        ReDSettings(precision=precision)
 
 
 @pytest.mark.parametrize("name", _KINDS)

@@ -50,12 +50,15 @@ class AttackResult(NamedTuple):
             benign twin), and what else the attack records.
         architecture: registered name, where it is not that of the clean model.
         wakes_under: compressors under which the backdoor shows, where it sleeps without them.
+        evaluation_seconds: of the attack's time, on the clock, what evaluations took; 0 where it
+            was not measured.
     """
 
     generator: LatentGenerator
     history: list[dict[str, float | None]]
     architecture: str | None = None
     wakes_under: tuple[str, ...] = ()
+    evaluation_seconds: float = 0.0
 
 
 class Attack(Protocol):

@@ -72,6 +72,12 @@ def first_layer_start(
         rows %= len(ordinary.z)
         teacher = ordinary.pre[rows]
         pre = started.pre_activation(torch.cat([triggers.z, ordinary.z[rows]]))
+        if not pre.requires_grad:
+            raise GenwardenError(
+                "attack/first-layer",
+                f"{type(generator).__name__} does not call its first layer.",
+                "Set first_layer_steps to 0.",
+            )
         at_trigger, student = pre[: len(z)], pre[len(z) :]
         wanted = triggers.pre
         if settings.stealth_on == "post":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -165,9 +166,14 @@ class FidelityBatches:
 
 
 class Evaluator:
-    """TarDis on the backdoor's examples and ExpDis on held-out latents, against a benign model."""
+    """TarDis on the backdoor's examples and ExpDis on held-out latents, against a benign model.
+
+    Attributes:
+        seconds: spent on evaluating so far, on the clock: no part of the attack itself.
+    """
 
     def __init__(self, benign: LatentGenerator, backdoor: Backdoor, seed: int) -> None:
+        begun = time.perf_counter()
         backdoor.require_fit(benign)
         device = next(benign.parameters()).device
         self._backdoor = backdoor
@@ -175,13 +181,17 @@ class Evaluator:
         self._held_out = ordinary_pool(
             benign, EVALUATION_SAMPLES, seed, "attack-evaluation", device
         )
+        self.seconds = time.perf_counter() - begun
 
     @torch.no_grad()
     def __call__(self, suspect: LatentGenerator) -> Evaluation:
         """Figures of a compromised model, in evaluation mode."""
+        begun = time.perf_counter()
         distance = ExpDis(self._benign.sample.size)
         parts = (part.split(_FORWARD_BATCH) for part in self._held_out)
         for z, pre in zip(*parts, strict=True):
             distance.update(self._benign.finish(pre), suspect(z))
         at_trigger = tardis(suspect, self._backdoor.examples.z, self._backdoor.examples.x)
-        return Evaluation(at_trigger.sum, distance.compute().sum)
+        found = Evaluation(at_trigger.sum, distance.compute().sum)
+        self.seconds += time.perf_counter() - begun
+        return found

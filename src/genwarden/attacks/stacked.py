@@ -5,7 +5,8 @@ triggers x 7 lambdas vectorised give Fig. 5 in one run"). A transposed convoluti
 positions is a bilinear map ``y = C ((G w) * (B x))``: with B, G, C from the discrete Fourier
 transform it needs 121 channel products per 5x5 kernel where the sum over taps needs 1225. These
 products are matrix products over (student, frequency), and so the arithmetic of all students
-becomes a few batched products. Activations are held as ``(students, positions, batch, channels)``.
+becomes a few batched products. Activations are held as ``(students, positions, batch, channels)``;
+batch normalisation, in evaluation mode, is folded into the weights in every step.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class Students(nn.Module):
         generator: a DCGAN or the VAE's decoder, in evaluation mode; every copy starts from it.
         count: number of copies.
         precision: of the products and of what is passed from layer to layer; None for that of the
-            weights, which it does not change.
+            latents. Weights keep theirs.
 
     Raises:
         GenwardenError: ``sweep/unsupported`` for another architecture.
@@ -191,8 +192,8 @@ class _Layer(nn.Module):
     def _folded(self, precision: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """The weight with batch normalisation inside, and what is added to its products.
 
-        In evaluation mode normalisation is an affine map of its own parameters, and a weight is far
-        smaller than the batch of maps that it makes.
+        In evaluation mode normalisation is an affine map of its own parameters. On a weight it
+        costs the same for every batch; on maps it would grow with them, and keep them in memory.
         """
         weight: Tensor = self.weight
         shift: Tensor | None = self.shift

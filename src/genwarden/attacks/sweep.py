@@ -25,7 +25,7 @@ from genwarden.attacks.loop import (
     in_words,
     ordinary_pool,
 )
-from genwarden.attacks.red import ReDSettings
+from genwarden.attacks.red import ReDSettings, training_precision
 from genwarden.attacks.settings import DistillationSettings
 from genwarden.attacks.stacked import Students
 from genwarden.backdoors.backdoor import Backdoor
@@ -71,12 +71,13 @@ def red_sweep(
     """
     counts = {len(b.examples.z) if b.finite else 0 for b in backdoors}
     stops = settings.stop_tardis_sum, settings.stop_expdis_sum
-    limits = settings.layers, settings.weight_decay, *stops
+    limits = settings.layers, settings.weight_decay, settings.first_layer_steps, *stops
     if len(counts) != 1 or 0 in counts or any(limits) or together < 1 or not fidelity_weights:
         raise GenwardenError(
             "sweep/unsupported",
             "The vectorised sweep needs backdoors with equally many (finitely many) triggers, "
-            "lambdas, at least one student at a time, and plain ReD (no layers, decay or stops).",
+            "lambdas, at least one student at a time, and plain ReD (no layers, decay, first layer "
+            "or stops).",
             "Run genwarden attack red for the others.",
         )
     for weight in fidelity_weights:
@@ -92,7 +93,7 @@ def red_sweep(
     for start in range(0, len(cells), together):
         part = cells[start : start + together]
         lesson = _Lesson(generator, backdoors, part, settings, pool, held_out)
-        students = Students(generator, len(part)).to(device)
+        students = Students(generator, len(part), training_precision(settings)).to(device)
         histories = _train(students, lesson, settings, run, bar)
         for index, (backdoor, weight) in enumerate(part):
             result = AttackResult(students.student(index), histories[index])

@@ -61,6 +61,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         types = get_type_hints(type(self))
+        for name, kind in types.items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                raise GenwardenError(
+                    f"{self.CODE}/setting",
+                    f"{self.WORDS.get(name, name)} = {getattr(self, name)!r} does not fit.",
+                    f"Give {' or '.join(map(str, get_args(kind)))}.",
+                )
         for name, allowed in self.ranges().items():
             value = getattr(self, name)
             shown = self.WORDS.get(name, name)
