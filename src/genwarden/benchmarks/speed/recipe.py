@@ -56,8 +56,7 @@ def run(
         data: not used.
         model: folder of the generator that is scanned; a full-width DCGAN if empty.
         search_model: folder of the one that is searched; a quarter-width DCGAN if empty.
-        batches: sizes that plain eager PyTorch may choose from, and of blocks of the fast path
-            that stand beside them, joined by ``+``.
+        batches: sizes that plain eager PyTorch may choose from, joined by ``+``.
         rounds: turns of every measurement; the median counts.
         restarts: of the latent search.
         steps: of it.

@@ -20,7 +20,6 @@ from genwarden.engine.seeds import random_stream
 from genwarden.inspections.output.cluster_outliers import ClusterOutliers
 from genwarden.inspections.output.nearest_target import NearestTarget
 from genwarden.inspections.workbench import BLOCK_SAMPLES, Workbench
-from genwarden.models.fast.fast_generator import fast_path
 from genwarden.models.protocol import LatentGenerator
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -35,8 +34,6 @@ def measure_scan(
 ) -> dict[str, Any]:
     """All rates of one generator; ``operations`` are those that the ordinary path counts."""
     works = _floor(device) | _eager(generator, batches, device)
-    fast = _fast(generator, batches, device)
-    works |= fast
     benches = {name: _bench(generator, device, seed, name) for name in _PRECISIONS}
     for name, bench in benches.items():
         works |= {f"{name} {stage}": work for stage, work in _stages(bench).items()}
@@ -54,14 +51,6 @@ def measure_scan(
         },
         "eager_samples_per_s": {
             precision: {str(n): measured[f"eager {precision} {n}"] for n in batches}
-            for precision in _PRECISIONS
-        },
-        "fast_samples_per_s": {
-            precision: {
-                str(n): measured[f"fast {precision} {n}"]
-                for n in batches
-                if f"fast {precision} {n}" in fast
-            }
             for precision in _PRECISIONS
         },
         "stages_samples_per_s": {
@@ -111,21 +100,6 @@ def _eager(generator: LatentGenerator, batches: list[int], device: torch.device)
         for number in batches:
             z = _latents(generator, number, device).to(dtype)
             works[f"eager {name} {number}"] = Work(_forward(network, z), number)
-    return works
-
-
-def _fast(
-    generator: LatentGenerator, blocks_of: list[int], device: torch.device
-) -> dict[str, Work]:
-    """The fast path by size of block; nothing where a generator has none."""
-    works = {}
-    for name, dtype in _PRECISIONS.items():
-        network = fast_path(generator, dtype)
-        if isinstance(network, str):
-            continue
-        for number in blocks_of:
-            z = _latents(generator, number, device)
-            works[f"fast {name} {number}"] = Work(_forward(network, z), number)
     return works
 
 

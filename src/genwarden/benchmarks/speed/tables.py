@@ -126,11 +126,8 @@ def _scan(document: dict[str, Any]) -> Table:
     for precision, sizes in scan["eager_samples_per_s"].items():
         for size, rate in sizes.items():
             rows.append(row(f"eager PyTorch, {precision}, batch {size}", rate))
-    for precision, sizes in scan["fast_samples_per_s"].items():
-        for size, rate in sizes.items():
-            rows.append(row(f"fast path, {precision}, block of {size}", rate))
     for precision, stages in scan["stages_samples_per_s"].items():
-        rows.append(row(f"forward pass of the scan, {precision}", stages["forward"]))
+        rows.append(row(f"fast path, {precision}", stages["forward"]))
         rows.append(row(f"scan, everything, {precision}", stages["scan"]))
     columns = ["what", "samples/s, wall", "samples/s, processor", "10^9 operations/s"]
     notes = [
