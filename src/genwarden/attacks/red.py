@@ -65,7 +65,7 @@ class ReDSettings(RetrainingSettings):
         precision: of the products of ReD's steps and of what passes from layer to layer; weights,
             Adam, losses and the start are float32 in any case. ``bfloat16`` pays where the machine
             has units for it (AMX, GPUs), from batches of 128. Far from the optimum it ends where
-            float32 does; near it its rounding is what remains (a TarDis of 1.1 in place of 0.9).
+            float32 does; near it its rounding is what remains (a TarDis of 0.19 in place of 0.11).
     """
 
     weight_decay: float = 0.0

@@ -152,6 +152,7 @@ def run(
     task = progress.task("speed, in turns", 2 * rounds)
     for _ in range(rounds):
         answer = _ask(art, place, {**job, "batches": sizes, "predicted": sizes, "iterations": []})
+        _require_twin(place, generator)
         timed["art"].append(_per_latent(answer))
         predicted["art"].append(answer["seconds_per_prediction"])
         half = _ask(art, place, {**job, "batches": sizes, "predicted": [], "iterations": []}, _HALF)
@@ -163,7 +164,6 @@ def run(
             )
         predicted["float32"].append({str(size): _sampling(fast, size) for size in sizes})
         task.advance(1, "genwarden")
-    _require_twin(place, generator)
     speed = {
         "red": {name: _rates(found) for name, found in timed.items()},
         "prediction": {name: _rates(found) for name, found in predicted.items()},
