@@ -361,19 +361,26 @@ def test_references_are_published_of_all_clean_models_or_none(
         member("g", half="calibration"),
         member("c", "classifier", half="calibration"),
         member("r", half="reporting"),
+        member("h", half="calibration"),
     ]
-    stored(tmp_path, every[0], audited({"int8": [finding("placebo-ratio", None, 1.0, [])]}))
+    with pytest.raises(GenwardenError, match="benchmark/incomplete"):
+        judging.publish_nulls(tmp_path, every, "quick", 0)
+    stored(tmp_path, every[3], audited({"int8": [finding("placebo-ratio", None, 3.0, [])]}))
     with pytest.raises(GenwardenError) as caught:
         judging.publish_nulls(tmp_path, every, "quick", 0)
     assert caught.value.code == "benchmark/incomplete"
     assert not paths["generator"].exists()
+    stored(tmp_path, every[0], audited({"int8": [finding("placebo-ratio", None, 1.0, [])]}))
+    judging.publish_nulls(tmp_path, every, "quick", 0)
+    assert paths["generator"].exists()
+    assert not paths["classifier"].exists()  # none of that sort was audited
     stored(tmp_path, every[1], audited({"int8": [finding("strip", None, 2.0, [])]}))
     judging.publish_nulls(tmp_path, every, "quick", 0)
     found = {sort: json.loads(path.read_text("utf-8")) for sort, path in paths.items()}
-    assert found["generator"]["scores"] == {"quick": {"int8: placebo-ratio": [1.0]}}
+    assert found["generator"]["scores"] == {"quick": {"int8: placebo-ratio": [1.0, 3.0]}}
     assert found["classifier"]["scores"] == {"quick": {"int8, images made: strip": [2.0]}}
     assert (
-        "1 clean models under each of 1 compressions" in found["generator"]["descriptions"]["quick"]
+        "2 clean models under each of 1 compressions" in found["generator"]["descriptions"]["quick"]
     )
     rows = [attacked_row("x", 9.0, sort="classifier"), population_row("y", 0.0, sort="classifier")]
     judging.publish_power(rows)
