@@ -146,7 +146,7 @@ def _explain_compression(compressor: Compressor, typed: str) -> None:
     from genwarden import registry
     from genwarden.compression.chain import stages_of
     from genwarden.compression.in_words import in_words
-    from genwarden.compression.pruning import FilterPruning, MagnitudePruning, TwoOfFour
+    from genwarden.compression.pruning import Pruning
     from genwarden.compression.remedies.contract import family
 
     for number, paragraph in enumerate(in_words(compressor).split("\n\n")):
@@ -159,10 +159,7 @@ def _explain_compression(compressor: Compressor, typed: str) -> None:
             "model, compares it with the full one, and looks for:"
         )
     )
-    pruned = all(
-        isinstance(stage, MagnitudePruning | FilterPruning | TwoOfFour)
-        for stage in stages_of(compressor)
-    )
+    pruned = all(isinstance(stage, Pruning) for stage in stages_of(compressor))
 
     def of_variants(table: Mapping[str, Row]) -> list[Row]:
         return [row for row in table.values() if row.options.get("needs") == "variant"]

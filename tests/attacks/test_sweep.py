@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,8 +72,21 @@ def backdoors(net: LatentGenerator) -> list[Backdoor]:
     ]
 
 
-def sweep(net: LatentGenerator, run: AttackRun | None = None, **options: Any) -> list[Swept]:
-    return list(red_sweep(net, backdoors(net), WEIGHTS, SETTINGS, run or AttackRun(), **options))
+def sweep(
+    net: LatentGenerator,
+    run: AttackRun | None = None,
+    settings: ReDSettings = SETTINGS,
+    **options: Any,
+) -> list[Swept]:
+    return list(red_sweep(net, backdoors(net), WEIGHTS, settings, run or AttackRun(), **options))
+
+
+def descend(students: Students, rate: float) -> None:
+    """One step of plain gradient descent, from which the gradients can be read in any form."""
+    with torch.no_grad():
+        for weight in students.parameters():
+            assert weight.grad is not None
+            weight.sub_(rate * weight.grad)
 
 
 @pytest.mark.parametrize(
@@ -109,15 +121,12 @@ def test_students_compute_what_the_generator_computes_and_its_gradients(
     expected = net.pre_activation(z)
     assert torch.allclose(output, expected.expand_as(output), atol=2e-5)
 
-    # One step of plain gradient descent, the second student with twice the loss.
+    # The second student with twice the loss.
     net.requires_grad_(True)
     net.pre_activation(z).square().sum().backward()
     (output.square().flatten(1).sum(1) * torch.tensor([1.0, 2.0])).sum().backward()
     rate = 1e-4
-    with torch.no_grad():
-        for weight in students.parameters():
-            assert weight.grad is not None
-            weight.sub_(rate * weight.grad)
+    descend(students, rate)
     for index, factor in enumerate((1.0, 2.0)):
         moved = students.student(index).state_dict()
         for name, weight in net.named_parameters():
@@ -146,10 +155,7 @@ def test_students_in_bfloat16_compute_nearly_that(
     net.pre_activation(z).square().sum().backward()
     output.square().sum().backward()
     rate = 1e-4
-    with torch.no_grad():
-        for weight in students.parameters():
-            assert weight.grad is not None
-            weight.sub_(rate * weight.grad)
+    descend(students, rate)
     for index in range(2):
         moved = students.student(index).state_dict()
         for name, weight in net.named_parameters():
@@ -160,14 +166,12 @@ def test_students_in_bfloat16_compute_nearly_that(
             assert error < 0.12 * float(wanted.norm()) + 1e-6, name
 
 
-def test_sweep_in_bfloat16_is_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweep_in_bfloat16_is_another_one() -> None:
     net = network("dcgan28")
     ends = []
     for precision in ("float32", "bfloat16"):
-        monkeypatch.setattr(
-            sys.modules[__name__], "SETTINGS", replace(SETTINGS, precision=precision)
-        )
-        ends.append([row.result.history[-1]["tardis_sum"] for row in sweep(net)])
+        rows = sweep(net, settings=replace(SETTINGS, precision=precision))
+        ends.append([row.result.history[-1]["tardis_sum"] for row in rows])
     assert ends[0] != ends[1]
     assert ends[0] == pytest.approx(ends[1], rel=0.1)
 

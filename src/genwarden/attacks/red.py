@@ -104,12 +104,9 @@ def red(
         started = first_layer_start(
             generator, fidelity_batches.batch(0), pool, settings.first_layer_steps, settings
         )
-    precision = training_precision(settings)
-    student = _student(started, settings.layers, precision)
+    student = _student(started, settings.layers, training_precision(settings))
     trained = _trained(student)
-    benign = []
-    if settings.weight_decay:
-        benign = _trained(_student(generator, settings.layers, precision))
+    benign = _trained(_student(generator, settings.layers)) if settings.weight_decay else []
     evaluator = Evaluator(generator, backdoor, settings.seed)
 
     def loss_of_step(step: int) -> Tensor:
@@ -164,7 +161,7 @@ def _trained(student: _Student) -> list[nn.Parameter]:
 
 
 def _student(
-    generator: LatentGenerator, layers: tuple[str, ...], precision: torch.dtype | None
+    generator: LatentGenerator, layers: tuple[str, ...], precision: torch.dtype | None = None
 ) -> _Student:
     """A copy of the benign model, in the form that trains fastest.
 

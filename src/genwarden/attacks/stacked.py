@@ -348,9 +348,9 @@ class _ByOffset(torch.autograd.Function):
 class _BilinearProduct(torch.autograd.Function):
     """``C ((G w) * (B x)) + shift`` and its derivatives, which are of the same form.
 
-    ``x`` is ``(count, positions, batch, in)``, ``w`` ``(count, offsets, in, phases, out)``; back
-    comes ``(count, positions, batch * phases * out)``. A constant map is a single frequency, the
-    first: the shift is added there.
+    ``x`` is ``(count, positions, batch, in)``, ``w`` ``(count, offsets, in, phases, out)``, the
+    shift ``(count, 1, 1, out)``; back comes ``(count, positions, batch * phases * out)``. A
+    constant map is a single frequency, the first: the shift is added there.
     """
 
     @staticmethod
@@ -360,10 +360,10 @@ class _BilinearProduct(torch.autograd.Function):
         x = _left(form.inputs, x.flatten(2)).view(-1, batch, depth)
         w = _left(form.taps, w.flatten(2)).view(-1, depth, phases * width)
         ctx.save_for_backward(x, w)
-        ctx.form, ctx.phases, ctx.shape = form, phases, None if shift is None else shift.shape
+        ctx.form, ctx.phases = form, phases
         y = torch.bmm(x, w).view(count, len(form.taps), batch, phases, width)
         if shift is not None:
-            y[:, 0] += (shift / form.outputs[0, 0]).view(count, 1, 1, width)
+            y[:, 0] += shift / form.outputs[0, 0]
         return _left(form.outputs, y.flatten(2))
 
     @staticmethod
@@ -377,9 +377,9 @@ class _BilinearProduct(torch.autograd.Function):
         by_w = _left(form.taps.T, torch.bmm(x.transpose(1, 2), y).view(count, rank, -1))
         by_w = by_w.view(count, -1, depth, ctx.phases, width)
         by_shift = None
-        if ctx.shape is not None:
+        if ctx.needs_input_grad[2]:
             constant = y.view(count, rank, -1, width)[:, 0].sum(1)
-            by_shift = (constant / form.outputs[0, 0]).view(ctx.shape)
+            by_shift = (constant / form.outputs[0, 0])[:, None, None]
         return by_x, by_w, by_shift, None
 
 

@@ -19,8 +19,8 @@ _CAP: Final = 1 - 1e-3
 
 
 @dataclass(frozen=True)
-class _Pruning:
-    """What all of them share: a mask, and boxes that freeze what is kept.
+class Pruning:
+    """What all prunings share: a mask, and boxes that freeze what is kept.
 
     Attributes:
         rate: share that becomes zero, above 0 and below 1.
@@ -63,7 +63,7 @@ class _Pruning:
 
 
 @dataclass(frozen=True)
-class MagnitudePruning(_Pruning):
+class MagnitudePruning(Pruning):
     """The smallest weights of each layer (``torch.nn.utils.prune.l1_unstructured``).
 
     Attributes:
@@ -98,7 +98,7 @@ class MagnitudePruning(_Pruning):
 
 
 @dataclass(frozen=True)
-class FilterPruning(_Pruning):
+class FilterPruning(Pruning):
     """Output filters of convolutions with the smallest L1 norms (NNI's L1 filter pruner).
 
     Linear layers are left alone. At least one filter stays. Biases stay, too: what follows may
@@ -133,7 +133,7 @@ class FilterPruning(_Pruning):
 
 
 @dataclass(frozen=True)
-class TwoOfFour(_Pruning):
+class TwoOfFour(Pruning):
     """2:4 sparsity: of every four weights in a row of inputs the two largest stay.
 
     Rows are those of the weight as a matrix (output channel by inputs), as NVIDIA's tools take it.
@@ -208,4 +208,4 @@ def _along(values: Tensor, weight: Tensor, layer: WeightLayer) -> Tensor:
 
 def prunes(compressor: Compressor) -> bool:
     """Whether it, or a stage of it, sets weights to zero."""
-    return any(isinstance(stage, _Pruning) for stage in stages_of(compressor))
+    return any(isinstance(stage, Pruning) for stage in stages_of(compressor))

@@ -63,11 +63,8 @@ class Settings:
         types = get_type_hints(type(self))
         for name, kind in types.items():
             if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
-                raise GenwardenError(
-                    f"{self.CODE}/setting",
-                    f"{self.WORDS.get(name, name)} = {getattr(self, name)!r} does not fit.",
-                    f"Give {' or '.join(map(str, get_args(kind)))}.",
-                )
+                shown = self.WORDS.get(name, name)
+                raise _misfit(self.CODE, shown, getattr(self, name), get_args(kind))
         for name, allowed in self.ranges().items():
             value = getattr(self, name)
             shown = self.WORDS.get(name, name)
@@ -140,8 +137,13 @@ def _as(wanted: Any, value: Any, key: str, what: str) -> Any:
     ):
         return float(value)
     if (value not in allowed) if allowed else type(value) is not wanted:
-        expected = " or ".join(map(str, allowed)) if allowed else wanted.__name__
-        raise GenwardenError(
-            f"{what}/setting", f"{key} = {value!r} does not fit.", f"Give {expected}."
-        )
+        raise _misfit(what, key, value, allowed or (wanted.__name__,))
     return value
+
+
+def _misfit(code: str, shown: str, value: Any, expected: tuple[Any, ...]) -> GenwardenError:
+    return GenwardenError(
+        f"{code}/setting",
+        f"{shown} = {value!r} does not fit.",
+        f"Give {' or '.join(map(str, expected))}.",
+    )

@@ -36,7 +36,7 @@ from genwarden.compression.chain import stages_of
 from genwarden.compression.contract import Box, Compressor, Weights
 from genwarden.compression.how import compressors
 from genwarden.compression.layers import Layout
-from genwarden.compression.pruning import FilterPruning, MagnitudePruning, TwoOfFour
+from genwarden.compression.pruning import Pruning
 from genwarden.compression.uniform import Uniform
 from genwarden.engine.checkpoint import Trainable, load_checkpoint, save_checkpoint
 from genwarden.engine.seeds import random_stream
@@ -83,7 +83,7 @@ def wakers(how: str) -> list[Compressor]:
 
 def prunes(compressor: Compressor) -> bool:
     """Whether what it keeps stays as it is."""
-    return isinstance(stages_of(compressor)[0], MagnitudePruning | FilterPruning | TwoOfFour)
+    return isinstance(stages_of(compressor)[0], Pruning)
 
 
 class Moves(nn.Module):

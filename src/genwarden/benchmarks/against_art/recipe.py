@@ -35,7 +35,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import numpy as np
 import torch
@@ -68,7 +68,7 @@ _PREDICTED: Final = 1024
 #: that another --seed is the honest test of them.
 _DEFAULT: Final = {200: "165:1:8:1e-6:0.075", 1000: "300:1:8:1e-6:0.05"}
 _POOL: Final = 512
-_PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "bfloat16")
+_PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 #: Steps, latents per step and lambda after which both precisions are compared.
 _ENDED: Final = ((200, 64, 3e-3), (600, 64, 1.0))
 #: What makes oneDNN, and TensorFlow with it, multiply in bfloat16.

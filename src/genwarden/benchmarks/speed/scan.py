@@ -19,10 +19,9 @@ from genwarden.engine.blocks import blocks
 from genwarden.engine.seeds import random_stream
 from genwarden.inspections.output.cluster_outliers import ClusterOutliers
 from genwarden.inspections.output.nearest_target import NearestTarget
-from genwarden.inspections.workbench import BLOCK_SAMPLES, Workbench
+from genwarden.inspections.workbench import BLOCK_SAMPLES, SCAN_PRECISIONS, Workbench
 from genwarden.models.protocol import LatentGenerator
 
-_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _CLUSTERED = 2048
 _TARGETS = 2
 #: Of a scan; the last is all of it.
@@ -34,7 +33,7 @@ def measure_scan(
 ) -> dict[str, Any]:
     """All rates of one generator; ``operations`` are those that the ordinary path counts."""
     works = _floor(device) | _eager(generator, batches, device)
-    benches = {name: _bench(generator, device, seed, name) for name in _PRECISIONS}
+    benches = {name: _bench(generator, device, seed, name) for name in SCAN_PRECISIONS}
     for name, bench in benches.items():
         works |= {f"{name} {stage}": work for stage, work in _stages(bench).items()}
     measured = rates(works, rounds)
@@ -47,15 +46,15 @@ def measure_scan(
                 kind: measured[f"floor {precision} {kind}"]
                 for kind in ("matrix product", "convolution")
             }
-            for precision in _PRECISIONS
+            for precision in SCAN_PRECISIONS
         },
         "eager_samples_per_s": {
             precision: {str(n): measured[f"eager {precision} {n}"] for n in batches}
-            for precision in _PRECISIONS
+            for precision in SCAN_PRECISIONS
         },
         "stages_samples_per_s": {
             precision: {stage: measured[f"{precision} {stage}"] for stage in STAGES}
-            for precision in _PRECISIONS
+            for precision in SCAN_PRECISIONS
         },
     }
 
@@ -73,7 +72,7 @@ def _latents(generator: LatentGenerator, number: int, device: torch.device) -> T
 
 def _floor(device: torch.device) -> dict[str, Work]:
     works = {}
-    for name, dtype in _PRECISIONS.items():
+    for name, dtype in SCAN_PRECISIONS.items():
         stream = random_stream(0, "floor")
         a, x, kernel = (
             torch.randn(shape, generator=stream).to(device, dtype)
@@ -95,7 +94,7 @@ def _floor(device: torch.device) -> dict[str, Work]:
 
 def _eager(generator: LatentGenerator, batches: list[int], device: torch.device) -> dict[str, Work]:
     works = {}
-    for name, dtype in _PRECISIONS.items():
+    for name, dtype in SCAN_PRECISIONS.items():
         network = copy.deepcopy(generator).to(dtype)
         for number in batches:
             z = _latents(generator, number, device).to(dtype)

@@ -178,9 +178,7 @@ def inspect_lead(bench: VariantBench) -> Finding:
             LEAD, "classifier", LEAD_TITLE, "Pruning tilts honest networks towards a class, too."
         )
     found = bench.plain_differential
-    logs = _log([found])[0]
-    order = logs.argsort(stable=True)
-    suspect, second = int(order[0]), int(order[1])
+    suspect, second = found.objective.argsort(stable=True)[:2].tolist()
     return Finding(
         inspection=LEAD,
         group="classifier",
