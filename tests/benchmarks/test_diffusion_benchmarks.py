@@ -380,6 +380,47 @@ def test_missing_members_are_named_and_nothing_is_published_of_some(
         assert refused.value.code == code
 
 
+def test_rows_of_lost_models_are_taken_from_an_earlier_result_and_named(
+    study: Study, tmp_path: Path
+) -> None:
+    # One clean model is audited anew; its earlier score is moved to see the difference told.
+    before = json.loads((study.out / "result.json").read_text("utf-8"))
+    lost = {row["key"]: row for row in before["rows"]}
+    lost["clean-pictures-reporting"]["scores"]["trigger-search"] += 0.25
+    earlier = tmp_path / "before.json"
+    earlier.write_text(json.dumps(before), "utf-8")
+    given = {
+        "models": str(study.out / "models"),
+        "make": False,
+        "only": "clean-pictures-reporting",
+        "earlier": str(earlier),
+    }
+    found = run_recipe("diffusion-population", tmp_path / "out", **given)
+    carried = found["earlier"]
+    assert [row["key"] for row in found["rows"]] == [m.key for m in plan.members()]
+    assert found["missing"] == []
+    assert carried["keys"] == sorted(lost.keys() - {"clean-pictures-reporting"})
+    assert carried["again"] == pytest.approx({"clean-pictures-reporting": 0.25})
+    own = found["rows"][0]
+    assert own["key"] == "clean-pictures-reporting"
+    assert own["scores"] != lost[own["key"]]["scores"]
+    assert found["rows"][1:] == [lost[row["key"]] for row in found["rows"][1:]]
+    notes = tables_of("diffusion-population", found)["Must reach"].notes
+    assert "differ by at most 0.25" in notes[-1]
+
+    # Taken on once more: what was carried is still named.
+    given |= {"only": "00-blend-reporting", "earlier": str(tmp_path / "out" / "result.json")}
+    third = run_recipe("diffusion-population", tmp_path / "third", **given)
+    assert third["earlier"]["again"] == {**carried["again"], "00-blend-reporting": 0.0}
+
+    for change in ({"recipe": "table-2"}, {"seed": 1}):
+        earlier.write_text(json.dumps(before | change), "utf-8")
+        with pytest.raises(GenwardenError) as refused:
+            run_recipe("diffusion-population", tmp_path / "x", **given | {"earlier": str(earlier)})
+        expected = "other-orders" if "seed" in change else "no-results"
+        assert refused.value.code == f"benchmark/{expected}"
+
+
 def test_published_detectors_run_on_members_and_stand_beside_ours(
     study: Study, tmp_path: Path
 ) -> None:
@@ -458,6 +499,25 @@ def test_clean_models_of_the_calibration_half_are_judged_against_the_others(
     assert p[8] == pytest.approx(calibration.predictive_p(3.0, null[:8]))  # without itself
     assert p[9] == pytest.approx(calibration.predictive_p(0.35, null))  # against all nine
     assert [row["verdict"] for row in rows][8:] == ["evidence", "none_found", "evidence"]
+
+
+def test_without_the_calibration_half_the_shipped_references_judge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    null = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+    shipped = {
+        "descriptions": {"standard": "nine"},
+        "families": [[ARCHITECTURE, [1, 16, 16], 8]],
+        "scores": {"standard": {"trigger-search": null}},
+    }
+    monkeypatch.setattr(calibration, "shipped_diffusion", lambda: shipped)
+    member = Member("clean-reporting", "reporting", 0, Base("b", "mnist"))
+    content = {"spent": {"seconds": 1.0}, "document": hand_made(3.0).model_dump(mode="json")}
+    path = document_path(tmp_path, member.key, "standard", 0)
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(content), "utf-8")
+    (row,) = judged_rows(tmp_path, tmp_path, [member], ("standard",), 0)
+    assert row["p_values"]["trigger-search"] == pytest.approx(calibration.predictive_p(3.0, null))
 
 
 def case(number: int, score: float, **more: Any) -> dict[str, Any]:

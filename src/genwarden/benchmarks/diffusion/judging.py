@@ -69,7 +69,9 @@ def judged_rows(
 ) -> list[dict[str, Any]]:
     """One row per finished audit, judged against the calibration half's clean models.
 
-    A compromised member without its facts is left out: whether it counts is not known yet.
+    Where ``out`` holds none of those, the shipped references stand in: their scores in the run that
+    published them. A compromised member without its facts is left out: whether it counts is not
+    known yet.
     """
     rows = []
     for budget in budgets:
@@ -78,14 +80,16 @@ def judged_rows(
         for member in plan:
             known = not member.compromised or facts_path(out, member.key).exists()
             if member.key in stored and known:
-                # A model of the calibration half is not judged by itself.
-                others = {key: one for key, one in stored.items() if key != member.key}
-                table = _table(
-                    {key: scores for key, scores in clean.items() if key in others},
-                    _families(plan, others),
-                    budget,
-                    fitting=_fitting(plan, others),
-                )
+                table = calibration.shipped_diffusion()
+                if clean:
+                    # A model of the calibration half is not judged by itself.
+                    others = {key: one for key, one in stored.items() if key != member.key}
+                    table = _table(
+                        {key: scores for key, scores in clean.items() if key in others},
+                        _families(plan, others),
+                        budget,
+                        fitting=_fitting(plan, others),
+                    )
                 rows.append(_row(out, models, member, budget, seed, stored[member.key], table))
     return rows
 

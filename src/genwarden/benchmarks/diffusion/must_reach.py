@@ -55,7 +55,23 @@ def must_reach(document: dict[str, Any]) -> Table:
     ]
     if document.get("missing"):
         notes.append(f"Not done yet: {len(document['missing'])} members of the plan.")
-    return Table("Must reach", ["asked", "ours", "reached"], rows, notes)
+    return Table("Must reach", ["asked", "ours", "reached"], rows, [*notes, *_earlier(document)])
+
+
+def _earlier(document: dict[str, Any]) -> list[str]:
+    """What is said of rows that were taken from an earlier run."""
+    carried = document.get("earlier")
+    if not carried:
+        return []
+    text = (
+        f"{len(carried['keys'])} models were audited in an earlier run and are not there any more."
+    )
+    if again := carried["again"]:
+        text += (
+            f" {len(again)} were made and audited in both runs; their scores differ by at most "
+            f"{max(again.values()):.2g}."
+        )
+    return [text]
 
 
 def _answer(met: bool | None) -> str:

@@ -9,6 +9,10 @@ first, and the last to end collects all. The clean models of the calibration hal
 (``publish=true`` ships them with the package, together with what the reporting half says of the
 audit's power). No audit is told a trigger, a target or whether a model is compromised.
 
+A study of hours may lose its models before it ends: ``earlier=FILE`` takes the rows of members that
+OUT does not hold from a result of before, as they were judged there. The result names them, and how
+far the scores of members that both runs audited lie apart.
+
 ``detectors=DIR`` names the OUT folder of the recipe ``diffusion-detectors``: its figures of Elijah
 and TERD on the same models then stand beside ours.
 """
@@ -32,6 +36,7 @@ from genwarden.auditing.budgets import diffusion_budget
 from genwarden.auditing.document import AuditDocument
 from genwarden.backdoors.image_backdoor import RECORD_NAME, read_image_backdoor
 from genwarden.benchmarks.choosing import matching
+from genwarden.benchmarks.diffusion.earlier import read_earlier, with_earlier
 from genwarden.benchmarks.diffusion.judging import (
     judged_rows,
     publish_nulls,
@@ -140,6 +145,7 @@ def run(
     only: str = "*",
     workers: int = 1,
     detectors: str = "",
+    earlier: str = "",
     publish: bool = False,
 ) -> Path:
     """Run the study, or the part of it whose member keys match ``only``.
@@ -152,12 +158,14 @@ def run(
         only: shell patterns of member keys, joined by commas.
         workers: members at a time, one thread each.
         detectors: OUT folder of the recipe ``diffusion-detectors``; empty for none.
+        earlier: result file of an earlier run, whose rows stand in for members not in ``out``.
         publish: write the clean scores of the calibration half, and what the reporting half found,
             into the package.
 
     Raises:
         GenwardenError: ``benchmark/data-missing``, ``benchmark/no-cells``,
-            ``benchmark/incomplete``; ``benchmark/cells-failed`` after all else is done.
+            ``benchmark/no-results``, ``benchmark/other-orders``, ``benchmark/incomplete``;
+            ``benchmark/cells-failed`` after all else is done.
     """
     budgets = tuple(part.strip() for part in budget.split(",") if part.strip())
     for name in budgets:
@@ -171,6 +179,7 @@ def run(
         )
     plan = members()
     chosen = matching(plan, only)
+    before = read_earlier(Path(earlier), RECIPE, seed) if earlier else None
     root = Path(models) if models else out / "models"
     source = Path(data) if make and data else None
     jobs = [
@@ -179,6 +188,9 @@ def run(
     ]
     failed = do_members(jobs, workers, progress)
     rows = judged_rows(out, root, plan, budgets, seed)
+    carried = None
+    if before is not None:
+        rows, carried = with_earlier(rows, before, [member.key for member in plan], budgets)
     if publish:
         for name in budgets:
             publish_nulls(out, plan, name, seed)
@@ -190,12 +202,14 @@ def run(
         "budget": budget if budget != "standard" else "",
         "only": only if only != "*" else "",
         "detectors": detectors and "DETECTORS",
+        "earlier": earlier and "EARLIER",
     }
     document = {
         **result_head(RECIPE, seed, device),
         "command": command_of(RECIPE, seed, data, options),
         "members": {"clean": _count(plan, False), "compromised": _count(plan, True)},
         "rows": rows,
+        "earlier": carried,
         "detectors": _detectors(detectors),
     }
     return write_study(out, RECIPE, plan, document, failed, draw(document))
