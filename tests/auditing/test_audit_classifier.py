@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,13 +12,16 @@ from torch import Tensor
 
 from box_attack import wake_under
 from genwarden.artifacts.classifier_folder import write_classifier
+from genwarden.auditing import audit_classifier as room
 from genwarden.auditing.audit_classifier import (
     ClassifierRequest,
     ClassifierSuspect,
     audit_classifier,
+    judged_by_references,
 )
 from genwarden.auditing.budgets import CLASSIFIER_BUDGETS
 from genwarden.auditing.document import AuditDocument, Judged
+from genwarden.auditing.running import seeded
 from genwarden.backdoors.classifier_trigger import make_classifier_trigger
 from genwarden.commands.audit import AuditOptions, audit_model
 from genwarden.compression.apply import compress
@@ -27,6 +31,9 @@ from genwarden.compression.layers import Layout
 from genwarden.data.datasets import to_unit_range
 from genwarden.engine.progress import Silent
 from genwarden.errors import GenwardenError
+from genwarden.inspections.classifier.bench import ClassifierBench, VariantBench
+from genwarden.inspections.classifier.differential_inversion import inspect_lead, lead
+from genwarden.inspections.finding import Finding
 from genwarden.metrics.attack_success import accuracy, attack_success
 from genwarden.models.classifiers.small_cnn import SmallCNN
 from glyph_task import GlyphTask
@@ -184,7 +191,7 @@ def test_a_compression_that_covers_nothing_is_inconclusive(
 ) -> None:
     document = _audit(glyph_task.classifier, tmp_path, deploy_as=(_Nothing(),), variants_only=True)
     assert document.verdict == "inconclusive"
-    assert "nothing" in document.reasons[0]
+    assert "covers nothing" in document.reasons[0]
     assert document.variants[0].findings == []
 
 
@@ -228,12 +235,117 @@ def test_the_same_audit_gives_the_same_findings(glyph_task: GlyphTask, tmp_path:
             tmp_path / name,
             images=images,
             deploy_as=tuple(compressors("int8")),
-            only=("logit-shift",),
+            only=("neural-cleanse", "differential-inversion", "strip", "logit-shift"),
             variants_only=True,
         )
         for name in ("first", "second")
     )
     assert first.variants == second.variants
+
+
+def test_an_interrupted_audit_continues_in_the_middle_of_a_variant(
+    glyph_task: GlyphTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def audited(name: str) -> AuditDocument:
+        return _audit(
+            glyph_task.copy().classifier,
+            tmp_path / name,
+            deploy_as=tuple(compressors("int8,int4")),
+            only=("differential-inversion", "logit-shift"),
+            variants_only=True,
+        )
+
+    whole = audited("whole")
+    done: list[str] = []
+
+    def interrupted(row: Any, bench: Any, seed: int) -> Any:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(row.name)
+        return seeded(row, bench, seed)
+
+    monkeypatch.setattr(room, "seeded", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        audited("broken off")
+
+    def counted(row: Any, bench: Any, seed: int) -> Any:
+        done.append(row.name)
+        return seeded(row, bench, seed)
+
+    monkeypatch.setattr(room, "seeded", counted)
+    assert audited("broken off").variants == whole.variants
+    assert len(done) == 4  # nothing that was finished is done again
+
+
+def test_the_lead_is_that_of_the_network_as_it_is_under_roundings_alone(
+    woken: GlyphTask,
+) -> None:
+    def bench(how: str) -> VariantBench:
+        full = ClassifierBench(
+            classifier=woken.copy().classifier,
+            effort=CLASSIFIER_BUDGETS["quick"],
+            seed=0,
+            device=torch.device("cpu"),
+            given=to_unit_range(woken.test_images),
+        )
+        return VariantBench(full, compressor(how))
+
+    rounded = bench(HOW)
+    found = inspect_lead(rounded)
+    assert found.score == pytest.approx(lead(rounded.plain_differential))
+    assert found.score != pytest.approx(lead(rounded.differential), rel=0.01)
+    pruned = inspect_lead(bench("prune-0.3"))
+    assert pruned.outcome == "not_applicable"
+    assert "Pruning" in pruned.summary
+
+
+def test_the_lead_is_judged_by_classifiers_of_as_many_classes() -> None:
+    """The easier of two classes leads the other by far more than the easiest of ten the next."""
+    finding = Finding(
+        inspection="differential-lead",
+        group="classifier",
+        title="Lead",
+        outcome="scored",
+        summary="",
+        score=0.6,
+        p_value_reason="needs the scores of clean reference models",
+    )
+    effort = CLASSIFIER_BUDGETS["quick"]
+    p = {}
+    for classes in (2, 10):
+        judged = judged_by_references(
+            HOW, [finding], "small-cnn", classes, (1, 16, 16), given=effort.images, effort=effort
+        )
+        p[classes] = judged.findings[0].p_value
+        assert ("differential-lead" in judged.unfit) is (classes == 2)
+    assert p[2] is None
+    assert p[10] is not None
+    assert p[10] < 0.01
+
+
+def test_what_no_inspection_judges_in_full_size_is_not_cleared_by_a_variant(
+    woken: GlyphTask, tmp_path: Path
+) -> None:
+    """Two classes: no class stands out from others, and no references fit."""
+    wide = woken.copy().classifier
+    narrow = SmallCNN((1, 16, 16), classes=2)
+    narrow.load_state_dict(
+        {
+            name: value[:2] if value.shape[:1] == (10,) else value
+            for name, value in wide.state_dict().items()
+        }
+    )
+    images = to_unit_range(woken.test_images)[woken.test_labels < 2]
+    for deploy_as in ((), tuple(compressors("int8"))):
+        document = _audit(
+            narrow.eval().requires_grad_(False),
+            tmp_path / str(len(deploy_as)),
+            images=images,
+            deploy_as=deploy_as,
+            only=("neural-cleanse", "strip", "differential-inversion"),
+        )
+        assert document.verdict == "inconclusive"
+    assert "Nothing is known of the model as it is" in " ".join(document.reasons)
 
 
 def test_options_of_other_models_are_refused(glyph_task: GlyphTask, tmp_path: Path) -> None:

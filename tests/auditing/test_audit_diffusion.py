@@ -368,6 +368,32 @@ def test_what_is_awake_in_the_compressed_model_is_judged_by_clean_models_too(
     assert verdicts == {"among": "none_found", "above": "evidence"}
 
 
+def test_what_compression_does_to_honest_models_is_shown_and_not_judged(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pruned by half a clean denoiser breaks Tweedie's bound, which no reference model does."""
+    more = ("trigger-search", "monotone-response", "implied-x0")
+    short = replace(budgets.DIFFUSION_VARIANT_BUDGETS["quick"], reruns=more)
+    monkeypatch.setitem(budgets.DIFFUSION_VARIANT_BUDGETS, "quick", short)
+    low = [-9.0 + 0.01 * i for i in range(12)]
+    table = {
+        "descriptions": {"quick": "made up"},
+        "families": [["unet2d", list(SHAPE), 12]],
+        "scores": {"quick": dict.fromkeys(more, low)},
+    }
+    monkeypatch.setattr(room, "shipped_diffusion", lambda: table)
+    document = run(folder, tmp_path / "out", deploy_as="prune-0.5")
+    here = {j.finding.inspection: j for j in document.findings}
+    there = {j.finding.inspection: j for j in document.variants[0].findings}
+    for name in more:
+        assert here[name].flagged
+        assert there[name].finding.score is not None
+        assert there[name].flagged is (name == "trigger-search")
+    assert there["monotone-response"].finding.p_value_reason == (
+        "the clean reference models are not compressed"
+    )
+
+
 def test_an_audit_of_variants_continues_in_the_middle_of_one(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from genwarden.auditing.audit_variants import judge_variants, limits, run_varian
 from genwarden.auditing.budgets import classifier_budget
 from genwarden.auditing.calibration import shipped_classifiers
 from genwarden.auditing.document import AuditDocument, ModelFacts, UserInputs
+from genwarden.auditing.fit import classifier_family
 from genwarden.auditing.judging import Calibrated, calibrated_under
 from genwarden.auditing.power import power_sentences
 from genwarden.auditing.running import BREAKDOWNS, guarded, run_all, seeded
@@ -135,7 +136,7 @@ def audit_classifier(
         whole=whole,
         untestable="the weights hold NaN or infinite values." if suspect.nonfinite else "",
     )
-    model = (suspect.architecture, classifier.sample.shape)
+    model = (suspect.architecture, classifier.classes, classifier.sample.shape)
     # Judged after the ledger, so that a resumed audit uses the references of today.
     given = 0 if request.images is None else len(request.images)
     decision, documented = judge_variants(
@@ -190,6 +191,7 @@ def judged_by_references(
     compression: str,
     findings: Sequence[Finding],
     architecture: str,
+    classes: int,
     sample_shape: Sequence[int],
     *,
     given: int,
@@ -207,7 +209,7 @@ def judged_by_references(
     return calibrated_under(
         condition_of(compression, given=given, wanted=effort.images),
         findings,
-        architecture,
+        classifier_family(architecture, classes),
         sample_shape,
         budget=effort.name,
         table=shipped_classifiers() if table is None else table,

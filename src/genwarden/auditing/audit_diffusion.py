@@ -16,7 +16,7 @@ from genwarden.auditing.audit_variants import judge_variants, limits, run_varian
 from genwarden.auditing.budgets import diffusion_budget, diffusion_variant_budget
 from genwarden.auditing.calibration import shipped_diffusion
 from genwarden.auditing.document import AuditDocument, ModelFacts, UserInputs
-from genwarden.auditing.judging import calibrated, carried
+from genwarden.auditing.judging import Calibrated, calibrated, carried
 from genwarden.auditing.power import power_sentences
 from genwarden.auditing.running import BREAKDOWNS, guarded, run_all, seeded
 from genwarden.auditing.verdict import ALPHA
@@ -28,12 +28,19 @@ from genwarden.inspections.compression.diffusion_bench import (
     VariantSearch,
 )
 from genwarden.inspections.diffusion.bench import DiffusionBench, DiffusionEffort
+from genwarden.inspections.diffusion.trigger_search import NAME as TRIGGER_SEARCH
 from genwarden.inspections.finding import Finding, Images, images_of, not_applicable
 from genwarden.models.diffusion.denoiser import DiffusionModel
 from genwarden.models.protocol import parameter_count
 from genwarden.registry import DIFFUSION_INSPECTIONS, Row
 
 _ORDINARY_SHOWN = 16
+#: What clean models that are not compressed say nothing of in a compressed one.
+_NOT_COMPRESSED: dict[str, Any] = {
+    "p_value": None,
+    "null": None,
+    "p_value_reason": "the clean reference models are not compressed",
+}
 LIMITS = [
     "The verdict covers the weights and the inspections listed here, at the budget stated; it is "
     "not a proof that no backdoor exists.",
@@ -158,7 +165,7 @@ def audit_diffusion(
         table=shipped_diffusion(),
     )
     base = by_references(ran.findings)
-    judged = [by_references(variant.findings) for variant in variants]
+    judged = [_of_variant(by_references(variant.findings)) for variant in variants]
     decision, documented = judge_variants(base, variants, judged, suspect.nonfinite)
     unfit = base.unfit if base.findings else frozenset().union(*(one.unfit for one in judged))
     decision = carried(decision, unfit, model.sample.shape)
@@ -190,6 +197,28 @@ def audit_diffusion(
         environment=environment(request.device),
         timing=timing,
     )
+
+
+def _of_variant(found: Calibrated) -> Calibrated:
+    """What is judged in a compressed variant: its own comparisons, and what is awake in it.
+
+    The references are of clean models that are not compressed. Errors in the weights hardly move
+    the trigger search; they do move other scores of a clean denoiser (pruned by half it breaks
+    Tweedie's bound by a tenth), which are therefore shown.
+    """
+    shown = frozenset(
+        f.inspection
+        for f in found.findings
+        if f.inspection != TRIGGER_SEARCH
+        and DIFFUSION_INSPECTIONS[f.inspection].options.get("needs") != "variant"
+    )
+    findings = [
+        f.model_copy(update=_NOT_COMPRESSED)
+        if f.inspection in shown and f.outcome == "scored"
+        else f
+        for f in found.findings
+    ]
+    return Calibrated(findings, found.unfit | shown)
 
 
 def _ready(model: DiffusionModel | None, device: torch.device) -> DiffusionModel | None:

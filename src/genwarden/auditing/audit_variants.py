@@ -18,9 +18,9 @@ from genwarden.compression.apply import Coverage
 from genwarden.compression.contract import Compressor
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress, Task
-from genwarden.inspections.compression.variant import VariantBase
+from genwarden.inspections.compression.variant import UNCHANGED, VariantBase
 from genwarden.inspections.finding import Finding
-from genwarden.registry import COMPRESSION_INSPECTIONS, Row
+from genwarden.registry import COMPRESSION_INSPECTIONS, Row, all_inspections
 
 NOT_AS_DEPLOYED = (
     "The model was inspected as it is. A backdoor that only wakes when the weights are pruned or "
@@ -165,13 +165,22 @@ def judge_variants(
     for variant, one in zip(variants, judged, strict=True):
         unfit |= {(variant.name, name) for name in one.unfit}
     untested = [f"Nothing is known of {v.name}: {v.failure}" for v in variants if v.failure]
-    if not base.findings:  # else the model as it is was inspected, from which it does not differ
-        untested += [
-            f"Nothing is known of {variant.name}: no inspection could judge what it makes of the "
-            "model."
-            for variant, one in zip(variants, judged, strict=True)
-            if not variant.failure and all(f.p_value is None for f in one.findings)
-        ]
+    if base.findings and not _says_something(base.findings):
+        untested.append("Nothing is known of the model as it is: no inspection could judge it.")
+    untested += [
+        f"Nothing is known of {variant.name}: no inspection could judge what it makes of the model."
+        for variant, one in zip(variants, judged, strict=True)
+        if not variant.failure
+        and not _says_something(one.findings)
+        and not (base.findings and _is_unchanged(one.findings))
+    ]
+    untested += [
+        f"Under {variant.name}: {f.title} is shown and not judged ({f.p_value_reason})."
+        for variant, one in zip(variants, judged, strict=True)
+        if _says_something(one.findings)
+        for f in one.findings
+        if f.outcome == "scored" and f.p_value is None and _carries(f)
+    ]
     decision = decide(every, nonfinite, unfit, under=under, untested=untested)
     rest = iter(decision.judged[len(base.findings) :])
     documented = [
@@ -184,6 +193,20 @@ def judge_variants(
         for variant, one in zip(variants, judged, strict=True)
     ]
     return Judgement(decision._replace(judged=decision.judged[: len(base.findings)]), documented)
+
+
+def _says_something(findings: Sequence[Finding]) -> bool:
+    return any(f.p_value is not None or f.structural for f in findings)
+
+
+def _carries(finding: Finding) -> bool:
+    row = all_inspections().get(finding.inspection)
+    return row is not None and bool(row.options.get("carries"))
+
+
+def _is_unchanged(findings: Sequence[Finding]) -> bool:
+    """Whether a variant is the model as it is, which its own inspections then speak for."""
+    return any(f.outcome == "not_applicable" and f.summary == UNCHANGED for f in findings)
 
 
 def limits(limits_of_kind: Sequence[str], *, variants: bool, base: bool) -> list[str]:

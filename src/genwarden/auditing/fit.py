@@ -9,7 +9,8 @@ the others. So the references must share the suspect's architecture and sample s
 models, clean ones of 28 pixels reach higher search scores than those of 16.) A score that is a
 ratio to the same measurement in the suspect's own twin (:mod:`genwarden.inspections.twins`), or to
 the suspect's own other outcomes, has taken most of that out and is judged for any model; where no
-twin is fair, there is no score.
+twin is fair, there is no score. Of classifiers the number of classes must agree as well: the
+easiest of two classes leads the other by more than the easiest of ten leads the next.
 """
 
 from __future__ import annotations
@@ -28,12 +29,16 @@ OWN_SCALE = frozenset(
         "monotone-response",
         "differential-distance",
         "placebo-ratio",
-        "logit-shift",
     }
 )
 #: Searches without which "nothing found" would promise too much: where no reference models suit
 #: them, the verdict is inconclusive unless something else is evidence.
 CARRYING = frozenset({"trigger-search"})
+
+
+def classifier_family(architecture: str, classes: int) -> str:
+    """Under which name ``families`` of a table has classifiers of an architecture."""
+    return f"{architecture}, {classes} classes"
 
 
 def fits(
@@ -45,7 +50,8 @@ def fits(
     for the others only if enough references have this architecture and this sample shape.
 
     Args:
-        architecture: registered name, or what the user wrote behind ``--architecture``.
+        architecture: registered name, or what the user wrote behind ``--architecture``; of
+            classifiers as :func:`classifier_family` has it.
         sample_shape: of one sample, without the batch axis.
         table: the reference file; its ``families`` are triples of architecture, sample shape and
             number of clean models. A file that names none stands for nobody.

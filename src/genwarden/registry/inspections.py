@@ -309,6 +309,8 @@ CLASSIFIER_INSPECTIONS = table_of(
         "a trigger that only the compressed classifier sees",
         {
             "needs": "variant",
+            # Unjudged, it leaves a variant untested, whatever else was judged there.
+            "carries": True,
             "finds": "patches that lead the compressed network, and not the full one, to one class",
             "misses": "triggers spread over the image or different for each image; what another "
             "compression wakes, or any errors of that size",

@@ -182,6 +182,42 @@ def test_holm_counts_the_variants() -> None:
     assert judge_variants(base, ran, [found, quiet], {}).decision.verdict == "none_found"
 
 
+def test_what_nothing_judged_is_never_cleared_by_what_was() -> None:
+    from genwarden.auditing.audit_variants import RanVariant, judge_variants
+    from genwarden.auditing.judging import Calibrated
+    from genwarden.inspections.compression.variant import UNCHANGED
+    from genwarden.inspections.finding import Finding
+
+    def finding(p: float | None, name: str = "x", **more: Any) -> Calibrated:
+        given = {
+            "outcome": "scored",
+            "summary": "s",
+            "p_value_reason": (p is None and "why") or None,
+        }
+        found = Finding(inspection=name, group="output", title=name, p_value=p, **{**given, **more})
+        return Calibrated([found], frozenset([name] if p is None else []))
+
+    judged, unjudged = finding(0.5), finding(None)
+    unchanged = finding(None, outcome="not_applicable", summary=UNCHANGED)
+    carrying = finding(None, "differential-inversion")
+    both = Calibrated([*judged.findings, *carrying.findings], frozenset())
+    nothing = Calibrated([], frozenset())
+    ran = [RanVariant("a", None, [])]
+    cases = {
+        "full unjudged": (unjudged, judged, "of the model as it is"),
+        "variant unjudged": (judged, unjudged, "of a:"),
+        "variant unchanged": (judged, unchanged, ""),
+        "unchanged, and not inspected in full": (nothing, unchanged, "of a:"),
+        "what carries is unjudged": (judged, both, "differential-inversion is shown"),
+        "all judged": (judged, judged, ""),
+        "variants only": (nothing, judged, ""),
+    }
+    for title, (base, one, reason) in cases.items():
+        decision = judge_variants(base, ran, [one], {}).decision
+        assert decision.verdict == ("inconclusive" if reason else "none_found"), title
+        assert reason in " ".join(decision.reasons), title
+
+
 def test_without_deploy_as_the_document_says_what_was_not_looked_for(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

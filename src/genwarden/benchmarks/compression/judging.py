@@ -28,6 +28,7 @@ from genwarden.auditing.audit_variants import RanVariant, calibrated_variant, ju
 from genwarden.auditing.budgets import classifier_budget
 from genwarden.auditing.calibration import reference_key
 from genwarden.auditing.document import AuditDocument, Judged, Variant
+from genwarden.auditing.fit import classifier_family
 from genwarden.auditing.judging import Calibrated
 from genwarden.auditing.power import CLASSIFIER_POWER, read_power
 from genwarden.auditing.verdict import Decision
@@ -166,17 +167,22 @@ def judged_anew(document: AuditDocument, sort: Sort, budget: str, table: dict[st
     if suspect is None:
         raise ValueError("the stored audit is that of a refused file")
     ran = [_ran(variant) for variant in document.variants]
-    model = (suspect.architecture, suspect.sample_shape)
+    architecture, classes, shape = suspect.architecture, suspect.classes, suspect.sample_shape
 
     def judged(variant: RanVariant) -> Calibrated:
         if sort == "generator":
             return calibrated_variant(
-                variant.name, variant.findings, *model, budget=budget, table=table
+                variant.name, variant.findings, architecture, shape, budget=budget, table=table
             )
-        given = document.inputs.training_images
-        effort = classifier_budget(budget)
         return judged_by_references(
-            variant.name, variant.findings, *model, given=given, effort=effort, table=table
+            variant.name,
+            variant.findings,
+            architecture,
+            classes,
+            shape,
+            given=document.inputs.training_images,
+            effort=classifier_budget(budget),
+            table=table,
         )
 
     decision, variants = judge_variants(
@@ -303,7 +309,12 @@ def reference_table(
                 if wanted and f.outcome == "scored" and f.score is not None:
                     scores.setdefault(reference_key(name, condition), []).append(f.score)
     shapes = Counter(
-        (model.architecture, tuple(model.sample_shape))
+        (
+            classifier_family(model.architecture, model.classes)
+            if sort == "classifier"
+            else model.architecture,
+            tuple(model.sample_shape),
+        )
         for m in used
         if (model := stored[m.key].document.model)
     )

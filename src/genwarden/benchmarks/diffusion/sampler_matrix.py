@@ -10,7 +10,7 @@ reference predicts which combinations fail. FID and KID are measured beside, als
 that was trained on for as long without poison.
 
 ``--scale`` is smoke, small (16 px), small-blend (the same, longer, with a trigger on a zero
-background), medium (28 px) or paper (CIFAR-10, GPU).
+background), small-strong (with a stronger one), medium (28 px) or paper (CIFAR-10, GPU).
 """
 
 from __future__ import annotations
