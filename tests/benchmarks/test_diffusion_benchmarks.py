@@ -387,6 +387,7 @@ def test_rows_of_lost_models_are_taken_from_an_earlier_result_and_named(
     before = json.loads((study.out / "result.json").read_text("utf-8"))
     lost = {row["key"]: row for row in before["rows"]}
     lost["clean-pictures-reporting"]["scores"]["trigger-search"] += 0.25
+    lost["clean-pictures-reporting"]["scores"]["gone"] = 1.0
     earlier = tmp_path / "before.json"
     earlier.write_text(json.dumps(before), "utf-8")
     given = {
@@ -400,19 +401,32 @@ def test_rows_of_lost_models_are_taken_from_an_earlier_result_and_named(
     assert [row["key"] for row in found["rows"]] == [m.key for m in plan.members()]
     assert found["missing"] == []
     assert carried["keys"] == sorted(lost.keys() - {"clean-pictures-reporting"})
-    assert carried["again"] == pytest.approx({"clean-pictures-reporting": 0.25})
+    (again,) = carried["again"]
+    assert again == {
+        "key": "clean-pictures-reporting",
+        "budget": "standard",
+        "difference": pytest.approx(0.25),
+        "in_one_only": ["gone"],
+    }
     own = found["rows"][0]
     assert own["key"] == "clean-pictures-reporting"
     assert own["scores"] != lost[own["key"]]["scores"]
-    assert found["rows"][1:] == [lost[row["key"]] for row in found["rows"][1:]]
+    for row in found["rows"][1:]:
+        assert row.pop("made_by") == {k: before[k] for k in ("genwarden", "environment")}
+        assert row == lost[row["key"]]
     notes = tables_of("diffusion-population", found)["Must reach"].notes
-    assert "differ by at most 0.25" in notes[-1]
+    assert "differ by at most 0.25, 1 of them have a score in one run only" in notes[-1]
 
     # Taken on once more: what was carried is still named.
     given |= {"only": "00-blend-reporting", "earlier": str(tmp_path / "out" / "result.json")}
     third = run_recipe("diffusion-population", tmp_path / "third", **given)
-    assert third["earlier"]["again"] == {**carried["again"], "00-blend-reporting": 0.0}
+    told = {one["key"]: one["difference"] for one in third["earlier"]["again"]}
+    assert told == {own["key"]: pytest.approx(0.25), "00-blend-reporting": 0.0}
+    assert [row["key"] for row in third["rows"] if "made_by" not in row] == ["00-blend-reporting"]
 
+    with pytest.raises(GenwardenError) as refused:
+        run_recipe("diffusion-population", tmp_path / "x", **given, publish=True)
+    assert refused.value.code == "usage/options"
     for change in ({"recipe": "table-2"}, {"seed": 1}):
         earlier.write_text(json.dumps(before | change), "utf-8")
         with pytest.raises(GenwardenError) as refused:
@@ -516,8 +530,13 @@ def test_without_the_calibration_half_the_shipped_references_judge(
     path = document_path(tmp_path, member.key, "standard", 0)
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(content), "utf-8")
-    (row,) = judged_rows(tmp_path, tmp_path, [member], ("standard",), 0)
+    # One of the two clean models that would judge in place of the shipped ones is missing.
+    clean = [Member(f"clean-{n}", "calibration", n, Base(f"{n}", "mnist")) for n in (1, 2)]
+    content["document"] = hand_made(0.5).model_dump(mode="json")
+    document_path(tmp_path, "clean-1", "standard", 0).write_text(json.dumps(content), "utf-8")
+    row, other = judged_rows(tmp_path, tmp_path, [member, *clean], ("standard",), 0)
     assert row["p_values"]["trigger-search"] == pytest.approx(calibration.predictive_p(3.0, null))
+    assert row["judged_by"] == other["judged_by"] == "shipped references"
 
 
 def case(number: int, score: float, **more: Any) -> dict[str, Any]:

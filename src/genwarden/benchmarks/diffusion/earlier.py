@@ -45,8 +45,9 @@ def with_earlier(
     """The rows of this run, and of the earlier one where this has none; in the order of the plan.
 
     Returns:
-        The rows, and what the result says of the earlier ones: ``keys`` of those taken, and for
-        each member in ``again`` (audited in both) the largest difference of a score.
+        The rows, of which each that was taken says in ``made_by`` what made it; and what the result
+        says of them: ``keys`` of those taken, and in ``again``, of what both audited, the largest
+        difference of a score, with the names of scores that only one of them has.
     """
 
     def key_of(row: Row) -> tuple[str, str]:
@@ -55,22 +56,25 @@ def with_earlier(
     here = {key_of(row): row for row in rows}
     there = {key_of(row): row for row in before["rows"] if row["budget"] in budgets}
     wanted = [(key, budget) for budget in budgets for key in plan]
-    merged = {**there, **here}
-    taken = [key for key in wanted if key in there and key not in here]
-    said = {
-        "genwarden": before["genwarden"],
-        "environment": before["environment"],
-        "keys": sorted({key for key, _ in taken}),
-        "again": (before.get("earlier") or {}).get("again", {})
-        | {
-            key: _apart(here[key, budget], there[key, budget])
-            for key, budget in wanted
-            if (key, budget) in here and (key, budget) in there
-        },
+    maker = {name: before[name] for name in ("genwarden", "environment")}
+    taken = {key: {"made_by": maker, **row} for key, row in there.items() if key not in here}
+    merged = {**taken, **here}
+    again = {
+        (one["key"], one["budget"]): one for one in (before.get("earlier") or {}).get("again", [])
     }
+    again |= {
+        key: {"key": key[0], "budget": key[1], **_apart(here[key], there[key])}
+        for key in wanted
+        if key in here and key in there
+    }
+    said = {"keys": sorted({key for key, _ in taken}), "again": list(again.values())}
     return [merged[key] for key in wanted if key in merged], said
 
 
-def _apart(a: Row, b: Row) -> float:
+def _apart(a: Row, b: Row) -> dict[str, Any]:
     shared = a["scores"].keys() & b["scores"].keys()
-    return max((abs(a["scores"][name] - b["scores"][name]) for name in shared), default=0.0)
+    apart = [abs(a["scores"][name] - b["scores"][name]) for name in shared]
+    return {
+        "difference": max(apart, default=None),
+        "in_one_only": sorted(a["scores"].keys() ^ b["scores"].keys()),
+    }

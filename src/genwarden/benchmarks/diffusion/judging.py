@@ -69,19 +69,20 @@ def judged_rows(
 ) -> list[dict[str, Any]]:
     """One row per finished audit, judged against the calibration half's clean models.
 
-    Where ``out`` holds none of those, the shipped references stand in: their scores in the run that
-    published them. A compromised member without its facts is left out: whether it counts is not
-    known yet.
+    Unless ``out`` holds all of those, the shipped references judge: their scores in the run that
+    published them; each row says which did. A compromised member without its facts is left out:
+    whether it counts is not known yet.
     """
     rows = []
     for budget in budgets:
         stored = read_stored(out, plan, budget, seed)
         clean = _clean_scores(plan, stored)
+        whole = all(member.key in stored for member in plan if _is_null(member))
         for member in plan:
             known = not member.compromised or facts_path(out, member.key).exists()
             if member.key in stored and known:
                 table = calibration.shipped_diffusion()
-                if clean:
+                if whole:
                     # A model of the calibration half is not judged by itself.
                     others = {key: one for key, one in stored.items() if key != member.key}
                     table = _table(
@@ -90,7 +91,8 @@ def judged_rows(
                         budget,
                         fitting=_fitting(plan, others),
                     )
-                rows.append(_row(out, models, member, budget, seed, stored[member.key], table))
+                row = _row(out, models, member, budget, seed, stored[member.key], table)
+                rows.append({**row, "judged_by": "this run" if whole else "shipped references"})
     return rows
 
 

@@ -67,10 +67,13 @@ def _earlier(document: dict[str, Any]) -> list[str]:
         f"{len(carried['keys'])} models were audited in an earlier run and are not there any more."
     )
     if again := carried["again"]:
+        apart = [one["difference"] for one in again if one["difference"] is not None]
         text += (
             f" {len(again)} were made and audited in both runs; their scores differ by at most "
-            f"{max(again.values()):.2g}."
+            f"{max(apart, default=0):.2g}"
         )
+        lost = sum(bool(one["in_one_only"]) for one in again)
+        text += f", {lost} of them have a score in one run only." if lost else "."
     return [text]
 
 

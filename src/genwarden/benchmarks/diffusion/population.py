@@ -165,7 +165,7 @@ def run(
     Raises:
         GenwardenError: ``benchmark/data-missing``, ``benchmark/no-cells``,
             ``benchmark/no-results``, ``benchmark/other-orders``, ``benchmark/incomplete``;
-            ``benchmark/cells-failed`` after all else is done.
+            ``usage/options``; ``benchmark/cells-failed`` after all else is done.
     """
     budgets = tuple(part.strip() for part in budget.split(",") if part.strip())
     for name in budgets:
@@ -179,6 +179,12 @@ def run(
         )
     plan = members()
     chosen = matching(plan, only)
+    if publish and earlier:
+        raise GenwardenError(
+            "usage/options",
+            "publish ships what one whole run found, and earlier adds rows of another.",
+            "Leave out one of the two.",
+        )
     before = read_earlier(Path(earlier), RECIPE, seed) if earlier else None
     root = Path(models) if models else out / "models"
     source = Path(data) if make and data else None
