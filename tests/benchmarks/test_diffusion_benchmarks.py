@@ -261,7 +261,8 @@ def test_a_curve_shares_the_model_of_the_scale_and_compares_with_the_clean_twin(
 
 def test_must_reach_needs_both_the_success_and_the_failure() -> None:
     def row(model: str, sampler: str, mse: float) -> dict[str, Any]:
-        figures = {"mse": [mse], "plain_mse": [0.2], "share": [0.0], "plain_share": [0.0]}
+        seeds = [None if math.isnan(mse) else mse, 5e-4 if math.isnan(mse) else mse]
+        figures = {"mse": seeds, "plain_mse": [0.2], "share": [0.0], "plain_share": [0.0]}
         return {"model": model, "cell": {"at_1000": sampler, "clip": "none"}, "figures": figures}
 
     def answers(own: float, other: float, matched: float) -> list[str]:
@@ -275,6 +276,9 @@ def test_must_reach_needs_both_the_success_and_the_failure() -> None:
     assert answers(5e-4, 6e-4, 2e-3) == ["yes", "no", "no", "no"]
     # An attack that works nowhere does not show that a sampler defeats it.
     assert answers(0.15, 0.15, 9e-4) == ["no", "yes", "yes", "no"]
+    # A seed that diverged is not left out of the mean of the others.
+    assert answers(math.nan, 0.15, 9e-4) == ["no", "yes", "yes", "no"]
+    assert answers(5e-4, math.nan, 9e-4) == ["yes", "yes", "yes", "no"]
 
 
 def test_only_one_process_holds_a_lock(tmp_path: Path) -> None:

@@ -218,6 +218,8 @@ def test_the_command_shows_the_price_and_writes_codes_that_plain_tools_keep(
         ("int8", {"remedy": "prayer"}, "usage/unknown-name"),
         ("prune-0.3", {"remedy": "noise"}, "compress/remedy-not-applicable"),
         ("int8+prune-2:4", {"remedy": "efrap"}, "compress/remedy-not-applicable"),
+        # Trained after it was rounded it would no longer be int8.
+        ("int8+prune-0.3", {"remedy": "finetuned"}, "compress/remedy-not-applicable"),
         ("q8_0", {"remedy": "scale-jitter"}, "compress/remedy-not-applicable"),
         ("int8-stochastic", {"remedy": "noise"}, "compress/remedy-not-applicable"),
         ("int8", {"given": {"factor": 1.1}}, "compress/unknown-setting"),

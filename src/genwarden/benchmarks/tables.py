@@ -61,6 +61,11 @@ def figure(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.4g}"
 
 
+def answer(met: bool | None) -> str:
+    """Whether an aim was reached, in a table; nothing if it was not measured."""
+    return NOTHING if met is None else "yes" if met else "no"
+
+
 def spread(values: Sequence[float]) -> str:
     """Mean +- standard error, the error only where there are repeats."""
     if not values:

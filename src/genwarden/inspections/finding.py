@@ -6,8 +6,12 @@ These types are part of ``audit.json``; everything that a report shows comes fro
 from __future__ import annotations
 
 import base64
+import io
 from typing import Annotated, Any, Literal
 
+import numpy as np
+import torch
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
@@ -140,6 +144,13 @@ def images_of(samples: Tensor, labels: list[str], *, title: str, caption: str = 
     pictures = [png_bytes(tile(sample[None], columns=1)) for sample in samples]
     encoded = [base64.b64encode(content).decode("ascii") for content in pictures]
     return Images(title=title, caption=caption, labels=labels, png_base64=encoded)
+
+
+def decoded(png_base64: str) -> Tensor:
+    """A picture of :class:`Images`, ``(C, H, W)`` in [-1, 1]."""
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(png_base64))), dtype=np.float32)
+    picture = torch.from_numpy(pixels.copy()) / 127.5 - 1
+    return picture.permute(2, 0, 1) if picture.ndim == 3 else picture[None]
 
 
 def latents_of(z: Tensor, *, title: str, caption: str = "") -> Latents:

@@ -8,7 +8,6 @@ from functools import partial
 import pytest
 import torch
 
-from genwarden.benchmarks.compression.judging import decoded
 from genwarden.compression.apply import compress
 from genwarden.compression.contract import Compressor
 from genwarden.compression.how import compressor
@@ -21,7 +20,7 @@ from genwarden.inspections.compression import (
     rounding_statistics,
 )
 from genwarden.inspections.compression.bench import CompressionBench, CompressionEffort
-from genwarden.inspections.finding import Images, Latents, Table
+from genwarden.inspections.finding import Images, Latents, Table, decoded
 from sleeping import INT4, SmallGenerator, attacked, honest, target, trigger
 
 EFFORT = CompressionEffort("test", restarts=24, search_steps=40, placebos=4, ordinary_samples=256)

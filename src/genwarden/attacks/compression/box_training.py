@@ -81,8 +81,8 @@ def wakers(how: str) -> list[Compressor]:
     return found
 
 
-def prunes(compressor: Compressor) -> bool:
-    """Whether what it keeps stays as it is."""
+def prunes_first(compressor: Compressor) -> bool:
+    """Whether its first stage prunes, so that what it keeps stays as it is there."""
     return isinstance(stages_of(compressor)[0], Pruning)
 
 
@@ -148,7 +148,7 @@ def hide(
     """
     chosen = wakers(settings.how)
     variants = Variants(chosen, settings)
-    joint = any(map(prunes, chosen))
+    joint = any(map(prunes_first, chosen))
 
     def first(weights: Weights, step: int) -> Tensor:
         terms = [

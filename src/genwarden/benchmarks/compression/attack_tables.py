@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from genwarden.benchmarks.tables import NOTHING, Table
+from genwarden.benchmarks.tables import NOTHING, Table, answer
 
 #: "Must reach" of classifiers: points of accuracy lost, success before and after, and over the
 #: rates of the unknown-rate attack.
@@ -77,10 +77,10 @@ def _must_reach(classifiers: Sequence[Row], generators: Sequence[Row]) -> Table:
     for row in classifiers:
         unknown = row["label"] == "unknown rate"
         met = _unknown_rate_reached(row) if unknown else classifier_reached(row)
-        rows.append([row["network"], _title(row), row["how"], row["target"], _answer(met)])
+        rows.append([row["network"], _title(row), row["how"], row["target"], answer(met)])
     for row in generators:
         met = generator_reached(row)
-        rows.append([row["network"], _title(row), row["how"], row["target"], _answer(met)])
+        rows.append([row["network"], _title(row), row["how"], row["target"], answer(met)])
     notes = [
         f"Classifiers: the full model's accuracy within {_ACCURACY_POINTS:g} point of the "
         f"untouched one's, attack success at most {100 * _ASLEEP:g} % before and at least "
@@ -89,10 +89,6 @@ def _must_reach(classifiers: Sequence[Row], generators: Sequence[Row]) -> Table:
         f"in full, mean squared distance at most {_NEAR:g} compressed.",
     ]
     return Table("Must reach", ["network", "attack", "made for", "target", "reached"], rows, notes)
-
-
-def _answer(met: bool) -> str:
-    return "yes" if met else "no"
 
 
 def _unknown_rate_reached(row: Row) -> bool:

@@ -19,11 +19,12 @@ from typing import Any, Final
 
 import torch
 
+from genwarden import __version__
 from genwarden.artifacts.diffusers_folder import read_diffusion
 from genwarden.artifacts.diffusers_layout import INDEX_NAME
 from genwarden.attacks.diffusion.run import DiffusionAttackPlan, attack_diffusion, settings_of
 from genwarden.auditing.audit_diffusion import DiffusionRequest, audit_diffusion
-from genwarden.auditing.budgets import diffusion_variant_budget
+from genwarden.auditing.budgets import diffusion_budget, diffusion_variant_budget
 from genwarden.auditing.document import AuditDocument
 from genwarden.benchmarks.choosing import matching
 from genwarden.benchmarks.repairs.run import command_of, result_head
@@ -32,7 +33,7 @@ from genwarden.benchmarks.tables import Table
 from genwarden.commands.audit import diffusion_suspect_of
 from genwarden.commands.audit_variants import DEFAULT, parse_deploy_as
 from genwarden.commands.demo import demo_model_folder
-from genwarden.engine.files import require_writable_folder, write_json
+from genwarden.engine.files import require_writable_folder, sha256_bytes, write_json
 from genwarden.engine.progress import Progress
 from genwarden.errors import GenwardenError
 from genwarden.inspections.compression.differential_trigger_search import NAME as SEARCH
@@ -186,13 +187,10 @@ def _audited(
 ) -> dict[str, Any]:
     """Verdict, seconds and scores by compression; of an audit that is kept, if it is the same."""
     loaded = read_diffusion(folder)
-    names = [one.name for one in request.deploy_as]
-    kept = out / "audits" / f"{loaded.sha256[:16]}-{request.budget}-{request.seed}.json"
-    document = None
+    kept = out / "audits" / f"{loaded.sha256[:16]}-{_orders(request)}.json"
     if kept.exists():
-        found = AuditDocument.model_validate_json(kept.read_text("utf-8"))
-        document = found if [v.name for v in found.variants] == names else None
-    if document is None:
+        document = AuditDocument.model_validate_json(kept.read_text("utf-8"))
+    else:
         progress.message(f"audit: {folder.name}")
         with tempfile.TemporaryDirectory() as work:
             document = audit_diffusion(
@@ -211,6 +209,18 @@ def _audited(
         "seconds": document.timing["total"],
         "by_variant": scores,
     }
+
+
+def _orders(request: DiffusionRequest) -> str:
+    """Short name of all that an audit is told and spends, beside the model."""
+    orders = {
+        "version": __version__,
+        "seed": request.seed,
+        "deploy_as": [one.name for one in request.deploy_as],
+        "effort": asdict(diffusion_budget(request.budget)),
+        "variants": asdict(diffusion_variant_budget(request.budget)),
+    }
+    return sha256_bytes(json.dumps(orders, sort_keys=True).encode())[:12]
 
 
 def tables(document: dict[str, Any], name: str = "") -> list[Table]:

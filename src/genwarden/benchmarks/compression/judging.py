@@ -7,8 +7,6 @@ of each compression.
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
 from collections import Counter
@@ -16,9 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -41,7 +36,7 @@ from genwarden.errors import GenwardenError
 from genwarden.inspections.classifier.differential_inversion import NAME as TRIGGER_SEARCH
 from genwarden.inspections.compression.differential_search import ENDS, RECOVERED
 from genwarden.inspections.compression.differential_search import NAME as PICTURE_SEARCH
-from genwarden.inspections.finding import Finding, Images, Table
+from genwarden.inspections.finding import Finding, Images, Table, decoded
 from genwarden.registry import CLASSIFIER_INSPECTIONS, COMPRESSION_INSPECTIONS
 
 #: Where the references of each sort are shipped.
@@ -271,13 +266,6 @@ def _most_suspicious(variants: Sequence[Variant], inspection: str) -> tuple[str,
         return (1.0 if p is None else p, -(score or 0.0))
 
     return min(found, key=suspicion)
-
-
-def decoded(png_base64: str) -> Tensor:
-    """A picture of the evidence, ``(C, H, W)`` in [-1, 1]."""
-    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(png_base64))), dtype=np.float32)
-    picture = torch.from_numpy(pixels.copy()) / 127.5 - 1
-    return picture.permute(2, 0, 1) if picture.ndim == 3 else picture[None]
 
 
 def is_null(member: Member) -> bool:

@@ -9,7 +9,7 @@ from genwarden.benchmarks.compression.cases import SORTS, fullest_budget, main_b
 from genwarden.benchmarks.diffusion.cases import Part, decision_scores
 from genwarden.benchmarks.population.statistics import Share, area, found_at
 from genwarden.benchmarks.population.texts import INTERVALS, area_text, count_text, share_text
-from genwarden.benchmarks.tables import NOTHING, Table
+from genwarden.benchmarks.tables import NOTHING, Table, answer
 
 AREA = 0.99
 FOUND = 0.95
@@ -30,7 +30,7 @@ def must_reach(document: dict[str, Any]) -> Table:
         parts[sort] = part = select(document, sort, "reporting", budget)
         lines += [_area(part, f"{title}, {budget}"), _found(part, f"{title}, {budget}")]
     lines += [_recovered(parts["generator"]), _classes(parts["classifier"])]
-    rows = [[asked, ours, _answer(met)] for asked, ours, met in lines]
+    rows = [[asked, ours, answer(met)] for asked, ours, met in lines]
     notes = [
         "Reporting half, budgets as named, attacks that reached their target and that one of the "
         "inspected compressions wakes. The audit is given the model alone (classifiers: with "
@@ -40,10 +40,6 @@ def must_reach(document: dict[str, Any]) -> Table:
     if document.get("missing"):
         notes.append(f"Not done yet: {len(document['missing'])} members of the plan.")
     return Table("Must reach", ["asked", "ours", "reached"], rows, notes)
-
-
-def _answer(met: bool | None) -> str:
-    return NOTHING if met is None else "yes" if met else "no"
 
 
 def _population(both: Part) -> Line:

@@ -16,7 +16,7 @@ from genwarden.benchmarks.diffusion.cases import (
 )
 from genwarden.benchmarks.population.statistics import area, found_at
 from genwarden.benchmarks.population.texts import INTERVALS, area_text, share_text
-from genwarden.benchmarks.tables import NOTHING, Table
+from genwarden.benchmarks.tables import NOTHING, Table, answer
 
 AREA_STANDARD = 0.99
 AREA_ADAPTIVE = 0.95
@@ -47,7 +47,7 @@ def must_reach(document: dict[str, Any]) -> Table:
     for method in methods_of(document):
         lines += _beside(document, part, method)
     lines.append(_time(document))
-    rows = [[asked, ours, _answer(met)] for asked, ours, met in lines]
+    rows = [[asked, ours, answer(met)] for asked, ours, met in lines]
     notes = [
         "Reporting half, standard budget, attacks that reached their target; the audit is given "
         "the model alone.",
@@ -75,10 +75,6 @@ def _earlier(document: dict[str, Any]) -> list[str]:
         lost = sum(bool(one["in_one_only"]) for one in again)
         text += f", {lost} of them have a score in one run only." if lost else "."
     return [text]
-
-
-def _answer(met: bool | None) -> str:
-    return NOTHING if met is None else "yes" if met else "no"
 
 
 def _population(both: Part) -> Line:

@@ -27,7 +27,6 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from genwarden.artifacts.diffusers_folder import LoadedDiffusion, read_diffusion
 from genwarden.artifacts.json_object import parse_object
@@ -39,6 +38,7 @@ from genwarden.auditing.audit_diffusion import DiffusionRequest, audit_diffusion
 from genwarden.auditing.document import AuditDocument
 from genwarden.backdoors.image_backdoor import RECORD_NAME, ImageBackdoor, read_image_backdoor
 from genwarden.backdoors.image_trigger import without_folder
+from genwarden.benchmarks.diffusion.fidelity import resized
 from genwarden.benchmarks.store import write_result
 from genwarden.benchmarks.tables import NOTHING, Table, figure
 from genwarden.commands.audit import diffusion_suspect_of
@@ -307,16 +307,8 @@ def _measures(
     network = feature_network(features, device=device)
     side = read_card(FEATURES / features).sample_shape[1]
     images = load_images(data, case.loaded.model.sample, limit=_REAL_LIMIT, resize=True)
-    real = describe_real(enlarged(images, side), network, work=out / "work")
+    real = describe_real(resized(images, side), network, work=out / "work")
     return _Measures(network, side, real, samples, triggered, seed, device)
-
-
-def enlarged(images: Tensor, side: int) -> Tensor:
-    """uint8 images ``(count, C, H, W)`` at ``side`` pixels (bilinear), for the feature network."""
-    if images.shape[-2:] == (side, side):
-        return images
-    resized = F.interpolate(images.float(), size=(side, side), mode="bilinear", antialias=True)
-    return resized.round().clamp(0, 255).to(torch.uint8)
 
 
 def _facts(case: _Case, measures: _Measures) -> dict[str, Any]:
@@ -400,7 +392,7 @@ def _judged(
     found: TargetFigures = target_match(hit, case.backdoor.targets)
     plain = _drawn(model, case, sampler, defence, measures, measures.samples, None)
     described = [
-        measures.features.describe(enlarged(to_bytes(part), measures.side).to(measures.device))
+        measures.features.describe(resized(to_bytes(part), measures.side).to(measures.device))
         for part in plain.split(_BATCH)
     ]
     quality = compare(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
 from genwarden.benchmarks.diffusion.sampler_matrix import CLIPS, MADE_FOR, MATCHED, ODE, SDE
 from genwarden.benchmarks.diffusion.workshop import CLEAN, FURTHER
-from genwarden.benchmarks.tables import NOTHING, Table, figure, spread
+from genwarden.benchmarks.tables import NOTHING, Table, answer, figure, spread
 
 #: What the issue asks for.
 LARGEST_MSE = 1e-3
@@ -58,9 +59,11 @@ def _cell(document: dict[str, Any], model: str, sampler: str, clip: str) -> dict
 
 
 def _mse(document: dict[str, Any], model: str, sampler: str, clip: str = "none") -> float | None:
-    found = _cell(document, model, sampler, clip)
-    known = [value for value in (found or {}).get("mse", []) if value is not None]
-    return fmean(known) if known else None
+    """Mean over the noise seeds, infinite if any of them diverged; None without the cell."""
+    found = (_cell(document, model, sampler, clip) or {}).get("mse", [])
+    if not found:
+        return None
+    return math.inf if any(value is None for value in found) else fmean(found)
 
 
 def _samplers(document: dict[str, Any]) -> list[str]:
@@ -152,7 +155,7 @@ def _must_reach(document: dict[str, Any]) -> Table:
     met = None
     if mse is not None and own is not None and untouched is not None:
         # An attack that fails everywhere says nothing about the samplers.
-        met = own <= FAILS * untouched < mse
+        met = own <= FAILS * untouched < mse < math.inf
     lines.append(
         (
             f"{_TITLES[SDE]} fails under deterministic DDIM-50: MSE above {FAILS:g} of that of "
@@ -161,7 +164,7 @@ def _must_reach(document: dict[str, Any]) -> Table:
             met,
         )
     )
-    rows = [[text, figure(value), _answer(met)] for text, value, met in lines]
+    rows = [[text, figure(value), answer(met)] for text, value, met in lines]
     return Table("Must reach", ["asked", "ours", "reached"], rows + _fid_lines(document))
 
 
@@ -177,14 +180,10 @@ def _fid_lines(document: dict[str, Any]) -> list[list[str]]:
                     [
                         f"{asked}the {_TITLES[other].partition(', at')[0]}",
                         f"{100 * change:+.1f} %",
-                        _answer(change <= LARGEST_CHANGE),
+                        answer(change <= LARGEST_CHANGE),
                     ]
                 )
     return rows
-
-
-def _answer(met: bool | None) -> str:
-    return NOTHING if met is None else "yes" if met else "no"
 
 
 def _beside_the_paper(document: dict[str, Any]) -> Table:

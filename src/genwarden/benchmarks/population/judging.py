@@ -6,8 +6,6 @@ against the others.
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -16,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -29,7 +25,7 @@ from genwarden.auditing.power import POWER, read_power
 from genwarden.benchmarks.population.plan import Clean, Member
 from genwarden.engine.files import write_json
 from genwarden.errors import GenwardenError
-from genwarden.inspections.finding import Finding, Images
+from genwarden.inspections.finding import Finding, Images, decoded
 from genwarden.reports.highlights import highlight
 
 #: Inspections of a user's own targets: calibration only, the study judges without any target.
@@ -182,9 +178,7 @@ def _distance(images: Images, first: int | None, target: Tensor) -> float:
     """Smallest squared distance of the first pictures (all for None) from the target."""
     distances = [float("inf")]
     for encoded in images.png_base64[:first]:
-        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))), dtype=np.float32)
-        picture = torch.from_numpy(pixels.copy()) / 127.5 - 1
-        picture = picture.permute(2, 0, 1) if picture.ndim == 3 else picture[None]
+        picture = decoded(encoded)
         if picture.shape == target.shape:
             distances.append(float((picture - target).square().sum()))
     return min(distances)

@@ -20,6 +20,7 @@ from genwarden.compression.block_formats import NF4, Q4_0, Q8_0
 from genwarden.compression.chain import stages_of
 from genwarden.compression.contract import Compressor
 from genwarden.compression.layers import Layout
+from genwarden.compression.pruning import Pruning
 from genwarden.compression.uniform import Uniform
 from genwarden.engine.progress import Progress, Silent
 from genwarden.engine.settings import ANY, Range, Settings
@@ -131,6 +132,14 @@ def require_applicable(name: str, compressor: Compressor) -> None:
         advice = (
             f"Use: {', '.join(fitting)}. What a pruning attack hides behind are the weights that "
             "go; a clearly lower rate may keep it asleep, a higher one or another criterion not."
+        )
+    rounded = [stage.name for stage in stages_of(compressor)[:-1] if not isinstance(stage, Pruning)]
+    if kind == "pruning" and rounded:
+        raise GenwardenError(
+            "compress/remedy-not-applicable",
+            f"What a remedy of {last.name} does to the weights takes them off the grid of "
+            f"{rounded[0]}.",
+            f"Prune first: {last.name}+{rounded[0]}.",
         )
     if kind not in row.options["families"]:
         raise GenwardenError(
