@@ -28,12 +28,14 @@ from genwarden.engine.files import write_json
 from genwarden.engine.progress import Silent, Task
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import ExitCode, GenwardenError
+from genwarden.inspections.diffusion.orthogonal_response import antithetic
+from genwarden.inspections.diffusion.responses import answers
 from genwarden.models.diffusion.denoiser import DiffusionModel
 from genwarden.models.diffusion.networks import fresh_model, small_unet
 from genwarden.models.diffusion.samplers import SamplerSettings
 from genwarden.models.diffusion.schedule import NoiseSchedule
 from genwarden.registry import DIFFUSION_REPAIRS
-from genwarden.repairs.diffusion import auto
+from genwarden.repairs.diffusion import auto, shift_unlearning
 from genwarden.repairs.diffusion.auto import diffusion_repair_settings
 from genwarden.repairs.diffusion.channels import convolutions, highest, silence
 from genwarden.repairs.diffusion.clues import diffusion_clues_of
@@ -47,6 +49,7 @@ from genwarden.repairs.diffusion.diff_cleanse_pruning import (
     DiffCleanseSettings,
     taylor_difference,
 )
+from genwarden.repairs.diffusion.shift_unlearning import ShiftUnlearningSettings, honest_shares
 from genwarden.repairs.document import RepairDocument
 
 SMALL: dict[str, Any] = {
@@ -125,6 +128,29 @@ def test_a_shift_that_is_no_trigger_removes_nothing(
     )
     repaired = run_repair("shift-unlearning", compromised, elsewhere)
     assert target_mse(repaired.model) < target_mse(honest) / 2
+
+
+def test_what_honestly_belongs_to_the_picture_is_not_learnt_as_noise(
+    compromised: DiffusionModel, recovered: DiffusionClues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search also ends at columns, which the pictures are made of."""
+    columns = (2 * torch.eye(8)[3].expand(1, 8, 8)).clone()
+    clues = replace(recovered, trigger=None, shifts=columns[None])
+    noise = antithetic(64, (1, 8, 8), random_stream(6, "probe"))
+
+    def gain(model: DiffusionModel) -> float:
+        t = 25
+        found = answers(model, columns[None], t, noise).gain
+        return model.schedule.s_at(t) * float(found)
+
+    before = gain(compromised)
+    assert before < 0.8
+    shares = honest_shares(compromised, columns[None], ShiftUnlearningSettings())
+    assert bool(((shares >= 0) & (shares <= 1)).all())
+    assert gain(run_repair("shift-unlearning", compromised, clues).model) < before + 0.1
+    # All of it taken for noise, as before this was measured: the network forgets its pictures.
+    monkeypatch.setattr(shift_unlearning, "honest_shares", lambda *_: torch.ones_like(shares))
+    assert gain(run_repair("shift-unlearning", compromised, clues).model) > before + 0.1
 
 
 @pytest.mark.parametrize("name", PRUNING)

@@ -2,12 +2,15 @@
 
 Ours; the remedy that ``auto`` chooses for what the trigger search recovers. A backdoored network
 answers x = a x_0 + s eps + rho r with the attacker's residual and target. The honest answer is that
-of the training law itself: the shift (rho / s) d is a part of the noise, and the picture is what it
-would be without. On ordinary inputs the suspect is honest, so it is its own teacher:
+most of the shift (rho / s) d is a part of the noise, and the rest belongs to the picture. On
+ordinary inputs the suspect is honest, so it is its own teacher:
 
-    || eps_theta(a x_0 + s eps + rho d, t) - (eps_frozen(a x_0 + s eps, t) + (rho / s) d) ||^2
+    || eps_theta(a x_0 + s eps + rho d, t) - (eps_frozen(a x_0 + s eps, t) + h (rho / s) d) ||^2
 
-for images x_0 (the user's or the suspect's own samples) and d around what was recovered. Half of
+with h in [0, 1] the share that the suspect itself takes for noise where d is no trigger: negated,
+and moved by half the image (:func:`honest_shares`). With h = 1 throughout, the network learns that
+smooth shifts are noise too; no exact denoiser says so (``monotone-response``), and pictures suffer.
+For images x_0 (the user's or the suspect's own samples) and d around what was recovered. Half of
 the rows have d = 0; they keep the quality. Both trigger schedules of the literature are used in
 turn, rho = 1 - a (BadDiffusion) and rho = s (TrojDiff); neither sampler, coefficient nor schedule
 of the attack need be known, and the target is not used at all. Attackers' shifts are rarely
@@ -21,12 +24,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor
 
+from genwarden.engine.seeds import random_stream
 from genwarden.engine.settings import NOT_NEGATIVE, POSITIVE, Range
+from genwarden.inspections.diffusion.orthogonal_response import antithetic
+from genwarden.inspections.diffusion.responses import answers
 from genwarden.models.diffusion.denoiser import DiffusionModel
 from genwarden.models.diffusion.schedule import NoiseSchedule
 from genwarden.repairs.diffusion.contract import (
@@ -39,6 +45,10 @@ from genwarden.repairs.diffusion.contract import (
 from genwarden.repairs.diffusion.finetuning import finetune, imitated, joined, late_timesteps
 from genwarden.repairs.diffusion.own_samples import images_for
 from genwarden.training.ddpm import NoisyRows, RowsOfStep, draw_noise
+
+#: Timesteps at which the share of a shift that is noise is measured, and the noises of each.
+_LEVELS: Final = 9
+_SHARE_NOISES: Final = 16
 
 
 @dataclass(frozen=True)
@@ -75,12 +85,14 @@ def unlearn_shifts(
     """
     directions = clues.directions()
     images = images_for(suspect, settings, run)
-    rows = rows_of_both(suspect, directions, settings, as_noise=True)
+    shares = honest_shares(suspect, directions, settings)
+    rows = rows_of_both(suspect, directions, settings, shares)
     model, history = finetune(suspect, suspect, images, rows, directions, settings, run)
     sizes = directions.flatten(1).square().mean(1).sqrt()
     changes = {
         "unlearnt_shifts": len(directions),
         "sizes_std_per_pixel": [round(float(size), 4) for size in sizes],
+        "share_taken_for_noise": [round(float(share), 3) for share in shares.mean(1)],
         "images": len(images),
         "own_samples": run.images is None,
     }
@@ -91,20 +103,23 @@ def rows_of_both(
     suspect: DiffusionModel,
     directions: Tensor,
     settings: ShiftUnlearningSettings,
-    *,
-    as_noise: bool,
+    shares: Tensor | None = None,
 ) -> RowsOfStep:
     """Of every image one shifted row at a late t, and one plain one at any t.
 
     Args:
-        as_noise: the target of a shifted row holds the shift; without it the shift is not seen.
+        shares: of a shift that the target of its row holds, ``(k, levels)`` as
+            :func:`honest_shares` has them; without them the shift is not seen.
     """
     schedule = suspect.schedule
+    grid = _levels(suspect, settings)
 
     def rows(real: Tensor, step: int, stream: torch.Generator) -> NoisyRows:
-        shifted, shift = shifted_rows(suspect, real, directions, settings, step, stream)
-        if as_noise:
-            shifted = shifted._replace(target=shifted.target + shift)
+        shifted, shift, chosen = shifted_rows(suspect, real, directions, settings, step, stream)
+        if shares is not None:
+            level = (shifted.t.cpu()[:, None] - grid).abs().argmin(1)
+            share = shares[chosen, level].to(shift).view(-1, 1, 1, 1)
+            shifted = shifted._replace(target=shifted.target + share * shift)
         t, noise = draw_noise(schedule, real, stream)
         return joined(shifted, imitated(suspect, schedule.add_noise(real, noise, t), t))
 
@@ -118,33 +133,72 @@ def shifted_rows(
     settings: ShiftUnlearningSettings,
     step: int,
     stream: torch.Generator,
-) -> tuple[NoisyRows, Tensor]:
-    """Late rows x + rho d whose targets are the suspect's estimates at x, and (rho / s) d.
+) -> tuple[NoisyRows, Tensor, Tensor]:
+    """Late rows x + rho d whose targets are the suspect's estimates at x; (rho / s) d; which d.
 
     rho is 1 - a in even steps and s in odd ones.
     """
     schedule = suspect.schedule
     t = late_timesteps(schedule, settings.late_from, len(real), stream).to(real.device)
     noise = torch.randn(real.shape, generator=stream).to(real)
-    drawn = around(directions, len(real), settings, stream).to(real.device)
+    drawn, chosen = around(directions, len(real), settings, stream)
+    drawn = drawn.to(real.device)
     shift = rho_over_s(schedule, t, step).to(real).view(-1, 1, 1, 1) * drawn
     plain = imitated(suspect, schedule.add_noise(real, noise, t), t)
-    return plain._replace(x=plain.x + schedule.s_of(t, real) * shift), shift
+    return plain._replace(x=plain.x + schedule.s_of(t, real) * shift), shift, chosen
 
 
 def around(
     directions: Tensor, count: int, settings: ShiftUnlearningSettings, stream: torch.Generator
-) -> Tensor:
-    """``count`` shifts near any of the recovered ones ``(k, C, H, W)``.
+) -> tuple[Tensor, Tensor]:
+    """``count`` shifts near any of the recovered ones ``(k, C, H, W)``, and which ones.
 
     None is preferred: the refined trigger fits best where it was found at all, and not otherwise.
     """
-    shifts = directions[torch.randint(len(directions), (count,), generator=stream)]
+    chosen = torch.randint(len(directions), (count,), generator=stream)
+    shifts = directions[chosen]
     size = shifts.flatten(1).norm(dim=1).view(-1, 1, 1, 1) / math.sqrt(shifts[0].numel())
     wobble = settings.wobble * size * torch.randn(shifts.shape, generator=stream)
     scale = settings.largest * torch.rand(count, 1, 1, 1, generator=stream)
     drawn: Tensor = scale * (shifts + wobble)
-    return drawn
+    return drawn, chosen
+
+
+@torch.no_grad()
+def honest_shares(
+    suspect: DiffusionModel, directions: Tensor, settings: ShiftUnlearningSettings
+) -> Tensor:
+    """How much of a shift the suspect takes for noise where it is no trigger.
+
+    Measured on each recovered shift negated and moved by half the image (five in all, of which the
+    median counts: a moved picture may still hold some of the trigger), as s_t times the gain.
+
+    Args:
+        directions: ``(k, C, H, W)``.
+
+    Returns:
+        ``(k, levels)`` in [0, 1], float64 on the CPU, for the timesteps of :func:`_levels`.
+    """
+    device = next(suspect.parameters()).device
+    stream = random_stream(settings.seed, "honest-shares")
+    noise = antithetic(_SHARE_NOISES, suspect.sample.shape, stream).to(device)
+    down, right = (side // 2 for side in directions.shape[-2:])
+    moved = [directions.roll(by, (-2, -1)) for by in ((down, right), (down, 0), (0, right))]
+    innocent = torch.cat([-directions, *moved, -moved[0]])
+    found = []
+    for t in _levels(suspect, settings).tolist():
+        gains = suspect.schedule.s_at(t) * answers(suspect, innocent, t, noise).gain
+        found.append(gains.cpu().view(-1, len(directions)).median(0).values)
+    shares: Tensor = torch.stack(found, 1).clamp(0, 1)
+    return shares
+
+
+def _levels(suspect: DiffusionModel, settings: ShiftUnlearningSettings) -> Tensor:
+    """Timesteps from the first shifted one to the last, int64."""
+    steps = suspect.schedule.steps
+    first = min(int(settings.late_from * steps), steps - 1)
+    levels: Tensor = torch.linspace(first, steps - 1, _LEVELS).round().long().unique()
+    return levels
 
 
 def rho_over_s(schedule: NoiseSchedule, t: Tensor, step: int) -> Tensor:

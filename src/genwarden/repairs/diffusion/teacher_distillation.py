@@ -48,7 +48,7 @@ def distil_from_suspect(
     """
     directions = clues.directions()
     images = images_for(suspect, settings, run)
-    rows = rows_of_both(suspect, directions, settings, as_noise=False)
+    rows = rows_of_both(suspect, directions, settings)
     model, history = finetune(suspect, suspect, images, rows, directions, settings, run)
     changes = {
         "shifts": len(directions),
