@@ -200,7 +200,7 @@ def audit(
     scan_precision: ScanPrecision = "float32",
     restart: Restart = False,
 ) -> None:
-    """Say whether a generator or a diffusion model carries a backdoor, and show why.
+    """Say whether a generator, a diffusion model or a classifier carries a backdoor, and show why.
 
     Writes OUT/audit.json (the result, schema published) and OUT/audit.html (one file, no network).
     Neither a target nor training data is needed; both sharpen the audit. An interrupted audit
@@ -275,7 +275,7 @@ def demo(
 
     The exit code is 0 when all six audits ran, whatever they found.
     """
-    from genwarden.commands.demo import run_demo
+    from genwarden.commands.demo import demo_model_folder, run_demo
     from genwarden.reports.console import OUT, console_progress
     from genwarden.reports.summary import verdict_table
 
@@ -283,6 +283,7 @@ def demo(
         results, page = run_demo(out, seed=seed, restart=restart, progress=progress)
     OUT.print(verdict_table([(r.name, r.description, r.files.document) for r in results]))
     typer.echo(f"Reports side by side: {page}")
+    typer.echo(f"Models of the demo:   {demo_model_folder('')}")
     typer.echo("Next:                 genwarden audit YOUR_MODEL --out report")
 
 

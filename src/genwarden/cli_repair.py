@@ -128,6 +128,13 @@ def repair(
         f"Report: {files.html_path}\n"
         f"Result: {files.json_path}"
     )
+    if after != "none_found":
+        if document.after.flagged:
+            typer.echo(f"Still:  {', '.join(document.after.flagged)}")
+        typer.echo(
+            "Next:   read the report; then another --method (genwarden list repairs), or do not "
+            "use the model"
+        )
     raise typer.Exit(int(EXIT_CODES[after]))
 
 

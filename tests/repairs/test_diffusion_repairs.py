@@ -49,7 +49,7 @@ from genwarden.repairs.diffusion.diff_cleanse_pruning import (
     DiffCleanseSettings,
     taylor_difference,
 )
-from genwarden.repairs.diffusion.shift_unlearning import ShiftUnlearningSettings, honest_shares
+from genwarden.repairs.diffusion.shift_unlearning import ShiftUnlearningSettings, honest_share
 from genwarden.repairs.document import RepairDocument
 
 SMALL: dict[str, Any] = {
@@ -145,11 +145,20 @@ def test_what_honestly_belongs_to_the_picture_is_not_learnt_as_noise(
 
     before = gain(compromised)
     assert before < 0.8
-    shares = honest_shares(compromised, columns[None], ShiftUnlearningSettings())
-    assert bool(((shares >= 0) & (shares <= 1)).all())
+    share = honest_share(compromised, columns[None], bars(), ShiftUnlearningSettings())
+    assert float(share.variance) == pytest.approx(8 * 4 * 7 / 64)  # one column of eight is lit
+    t, first = torch.tensor([25, 49]), torch.zeros(2, dtype=torch.long)
+    middle, last = share.at(compromised.schedule, first, t).tolist()
+    assert middle < 0.9
+    # At T all of the input is noise, whatever a network of limited exactness says of it.
+    schedule = compromised.schedule
+    picture = (schedule.a[49] / schedule.s[49]).square() * share.variance
+    exact = 1 / (1 + float(picture))
+    assert last >= exact
     assert gain(run_repair("shift-unlearning", compromised, clues).model) < before + 0.1
     # All of it taken for noise, as before this was measured: the network forgets its pictures.
-    monkeypatch.setattr(shift_unlearning, "honest_shares", lambda *_: torch.ones_like(shares))
+    whole = share._replace(measured=torch.ones_like(share.measured))
+    monkeypatch.setattr(shift_unlearning, "honest_share", lambda *_: whole)
     assert gain(run_repair("shift-unlearning", compromised, clues).model) > before + 0.1
 
 

@@ -47,6 +47,17 @@ def test_evidence_in_compressed_forms_alone_names_the_remedy_and_not_a_repair() 
     assert "The model as it is showed nothing" in text
 
 
+def test_of_a_model_that_was_not_examined_in_full_no_remedy_is_promised_first() -> None:
+    """What is awake in full is awake in a variant, too; only the full audit can tell."""
+    alone = woken_by_int4(findings=[])
+    text, commands = advice(alone)
+    assert "was not examined" in text
+    assert "leaves this where it is" not in text
+    assert commands[0].startswith("genwarden audit ./small.pt --architecture a:b --out ")
+    assert "--deploy-as" not in commands[0]
+    assert "compress" in commands[1]
+
+
 def test_evidence_in_the_model_itself_names_the_repair_and_no_remedy() -> None:
     commands = advice(document()).commands
     assert commands == [

@@ -107,7 +107,8 @@ def read_manifest(folder: Path) -> AnyManifest:
         raise GenwardenError(
             "artifact/no-manifest",
             f"{folder} has no {MANIFEST_NAME}.",
-            "Give a model folder, or a weights file with --architecture package.module:factory.",
+            "Give a model folder, or name the weights file inside, with --architecture NAME or "
+            "package.module:factory.",
         ) from error
     manifest = parse_manifest(content, str(path))
     if set(manifest.files) != {WEIGHTS_NAME}:
@@ -151,7 +152,8 @@ def not_a_generator(what: str) -> GenwardenError:
     return GenwardenError(
         "artifact/classifier",
         f"{what} is a classifier, and a generator is needed here.",
-        "Give a generator, or use what genwarden has for classifiers.",
+        "Give a generator. For classifiers there are the attacks pruning-artifact, "
+        "quantisation-artifact and dormant-box-classifier, and audit, compress and repair.",
     )
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from genwarden.artifacts.check import check_file
+from genwarden.artifacts.manifest import WEIGHTS_NAME
 from genwarden.artifacts.model_folder import (
     LoadedModel,
     build,
@@ -104,8 +105,10 @@ def require_named(path: Path, architecture: str | None) -> bool:
     if folder and architecture is not None:
         raise GenwardenError(
             "usage/architecture-for-folder",
-            f"{path} is a model folder and names its own architecture.",
-            "Leave --architecture away, or name the weights file inside the folder.",
+            f"{path} is a folder, and --architecture goes with a weights file: a model folder of "
+            "genwarden names its own architecture.",
+            f"Name the weights file, such as {Path(path) / WEIGHTS_NAME}, or leave --architecture "
+            "away.",
         )
     if not folder and architecture is None:
         # A hostile file is told before anything is asked.

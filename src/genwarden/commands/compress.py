@@ -165,7 +165,7 @@ def compress_model(options: CompressOptions, *, progress: Progress) -> CompressF
         fidelity=fidelity,
         plain_fidelity=plain_fidelity,
         confirmation=confirmation,
-        model_path=options.out,
+        model_path=_what_opens(options.out),
         json_path=options.out / RESULT_NAME,
         onnx_path=None if confirmation is None else options.out / ONNX_NAME,
         next_command=_next_command(options),
@@ -180,9 +180,8 @@ def _next_command(options: CompressOptions) -> str:
     """
     foreign = options.architecture is not None
     if options.remedy is not None or options.fold:
-        bare = foreign and not (options.out / MANIFEST_NAME).exists()
-        audited = options.out / WEIGHTS_NAME if bare else options.out
-        words, foreign = ["genwarden", "audit", str(audited)], bare
+        opens = _what_opens(options.out)
+        words, foreign = ["genwarden", "audit", str(opens)], foreign and opens != options.out
     else:
         words = ["genwarden", "audit", str(options.model), "--deploy-as", options.how]
         words += ["--seed", str(options.seed)] if options.seed else []
@@ -190,6 +189,12 @@ def _next_command(options: CompressOptions) -> str:
         words += ["--architecture", str(options.architecture)]
         words += _words("--setting", options.settings)
     return shlex.join([*words, "--out", f"{options.out}-audit"])
+
+
+def _what_opens(out: Path) -> Path:
+    """The folder, or its weights file where the architecture is the user's own."""
+    named = any((out / name).exists() for name in (MANIFEST_NAME, INDEX_NAME))
+    return out if named else out / WEIGHTS_NAME
 
 
 def _compressed(

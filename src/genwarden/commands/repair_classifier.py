@@ -132,7 +132,8 @@ def _settings(options: RepairOptions) -> tuple[ClassifierRepairSettings, str]:
         raise GenwardenError(
             "repair/no-method",
             "For a classifier no remedy is chosen automatically.",
-            f"Add --method with one of: {names}.",
+            f"Add --method with one of: {names}. Where the evidence is in a compressed form alone, "
+            "repair changes nothing: use genwarden compress MODEL --how HOW --remedy finetuned.",
         )
     if options.data is None:
         raise GenwardenError(

@@ -117,17 +117,22 @@ def _on_evidence(document: AuditDocument) -> Advice:
         if variants
         else ""
     )
-    if sleeps(document):
-        seen = (
-            "The model as it is showed nothing"
-            if document.findings
-            else "The model as it is was not examined"
-        )
+    if sleeps(document) and not document.findings:
+        # What is awake in full is awake compressed, and no remedy of compression removes it.
+        full = _full_audit_command(document)
         return Advice(
-            f"Do not deploy this model compressed. {seen}: the evidence is in what {names} makes "
-            "of it. Keep the file and ask its supplier where it was trained. If you go on with it "
-            f"nevertheless, do not compress it plainly. {again}. genwarden repair looks at the "
-            "model as it is and leaves this where it is.",
+            f"Do not deploy this model. The evidence is in what {names} makes of it, and the model "
+            "as it is was not examined: what was found may be awake there as well. Audit it next. "
+            "If it shows evidence, genwarden repair works on that; if it shows nothing, "
+            f"{again[0].lower() + again[1:]}.",
+            [*([full] if full else []), *compress],
+        )
+    if sleeps(document):
+        return Advice(
+            "Do not deploy this model compressed. The model as it is showed nothing: the evidence "
+            f"is in what {names} makes of it. Keep the file and ask its supplier where it was "
+            "trained. If you go on with it nevertheless, do not compress it plainly. "
+            f"{again}. genwarden repair looks at the model as it is and leaves this where it is.",
             compress,
         )
     text = f"{_EVIDENCE} {_REPAIR}"
@@ -148,6 +153,15 @@ def _compress_commands(document: AuditDocument, variants: list[Variant]) -> list
         shlex.join([*first, "--how", name, *last, "--out", f"{_stem(asked.model[0])}-{name}"])
         for name in (variant.name for variant in variants[:_MOST_COMMANDS])
     ]
+
+
+def _full_audit_command(document: AuditDocument) -> str:
+    asked = _asked(document)
+    if asked is None:
+        return ""
+    words = ["genwarden", "audit", *asked.model]
+    words += ["--data", "IMAGES"] * bool(document.model and document.model.classes)
+    return shlex.join([*words, "--out", f"{_stem(asked.model[0])}-audit"])
 
 
 def _repair_command(document: AuditDocument) -> str:

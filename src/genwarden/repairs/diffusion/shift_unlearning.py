@@ -8,15 +8,17 @@ ordinary inputs the suspect is honest, so it is its own teacher:
     || eps_theta(a x_0 + s eps + rho d, t) - (eps_frozen(a x_0 + s eps, t) + h (rho / s) d) ||^2
 
 with h in [0, 1] the share that the suspect itself takes for noise where d is no trigger: negated,
-and moved by half the image (:func:`honest_shares`). With h = 1 throughout, the network learns that
-smooth shifts are noise too; no exact denoiser says so (``monotone-response``), and pictures suffer.
-For images x_0 (the user's or the suspect's own samples) and d around what was recovered. Half of
-the rows have d = 0; they keep the quality. Both trigger schedules of the literature are used in
-turn, rho = 1 - a (BadDiffusion) and rho = s (TrojDiff); neither sampler, coefficient nor schedule
-of the attack need be known, and the target is not used at all. Attackers' shifts are rarely
-recovered exactly, and act at smaller scales too: d is a recovered shift times U(0, 1.2), plus a
-little noise of its own. Near t = 0 the picture is settled and a shift cannot be told from its
-content, so that shifted rows have t in [T / 4, T).
+and moved by half the image; near t = T, where small errors of the suspect imply large pictures, at
+least s^2 / (s^2 + a^2 v), the answer of a linear denoiser, v the variance of pictures along d
+(:class:`HonestShare`). With h = 1 throughout, the network learns that smooth shifts are noise too;
+no exact denoiser says so (``monotone-response``), and pictures suffer. For images x_0 (the user's
+or the suspect's own samples) and d around what was recovered. Half of the rows have d = 0; they
+keep the quality. Both trigger schedules of the literature are used in turn, rho = 1 - a
+(BadDiffusion) and rho = s (TrojDiff); neither sampler, coefficient nor schedule of the attack need
+be known, and the target is not used at all. Attackers' shifts are rarely recovered exactly, and act
+at smaller scales too: d is a recovered shift times U(0, 1.2), plus a little noise of its own. Near
+t = 0 the picture is settled and a shift cannot be told from its content, so that shifted rows have
+t in [T / 4, T).
 """
 
 from __future__ import annotations
@@ -24,11 +26,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import ClassVar, Final, NamedTuple
 
 import torch
 from torch import Tensor
 
+from genwarden.data.datasets import to_unit_range
 from genwarden.engine.seeds import random_stream
 from genwarden.engine.settings import NOT_NEGATIVE, POSITIVE, Range
 from genwarden.inspections.diffusion.orthogonal_response import antithetic
@@ -46,6 +49,9 @@ from genwarden.repairs.diffusion.finetuning import finetune, imitated, joined, l
 from genwarden.repairs.diffusion.own_samples import images_for
 from genwarden.training.ddpm import NoisyRows, RowsOfStep, draw_noise
 
+#: Amplitude of the picture (t = 680 of the linear schedule) below which a network's own errors are
+#: larger than what it could know of the picture.
+_NEAR_NOISE: Final = 0.1
 #: Timesteps at which the share of a shift that is noise is measured, and the noises of each.
 _LEVELS: Final = 9
 _SHARE_NOISES: Final = 16
@@ -85,14 +91,14 @@ def unlearn_shifts(
     """
     directions = clues.directions()
     images = images_for(suspect, settings, run)
-    shares = honest_shares(suspect, directions, settings)
-    rows = rows_of_both(suspect, directions, settings, shares)
+    share = honest_share(suspect, directions, images, settings)
+    rows = rows_of_both(suspect, directions, settings, share)
     model, history = finetune(suspect, suspect, images, rows, directions, settings, run)
     sizes = directions.flatten(1).square().mean(1).sqrt()
     changes = {
         "unlearnt_shifts": len(directions),
         "sizes_std_per_pixel": [round(float(size), 4) for size in sizes],
-        "share_taken_for_noise": [round(float(share), 3) for share in shares.mean(1)],
+        "share_taken_for_noise": [round(float(one), 3) for one in share.measured.mean(1)],
         "images": len(images),
         "own_samples": run.images is None,
     }
@@ -103,23 +109,20 @@ def rows_of_both(
     suspect: DiffusionModel,
     directions: Tensor,
     settings: ShiftUnlearningSettings,
-    shares: Tensor | None = None,
+    share: HonestShare | None = None,
 ) -> RowsOfStep:
     """Of every image one shifted row at a late t, and one plain one at any t.
 
     Args:
-        shares: of a shift that the target of its row holds, ``(k, levels)`` as
-            :func:`honest_shares` has them; without them the shift is not seen.
+        share: of a shift that the target of its row holds; without it the shift is not seen.
     """
     schedule = suspect.schedule
-    grid = _levels(suspect, settings)
 
     def rows(real: Tensor, step: int, stream: torch.Generator) -> NoisyRows:
         shifted, shift, chosen = shifted_rows(suspect, real, directions, settings, step, stream)
-        if shares is not None:
-            level = (shifted.t.cpu()[:, None] - grid).abs().argmin(1)
-            share = shares[chosen, level].to(shift).view(-1, 1, 1, 1)
-            shifted = shifted._replace(target=shifted.target + share * shift)
+        if share is not None:
+            part = share.at(schedule, chosen, shifted.t.cpu()).to(shift).view(-1, 1, 1, 1)
+            shifted = shifted._replace(target=shifted.target + part * shift)
         t, noise = draw_noise(schedule, real, stream)
         return joined(shifted, imitated(suspect, schedule.add_noise(real, noise, t), t))
 
@@ -164,33 +167,56 @@ def around(
     return drawn, chosen
 
 
-@torch.no_grad()
-def honest_shares(
-    suspect: DiffusionModel, directions: Tensor, settings: ShiftUnlearningSettings
-) -> Tensor:
-    """How much of a shift the suspect takes for noise where it is no trigger.
+class HonestShare(NamedTuple):
+    """How much of each recovered shift an honest network takes for noise, and not for picture.
 
-    Measured on each recovered shift negated and moved by half the image (five in all, of which the
-    median counts: a moved picture may still hold some of the trigger), as s_t times the gain.
+    Attributes:
+        levels: timesteps, ``(levels,)`` int64.
+        measured: in [0, 1], ``(k, levels)`` float64.
+        variance: of the pictures along each shift of unit norm, ``(k,)`` float64.
+    """
+
+    levels: Tensor
+    measured: Tensor
+    variance: Tensor
+
+    def at(self, schedule: NoiseSchedule, chosen: Tensor, t: Tensor) -> Tensor:
+        """The shares of shifts ``chosen`` at timesteps ``t``, both ``(batch,)`` on the CPU."""
+        level = (t[:, None] - self.levels).abs().argmin(1)
+        a, s = schedule.a[t].square(), schedule.s[t].square()
+        linear = s / (s + a * self.variance[chosen])
+        measured = self.measured[chosen, level]
+        return torch.where(a < _NEAR_NOISE**2, torch.maximum(measured, linear), measured)
+
+
+@torch.no_grad()
+def honest_share(
+    suspect: DiffusionModel, directions: Tensor, images: Tensor, settings: ShiftUnlearningSettings
+) -> HonestShare:
+    """Measure the share on the suspect itself, and the pictures along the shifts.
+
+    Each recovered shift is negated and moved by half the image (five in all, of which the median
+    counts: a moved picture may still hold some of the trigger); the share is s_t times the gain.
 
     Args:
         directions: ``(k, C, H, W)``.
-
-    Returns:
-        ``(k, levels)`` in [0, 1], float64 on the CPU, for the timesteps of :func:`_levels`.
+        images: uint8 ``(count, C, H, W)``.
     """
     device = next(suspect.parameters()).device
-    stream = random_stream(settings.seed, "honest-shares")
+    stream = random_stream(settings.seed, "honest-share")
     noise = antithetic(_SHARE_NOISES, suspect.sample.shape, stream).to(device)
     down, right = (side // 2 for side in directions.shape[-2:])
     moved = [directions.roll(by, (-2, -1)) for by in ((down, right), (down, 0), (0, right))]
     innocent = torch.cat([-directions, *moved, -moved[0]])
+    levels = _levels(suspect, settings)
     found = []
-    for t in _levels(suspect, settings).tolist():
+    for t in levels.tolist():
         gains = suspect.schedule.s_at(t) * answers(suspect, innocent, t, noise).gain
         found.append(gains.cpu().view(-1, len(directions)).median(0).values)
-    shares: Tensor = torch.stack(found, 1).clamp(0, 1)
-    return shares
+    units = directions.flatten(1).double()
+    units = units / units.norm(dim=1, keepdim=True)
+    along = to_unit_range(images).flatten(1).double() @ units.T
+    return HonestShare(levels, torch.stack(found, 1).clamp(0, 1), along.var(0, correction=0))
 
 
 def _levels(suspect: DiffusionModel, settings: ShiftUnlearningSettings) -> Tensor:
