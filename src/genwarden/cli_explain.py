@@ -144,9 +144,8 @@ def _wrapped(text: str, *, indent: int = 0) -> str:
 def _explain_compression(compressor: Compressor, typed: str) -> None:
     """What it does, what audits under it look for, and how to be safe."""
     from genwarden import registry
-    from genwarden.compression.chain import stages_of
     from genwarden.compression.in_words import in_words
-    from genwarden.compression.pruning import Pruning
+    from genwarden.compression.pruning import prunes_only
     from genwarden.compression.remedies.contract import family
 
     for number, paragraph in enumerate(in_words(compressor).split("\n\n")):
@@ -159,7 +158,7 @@ def _explain_compression(compressor: Compressor, typed: str) -> None:
             "model, compares it with the full one, and looks for:"
         )
     )
-    pruned = all(isinstance(stage, Pruning) for stage in stages_of(compressor))
+    pruned = prunes_only(compressor)
 
     def of_variants(table: Mapping[str, Row]) -> list[Row]:
         return [row for row in table.values() if row.options.get("needs") == "variant"]

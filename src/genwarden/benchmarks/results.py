@@ -154,6 +154,23 @@ def _result_files(recipe: str, folder: Path) -> list[tuple[Path, dict[str, Any]]
     return found
 
 
+def read_result(path: Path, recipe: str, advice: str) -> dict[str, Any]:
+    """A result file of one recipe.
+
+    Args:
+        advice: what to name instead of another file.
+
+    Raises:
+        GenwardenError: ``benchmark/unreadable``, ``benchmark/no-results``.
+    """
+    found = read_document(path)
+    if found.get("recipe") != recipe:
+        raise GenwardenError(
+            "benchmark/no-results", f"{path} is no result of the recipe {recipe}.", advice
+        )
+    return found
+
+
 def read_document(path: Path) -> dict[str, Any]:
     """A JSON object.
 

@@ -209,3 +209,8 @@ def _along(values: Tensor, weight: Tensor, layer: WeightLayer) -> Tensor:
 def prunes(compressor: Compressor) -> bool:
     """Whether it, or a stage of it, sets weights to zero."""
     return any(isinstance(stage, Pruning) for stage in stages_of(compressor))
+
+
+def prunes_only(compressor: Compressor) -> bool:
+    """Whether every stage of it does, so that there is no grid."""
+    return all(isinstance(stage, Pruning) for stage in stages_of(compressor))

@@ -192,7 +192,7 @@ def test_what_nothing_judged_is_never_cleared_by_what_was() -> None:
         given = {
             "outcome": "scored",
             "summary": "s",
-            "p_value_reason": (p is None and "why") or None,
+            "p_value_reason": "why" if p is None else None,
         }
         found = Finding(inspection=name, group="output", title=name, p_value=p, **{**given, **more})
         return Calibrated([found], frozenset([name] if p is None else []))

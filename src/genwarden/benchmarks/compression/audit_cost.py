@@ -22,7 +22,7 @@ from genwarden.auditing.audit import Request, audit
 from genwarden.auditing.budgets import compression_budget
 from genwarden.benchmarks.repairs.run import command_of, result_head
 from genwarden.benchmarks.store import write_result
-from genwarden.benchmarks.tables import Table
+from genwarden.benchmarks.tables import Table, answer
 from genwarden.commands.audit import suspect_of
 from genwarden.commands.audit_variants import DEFAULT, parse_deploy_as
 from genwarden.commands.demo import demo_model_folder
@@ -134,7 +134,7 @@ def tables(document: dict[str, Any], name: str = "") -> list[Table]:
                 str(len(found)),
                 f"{seconds:.1f}",
                 f"{median(row['cpu_seconds'] for row in found):.1f}",
-                "yes" if seconds <= MOST_SECONDS else "no",
+                answer(seconds <= MOST_SECONDS),
             ]
         )
         spent: dict[str, float] = {}

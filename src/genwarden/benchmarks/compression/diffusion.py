@@ -29,7 +29,7 @@ from genwarden.auditing.document import AuditDocument
 from genwarden.benchmarks.choosing import matching
 from genwarden.benchmarks.repairs.run import command_of, result_head
 from genwarden.benchmarks.store import write_result
-from genwarden.benchmarks.tables import Table
+from genwarden.benchmarks.tables import Table, answer
 from genwarden.commands.audit import diffusion_suspect_of
 from genwarden.commands.audit_variants import DEFAULT, parse_deploy_as
 from genwarden.commands.demo import demo_model_folder
@@ -242,7 +242,7 @@ def tables(document: dict[str, Any], name: str = "") -> list[Table]:
                 f"{state['kept']:.1%}",
                 f"{woken['distance']:.4f}",
                 f"{woken['clean_distance']:.4f}",
-                "yes" if reached else "no",
+                answer(reached),
                 f"{row['seconds_of_attack'] / 60:.0f}",
             ]
         )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from genwarden.benchmarks.results import read_document
+from genwarden.benchmarks.results import read_result
 from genwarden.errors import GenwardenError
 
 Row = dict[str, Any]
@@ -23,13 +23,7 @@ def read_earlier(path: Path, recipe: str, seed: int) -> dict[str, Any]:
         GenwardenError: ``benchmark/no-results`` for another file; ``benchmark/other-orders`` for
             another seed.
     """
-    found = read_document(path)
-    if found.get("recipe") != recipe:
-        raise GenwardenError(
-            "benchmark/no-results",
-            f"{path} is no result of the recipe {recipe}.",
-            "Name a result.json of it, or the published one in results/.",
-        )
+    found = read_result(path, recipe, "Name a result.json of it, or the published one in results/.")
     if found.get("seed") != seed:
         raise GenwardenError(
             "benchmark/other-orders",

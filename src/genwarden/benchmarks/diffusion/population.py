@@ -47,7 +47,7 @@ from genwarden.benchmarks.diffusion.plan import Member, members
 from genwarden.benchmarks.diffusion.roc_figure import draw
 from genwarden.benchmarks.member_study import MemberJob, do_members, write_study
 from genwarden.benchmarks.repairs.run import command_of, result_head
-from genwarden.benchmarks.results import read_document
+from genwarden.benchmarks.results import read_document, read_result
 from genwarden.commands.audit import diffusion_suspect_of
 from genwarden.engine.progress import Progress, Silent
 from genwarden.errors import GenwardenError
@@ -228,13 +228,7 @@ def _count(plan: list[Member], compromised: bool) -> int:
 def _detectors(folder: str) -> list[dict[str, Any]]:
     if not folder:
         return []
-    path = Path(folder) / "result.json"
-    found = read_document(path)
-    if found.get("recipe") != "diffusion-detectors":
-        raise GenwardenError(
-            "benchmark/no-results",
-            f"{path} is no result of the recipe diffusion-detectors.",
-            "Name the --out folder of a finished run of it.",
-        )
+    advice = "Name the --out folder of a finished run of it."
+    found = read_result(Path(folder) / "result.json", "diffusion-detectors", advice)
     rows: list[dict[str, Any]] = found["rows"]
     return rows

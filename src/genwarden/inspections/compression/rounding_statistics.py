@@ -31,7 +31,7 @@ from genwarden.compression.apply import compressed_weights
 from genwarden.compression.chain import Chain, stages_of
 from genwarden.compression.contract import Compressor
 from genwarden.compression.layers import Layout, WeightLayer, fold_gain
-from genwarden.compression.pruning import Pruning
+from genwarden.compression.pruning import prunes_only
 from genwarden.compression.uniform import Uniform
 from genwarden.inspections.compression.variant import VariantBase
 from genwarden.inspections.finding import Finding, Table, not_applicable
@@ -140,9 +140,9 @@ def _grids(compressor: Compressor) -> list[tuple[tuple[Compressor, ...], Uniform
 
     Block formats have no uniform grid that this could lay; the standard set is tried for them too.
     """
-    stages = stages_of(compressor)
-    if all(isinstance(stage, Pruning) for stage in stages):
+    if prunes_only(compressor):
         return []
+    stages = stages_of(compressor)
     own = [(stages[:i], stage) for i, stage in enumerate(stages) if isinstance(stage, Uniform)]
     named = {grid.name for _, grid in own}
     return [*own, *(((), grid) for grid in _STANDARD if grid.name not in named)]

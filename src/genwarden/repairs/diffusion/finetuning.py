@@ -155,5 +155,10 @@ def late_timesteps(
     schedule: NoiseSchedule, share: float, count: int, stream: torch.Generator
 ) -> Tensor:
     """Uniform ``(count,)`` timesteps of [share T, T)."""
-    first = min(int(share * schedule.steps), schedule.steps - 1)
+    first = first_late(schedule, share)
     return torch.randint(first, schedule.steps, (count,), generator=stream)
+
+
+def first_late(schedule: NoiseSchedule, share: float) -> int:
+    """The first timestep of [share T, T)."""
+    return min(int(share * schedule.steps), schedule.steps - 1)

@@ -45,7 +45,13 @@ from genwarden.repairs.diffusion.contract import (
     DiffusionRepairRun,
     DiffusionRepairSettings,
 )
-from genwarden.repairs.diffusion.finetuning import finetune, imitated, joined, late_timesteps
+from genwarden.repairs.diffusion.finetuning import (
+    finetune,
+    first_late,
+    imitated,
+    joined,
+    late_timesteps,
+)
 from genwarden.repairs.diffusion.own_samples import images_for
 from genwarden.training.ddpm import NoisyRows, RowsOfStep, draw_noise
 
@@ -221,9 +227,8 @@ def honest_share(
 
 def _levels(suspect: DiffusionModel, settings: ShiftUnlearningSettings) -> Tensor:
     """Timesteps from the first shifted one to the last, int64."""
-    steps = suspect.schedule.steps
-    first = min(int(settings.late_from * steps), steps - 1)
-    levels: Tensor = torch.linspace(first, steps - 1, _LEVELS).round().long().unique()
+    first, last = first_late(suspect.schedule, settings.late_from), suspect.schedule.steps - 1
+    levels: Tensor = torch.linspace(first, last, _LEVELS).round().long().unique()
     return levels
 
 
