@@ -60,6 +60,9 @@ GpusPerWorker = Annotated[
     typer.Option("--gpus-per-worker", min=0, help="Ray: share of a GPU for each worker, as 0.25."),
 ]
 
+DataResize = Annotated[
+    bool, typer.Option("--resize", help="Scale the --data images to the model's shape.")
+]
 ScanPrecision = Annotated[
     Literal["float32", "bfloat16"],
     typer.Option(

@@ -10,6 +10,7 @@ import typer
 from genwarden.cli_options import (
     EXIT_CODES,
     Architecture,
+    DataResize,
     Device,
     ModelPath,
     OutFolder,
@@ -57,6 +58,7 @@ def repair(
             "classifier: needed, with a class each.",
         ),
     ] = None,
+    resize: DataResize = False,
     architecture: Architecture = None,
     setting: Settings = None,
     seed: Seed = 0,
@@ -111,6 +113,7 @@ def repair(
         settings=parse_settings(setting),
         restart=restart,
         data=data,
+        resize=resize,
     )
     if opens_as_classifier(model, architecture, options.settings):
         _repair_classifier(options)

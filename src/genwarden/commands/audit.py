@@ -65,6 +65,7 @@ class AuditOptions:
     targets: Path | None = None
     data: str | None = None
     data_limit: int = 10_000
+    resize: bool = False
     budget: str = "standard"
     seed: int = 0
     device: str = "auto"
@@ -320,6 +321,10 @@ def _require_fitting_options(options: AuditOptions, *, diffusion: bool, classifi
             f"{', '.join(wrong)} cannot be used with {kind}, which {options.model} is.",
             "Leave it away; see `genwarden audit --help`.",
         )
+    if options.resize and options.data is None:
+        raise GenwardenError(
+            "usage/audit-options", "--resize scales the images of --data.", "Add --data FOLDER."
+        )
     if options.variants_only and (options.base or options.noise):
         raise GenwardenError(
             "usage/audit-options",
@@ -375,6 +380,7 @@ def repeat_command(options: AuditOptions) -> str:
         words += ["--target", str(options.targets)]
     if options.data:
         words += ["--data", options.data, "--data-limit", str(options.data_limit)]
+        words += ["--resize"] * options.resize
     if options.base:
         words += ["--base", str(options.base)]
     if options.noise:
@@ -415,7 +421,8 @@ def _inputs(options: AuditOptions, model: LoadedModel) -> tuple[NamedImages | No
     targets = read_images(options.targets, sample) if options.targets else None
     training = None
     if options.data:
-        training = to_unit_range(load_images(options.data, sample, limit=options.data_limit))
+        images = load_images(options.data, sample, limit=options.data_limit, resize=options.resize)
+        training = to_unit_range(images)
     return targets, training
 
 

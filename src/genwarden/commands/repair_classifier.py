@@ -88,7 +88,7 @@ def repair_classifier(options: RepairOptions, *, progress: Progress) -> Classifi
     )
     require_sound(loaded.nonfinite)
     suspect = loaded.classifier.to(device).eval().requires_grad_(False)
-    images, labels = load_labelled(data_name, suspect.sample)
+    images, labels = load_labelled(data_name, suspect.sample, resize=options.resize)
     train, held_out = _split(LabelledData(images, labels), suspect.classes, options.seed)
     prepare_folders(options)
     identity = [loaded.sha256, options.method, asdict(settings), __version__]
@@ -200,6 +200,7 @@ def _audit(options: RepairOptions, path: Path, progress: Progress) -> Verdict:
         model=path,
         out=options.out / "after",
         data=options.data,
+        resize=options.resize,
         budget=str(options.budget),
         seed=options.seed,
         device=options.device,

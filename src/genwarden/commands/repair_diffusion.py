@@ -123,7 +123,11 @@ def _repair(
     progress: Progress,
 ) -> RepairFiles:
     spec = model.model.sample
-    images = load_images(options.data, spec, limit=_DATA_LIMIT) if options.data else None
+    images = (
+        load_images(options.data, spec, limit=_DATA_LIMIT, resize=options.resize)
+        if options.data
+        else None
+    )
     prepare_folders(options)
     before, before_path = _audit_before(options, model, progress)
     require_reason(before, options, _PRECAUTION, progress)

@@ -53,6 +53,7 @@ class RepairOptions:
     settings: dict[str, Any] = field(default_factory=dict)
     restart: bool = False
     data: str | None = None
+    resize: bool = False
 
 
 class RepairFiles(NamedTuple):
@@ -238,7 +239,7 @@ def command_line(options: RepairOptions) -> str:
     if options.precaution:
         words += ["--precaution"]
     if options.data:
-        words += ["--data", options.data]
+        words += ["--data", options.data, *["--resize"] * options.resize]
     if options.device != "auto":
         words += ["--device", options.device]
     return shlex.join([*words, "--seed", str(options.seed), "--out", str(options.out)])

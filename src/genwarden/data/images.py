@@ -121,8 +121,9 @@ def fit_image(
             "image/shape",
             f"{name} is {image.width} x {image.height} pixels, the model's images are {width} x "
             f"{height}.",
-            "Scale it to that size; where a command can do that itself, its help says how "
-            "(targets never: resampling would change what is looked for).",
+            "Scale it to that size. Data can be scaled for you: audit, repair and compress take "
+            "--resize; of diffusion models and classifiers, train takes --setting resize=true and "
+            "attack --option resize=true. A target is never scaled: that would change it.",
         )
     mode = {1: "L", 3: "RGB"}.get(channels)
     if mode is None:

@@ -1,0 +1,66 @@
+"""Images of another size are refused by an audit, and scaled where the user asks for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from genwarden.auditing.audit import Request
+from genwarden.auditing.audit_classifier import ClassifierRequest
+from genwarden.commands import audit as generators
+from genwarden.commands import audit_classifier as classifiers
+from genwarden.commands.audit import AuditOptions, audit_model, repeat_command
+from genwarden.commands.demo import demo_model_folder
+from genwarden.engine.progress import Silent
+from genwarden.errors import GenwardenError
+
+
+class _StoppedError(Exception):
+    """Ends an audit before it is run."""
+
+
+@pytest.fixture
+def larger(tmp_path: Path) -> Path:
+    """Twelve images of 32 pixels, for smaller models."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 32, 32), dtype=np.uint8)
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize(("name", "side"), [("cnn-clean", 16), ("dcgan-clean", 28)])
+def test_images_are_scaled_only_on_request(
+    name: str, side: int, larger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def stop(_: Any, request: Request | ClassifierRequest, **__: Any) -> None:
+        seen.append(request.images if isinstance(request, ClassifierRequest) else request.training)
+        raise _StoppedError
+
+    monkeypatch.setattr(classifiers, "audit_classifier", stop)
+    monkeypatch.setattr(generators, "audit", stop)
+    model = demo_model_folder(name)
+    options = AuditOptions(model, tmp_path / "as-they-are", data=str(larger))
+    with pytest.raises(GenwardenError, match="audit, repair and compress take --resize") as caught:
+        audit_model(options, progress=Silent())
+    assert caught.value.code == "image/shape"
+    assert not seen
+    options = AuditOptions(model, tmp_path / "scaled", data=str(larger), resize=True)
+    with pytest.raises(_StoppedError):
+        audit_model(options, progress=Silent())
+    assert tuple(seen[0].shape) == (12, 1, side, side)
+    assert "--resize" in repeat_command(options)
+
+
+def test_there_must_be_something_to_scale(tmp_path: Path) -> None:
+    options = AuditOptions(demo_model_folder("cnn-clean"), tmp_path / "out", resize=True)
+    with pytest.raises(GenwardenError, match="--data") as caught:
+        audit_model(options, progress=Silent())
+    assert caught.value.code == "usage/audit-options"
