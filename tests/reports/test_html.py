@@ -8,7 +8,7 @@ import re
 import pytest
 
 from genwarden.auditing.document import VERDICT_SENTENCES, AuditDocument, Judged, Variant
-from genwarden.inspections.finding import Images, Latents, Table
+from genwarden.inspections.finding import Finding, Images, Latents, Table
 from genwarden.reports.html import MAX_PICTURES, MAX_TABLE_ROWS, render_html
 from genwarden.reports.words import VERDICT_WORDS
 
@@ -136,6 +136,33 @@ def test_the_recovered_output_stands_beside_ordinary_samples() -> None:
     hero = page.split('<section class="hero">')[1].split("</section>")[0]
     assert "recovered, start 17" in hero
     assert digits(20)[0] in hero
+
+
+def _beside(root: str, flagged: str) -> str:
+    """What a page opens with: a flagged finding, its search, and trigger and target of a search."""
+
+    def finding(name: str, title: str, follows_from: str | None) -> Finding:
+        images = Images(title=title, labels=[""], png_base64=[digits(20)[1]])
+        changes = {"inspection": name, "evidence": [images], "follows_from": follows_from}
+        return searched(found=True).model_copy(update=changes)
+
+    page = render_html(
+        document(
+            findings=[
+                judged(finding("trigger-search", "Recovered shifts", None)),
+                judged(finding("attack-family", "Trigger and target", "trigger-search")),
+                judged(finding(flagged, "Something else", root or None), flagged=True),
+            ]
+        )
+    )
+    return page.split('<section class="hero">')[1].split("</section>")[0]
+
+
+def test_a_page_opens_with_trigger_and_target_where_the_finding_is_of_their_search() -> None:
+    assert "Trigger and target" in _beside("trigger-search", "trigger-contrast")
+    other = _beside("", "shift-response")
+    assert "Trigger and target" not in other
+    assert "Something else" in other
 
 
 def test_without_a_flagged_picture_there_is_no_hero_but_there_are_ordinary_samples() -> None:

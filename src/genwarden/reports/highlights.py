@@ -8,6 +8,9 @@ from typing import NamedTuple
 from genwarden.auditing.document import AuditDocument, Judged
 from genwarden.inspections.finding import Images
 
+#: Inspections whose pictures say more than those of the finding that they follow from: trigger and
+#: target themselves.
+_MOST_TELLING = ("attack-family",)
 _PNG_START = "iVBORw0KGgo"  # base64 of the PNG signature
 
 
@@ -60,7 +63,7 @@ def _weight(judged: Judged) -> tuple[int, bool, float]:
 
 
 def highlight(document: AuditDocument) -> Highlight | None:
-    """The first pictures of the weightiest flagged finding, or of one that follows from it.
+    """The first pictures of the weightiest flagged finding, or of one that belongs to it.
 
     What was found in the model as it is comes before what was found in a compressed one.
     """
@@ -72,13 +75,24 @@ def highlight(document: AuditDocument) -> Highlight | None:
         for flagged in flagged_first(findings):
             if not flagged.flagged:
                 break
-            name = flagged.finding.inspection
-            consequences = [j for j in findings if j.finding.follows_from == name]
-            for judged in (flagged, *consequences):
+            for judged in _belonging(flagged, findings):
                 for evidence in judged.finding.evidence:
                     if isinstance(evidence, Images) and evidence.png_base64:
                         return Highlight(judged, evidence, under)
     return None
+
+
+def _belonging(flagged: Judged, findings: Sequence[Judged]) -> list[Judged]:
+    """A finding and what follows from it; before both, what shows trigger and target of it."""
+    found = flagged.finding
+    root = found.follows_from or found.inspection
+    telling = [
+        j
+        for j in findings
+        if j.finding.inspection in _MOST_TELLING and j.finding.follows_from == root
+    ]
+    follows = [j for j in findings if j.finding.follows_from == found.inspection]
+    return [*telling, flagged, *follows]
 
 
 def pictures(images: Images, limit: int) -> list[Picture]:
