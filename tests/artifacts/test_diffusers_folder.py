@@ -15,6 +15,7 @@ import torch
 from hostile_folders import forget_hashes
 from safetensors.torch import load_file, save_file
 
+from genwarden.artifacts.check import check_file, describe
 from genwarden.artifacts.diffusers_folder import (
     LoadedDiffusion,
     is_diffusers_folder,
@@ -244,11 +245,34 @@ def test_bare_network_folder_is_read_with_the_scheduler_beside_it(folder: Path) 
     (folder / INDEX).unlink()
     assert is_diffusers_folder(folder)
     assert is_diffusers_folder(folder / "unet")
-    assert read_diffusion(folder / "unet").sha256 == read_diffusion(folder).sha256
+    alone = read_diffusion(folder / "unet")
+    assert alone.sha256 == read_diffusion(folder).sha256
+    assert any(str(folder / SCHEDULER) in note for note in alone.notes)
+    assert not any(str(folder / SCHEDULER) in note for note in read_diffusion(folder).notes)
     shutil.rmtree(folder / "scheduler")
     error = refusal(folder / "unet")
     assert error.code == "artifact/not-found"
-    assert "scheduler_config.json" in error.cause
+    assert "scheduler_config.json: without it nobody knows" in error.cause
+
+
+@pytest.mark.parametrize("named_in", [INDEX, SCHEDULER])
+def test_the_file_that_names_an_unknown_scheduler_is_named(folder: Path, named_in: str) -> None:
+    if named_in == INDEX:
+        edit(folder / INDEX, scheduler=["diffusers", "LMSDiscreteScheduler"])
+    else:
+        (folder / INDEX).unlink()
+        edit(folder / SCHEDULER, _class_name="LMSDiscreteScheduler")
+    error = refusal(folder)
+    assert error.code == "artifact/unknown-scheduler"
+    assert error.cause.startswith(str(folder / named_in))
+
+
+def test_what_was_not_read_has_no_size(folder: Path) -> None:
+    assert "bytes" in describe(check_file(folder)).split("Limits")[0]
+    add_program(folder)
+    told = describe(check_file(folder)).split("Limits")[0]
+    assert "its weights were not read" in told
+    assert "bytes" not in told
 
 
 def test_other_folders_are_not_taken_for_diffusers(

@@ -160,9 +160,12 @@ def describe(report: CheckReport, *, most_tensors: int = _MOST_TENSORS) -> str:
     """The report as plain lines for a terminal; names from the file are escaped."""
     lines = [
         f"File:    {shown(report.path, limit=_LONGEST_LINE)}",
-        f"Format:  {report.format}, {report.size_bytes:,} bytes",
-        f"sha256:  {report.sha256}",
+        f"Format:  {report.format}, {report.size_bytes:,} bytes"
+        if report.size_bytes
+        else f"Format:  {report.format}; its weights were not read",
     ]
+    if report.size_bytes:
+        lines.append(f"sha256:  {report.sha256}")
     if report.tensors:
         numbers = sum(math.prod(facts.shape) for facts in report.tensors)
         lines.append(f"Tensors: {len(report.tensors)} with {numbers:,} numbers")

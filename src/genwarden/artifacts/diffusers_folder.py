@@ -39,6 +39,7 @@ from genwarden.artifacts.diffusers_scheduler import (
     DIFFUSERS_VERSION,
     SchedulerReading,
     read_scheduler,
+    require_known,
     scheduler_document,
 )
 from genwarden.artifacts.formats import identify
@@ -187,9 +188,20 @@ def read_outline(folder: Path) -> Outline:
     path = layout.network / CONFIG_NAME
     config = _network_config(read_object(path, f"unet/{CONFIG_NAME}"), path)
     path = layout.scheduler / SCHEDULER_NAME
+    if not os.path.lexists(path):
+        raise GenwardenError(
+            "artifact/not-found",
+            f"There is no {path}: without it nobody knows for which noise levels the network was "
+            "trained.",
+            "Give the whole pipeline folder, or put the scheduler_config.json of the model there.",
+        )
     document = read_object(path, f"scheduler/{SCHEDULER_NAME}")
     name, document = _effective_scheduler(document, index, path)
+    require_known(name, str(layout.around / INDEX_NAME if index.scheduler else path))
     scheduler = read_scheduler(name, document, str(path))
+    if layout.network == folder and layout.scheduler != folder:
+        told = f"The noise schedule is that of {path}, which lies beside the folder that was named."
+        scheduler = scheduler._replace(notes=(*scheduler.notes, told))
     return Outline(
         config,
         scheduler,

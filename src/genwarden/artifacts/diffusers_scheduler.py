@@ -173,6 +173,20 @@ _OWNERS: Final = {
 }
 
 
+def require_known(name: str, where: str) -> None:
+    """Refuse a scheduler class outside our table; ``where`` is the file that names it.
+
+    Raises:
+        GenwardenError: ``artifact/unknown-scheduler``.
+    """
+    if name not in SCHEDULERS:
+        raise GenwardenError(
+            "artifact/unknown-scheduler",
+            f"{where} names the scheduler {shown(name)!r}, which genwarden does not have.",
+            f"Known are: {', '.join(SCHEDULERS)}. Save the pipeline with one of them.",
+        )
+
+
 def read_scheduler(name: str, document: dict[str, Any], where: str) -> SchedulerReading:
     """Validate a scheduler's configuration.
 
@@ -184,12 +198,7 @@ def read_scheduler(name: str, document: dict[str, Any], where: str) -> Scheduler
         GenwardenError: ``artifact/unknown-scheduler``, ``artifact/unsupported-scheduler``,
             ``artifact/bad-settings``.
     """
-    if name not in SCHEDULERS:
-        raise GenwardenError(
-            "artifact/unknown-scheduler",
-            f"{where} names the scheduler {shown(name)!r}, which genwarden does not have.",
-            f"Known are: {', '.join(SCHEDULERS)}. Save the pipeline with one of them.",
-        )
+    require_known(name, where)
     options = SCHEDULERS[name]
     given = {key: value for key, value in document.items() if not key.startswith("_")}
     foreign = {key for key, owners in _OWNERS.items() if name not in owners}
