@@ -10,6 +10,7 @@ import pytest
 
 from genwarden import registry
 from genwarden.cli_explain import explain, for_people
+from genwarden.commands.audit_variants import DEFAULT_VARIANTS
 from genwarden.commands.explaining import closest, meanings, without_settings
 from genwarden.compression.how import compressor
 from genwarden.compression.in_words import in_words
@@ -77,6 +78,20 @@ def test_markup_becomes_the_word_that_it_stands_for() -> None:
         "a b; run of z:"
     )
     assert for_people("2 : 4 and `plain`") == "2 : 4 and `plain`"
+
+
+def test_the_default_set_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    for word in DEFAULT_VARIANTS.split(","):
+        assert word in said("default", capsys)
+
+
+def test_our_own_notes_are_not_cited_to_people() -> None:
+    assert for_people("(An et al., 2024; section 11.3 of the reference, step 3)") == (
+        " (An et al., 2024)"
+    )
+    assert for_people("Early (section 10 of the reference: b = -7)") == "Early (b = -7)"
+    assert for_people("A law (sections 3 and 4).") == "A law."
+    assert for_people("Untouched (two sections of five).") == "Untouched (two sections of five)."
 
 
 def test_a_name_that_nothing_has_is_an_error() -> None:

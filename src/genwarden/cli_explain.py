@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _ROLE = re.compile(r":[a-z]+(?::[a-z]+)?:`(?:[^`<]*<)?[~.]?([^`>]+)>?`")
 #: A reference in brackets to a file of the code says nothing to people.
 _ASIDE = re.compile(r",?\s*\((?:see\s+)?:mod:`[^`]*`\)|,?\s+see\s+:mod:`[^`]*`")
+#: Brackets that cite sections of our own notes on the papers, which users do not have.
+_CITED = re.compile(r"\s*\(([^()]*\bsections?\s+\d[^()]*)\)")
+_OWN_NOTES = re.compile(r"\bsections?\s+\d|\breference\b|^steps?\s+\d")
 _LITERAL = re.compile(r"``([^`]+)``")
 _WIDTH = 88
 
@@ -43,8 +46,16 @@ def explain(
     rows = [row for table in registry.tables().values() for row in table.values()]
     named = [row for row in rows if row.name == name]  # an architecture and a recipe may share it
     if not named:
+        from genwarden.commands.audit_variants import DEFAULT, DEFAULT_VARIANTS
         from genwarden.compression.how import compressor, is_compression
 
+        if name == DEFAULT:
+            typer.echo(
+                f"{DEFAULT}: what --deploy-as {DEFAULT} stands for: {DEFAULT_VARIANTS}\n\n"
+                "Phones, servers and sparse runtimes make such models. Each has an explanation of "
+                "its own,\nand more can stand beside it: --deploy-as default,nf4."
+            )
+            return
         if is_compression(name):
             _explain_compression(compressor(name), name)
             return
@@ -117,10 +128,20 @@ def for_people(text: str) -> str:
 
     >>> for_people("Errors (:mod:`.bench`) of ``x``; as :func:`~genwarden.engine.run` does::")
     'Errors of x; as run does:'
+    >>> for_people("Elijah (An et al., AAAI 2024; section 11.1) and TERD (section 9 of the notes).")
+    'Elijah (An et al., AAAI 2024) and TERD.'
     """
-    text = _ASIDE.sub("", text)
+    text = _CITED.sub(_without_own_notes, _ASIDE.sub("", text))
     text = _ROLE.sub(lambda found: found[1].rpartition(".")[2], text)
     return _LITERAL.sub(r"\1", text).replace("::", ":").rstrip()
+
+
+def _without_own_notes(found: re.Match[str]) -> str:
+    """Brackets without what they cite from our notes; nothing where nothing else is in them."""
+    cited, colon, rest = found[1].partition(":")
+    kept = [part for part in re.split(r"[;,]\s+", cited) if not _OWN_NOTES.search(part)]
+    said = [text for text in (", ".join(kept), rest.strip() if colon else "") if text]
+    return f" ({': '.join(said)})" if said else ""
 
 
 def _print_power(row: Row) -> None:
