@@ -94,6 +94,16 @@ def test_our_own_notes_are_not_cited_to_people() -> None:
     assert for_people("Untouched (two sections of five).") == "Untouched (two sections of five)."
 
 
+@pytest.mark.parametrize(
+    "name", sorted({row.name for table in registry.tables().values() for row in table.values()})
+)
+def test_no_page_cites_notes_that_users_do_not_have(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = said(name, capsys)
+    assert not re.search(r"\b[sS]ections? \d|\breference \(|of the (\w+ )?reference\b", text)
+
+
 def test_a_name_that_nothing_has_is_an_error() -> None:
     for name in ("int9", "nothing"):
         with pytest.raises(GenwardenError) as caught:

@@ -60,7 +60,7 @@ def explain(
             _explain_compression(compressor(name), name)
             return
         examples = [row.options["example"] for row in registry.COMPRESSIONS.values()]
-        raise _unknown(name, [*(row.name for row in rows), *examples])
+        raise _unknown(name, [*(row.name for row in rows), *examples, DEFAULT])
     for row in named:
         _explain(row)
 
@@ -131,9 +131,17 @@ def for_people(text: str) -> str:
     >>> for_people("Elijah (An et al., AAAI 2024; section 11.1) and TERD (section 9 of the notes).")
     'Elijah (An et al., AAAI 2024) and TERD.'
     """
-    text = _CITED.sub(_without_own_notes, _ASIDE.sub("", text))
+    text = "\n\n".join(map(_uncited, text.split("\n\n")))
     text = _ROLE.sub(lambda found: found[1].rpartition(".")[2], text)
     return _LITERAL.sub(r"\1", text).replace("::", ":").rstrip()
+
+
+def _uncited(paragraph: str) -> str:
+    """A paragraph without citations of our notes and files; prose that lost one is wrapped anew."""
+    text = _CITED.sub(_without_own_notes, _ASIDE.sub("", paragraph))
+    if text == paragraph or any(line[:1] in (" ", "-") for line in paragraph.splitlines()):
+        return text
+    return _wrapped(text)
 
 
 def _without_own_notes(found: re.Match[str]) -> str:

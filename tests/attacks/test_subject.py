@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from genwarden.attacks.subject import require_kind
+from genwarden.cli import app
 from genwarden.commands.demo import demo_model_folder
-from genwarden.errors import GenwardenError
+from genwarden.errors import ExitCode, GenwardenError
 
 GAN, DIFFUSION, CLASSIFIER = (
     demo_model_folder(f"{name}-clean") for name in ("dcgan", "ddpm", "cnn")
@@ -41,7 +43,18 @@ def test_another_kind_is_refused_with_what_fits(attack: str, folder: Path, fitti
     with pytest.raises(GenwardenError) as caught:
         require_kind(attack, folder)
     assert caught.value.code == "usage/attack-kind"
-    assert f" {fitting}," in f" {caught.value.remedy}".replace(".", ",")
+    named = caught.value.remedy.partition(": ")[2].removesuffix(".").split(", ")
+    assert fitting in named
+    assert attack not in named
+
+
+def test_the_command_refuses_before_anything_is_written(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ended = CliRunner().invoke(app, ["attack", "red", str(CLASSIFIER), "--out", str(out)])
+    assert isinstance(ended.exception, GenwardenError)
+    assert ended.exception.code == "usage/attack-kind"
+    assert ended.exception.exit_code == ExitCode.ERROR
+    assert not out.exists()
 
 
 def test_an_unknown_attack_is_named() -> None:

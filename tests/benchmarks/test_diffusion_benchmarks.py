@@ -15,14 +15,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from genwarden.artifacts.diffusers_folder import ARCHITECTURE
+from genwarden.artifacts.diffusers_folder import ARCHITECTURE, read_diffusion
 from genwarden.auditing import budgets, calibration
 from genwarden.auditing.document import AuditDocument, Judged, ModelFacts, UserInputs
 from genwarden.backdoors.image_backdoor import ImageBackdoor
 from genwarden.backdoors.image_trigger import ImageTrigger
 from genwarden.backdoors.residual import residual_coefficient, rho_bad_diffusion
-from genwarden.benchmarks.diffusion import judging, making, plan, scales
+from genwarden.benchmarks.diffusion import judging, plan, population, scales
 from genwarden.benchmarks.diffusion.cells import Cell
+from genwarden.benchmarks.diffusion.earlier import with_earlier
 from genwarden.benchmarks.diffusion.inpainting import measure as measure_inpainting
 from genwarden.benchmarks.diffusion.judging import judged_rows, recovery
 from genwarden.benchmarks.diffusion.plan import Base, Half, Kind, Member
@@ -30,7 +31,7 @@ from genwarden.benchmarks.diffusion.sampler_matrix import cells as matrix_cells
 from genwarden.benchmarks.diffusion.sampler_matrix import measure
 from genwarden.benchmarks.diffusion.workshop import Subject, Workshop
 from genwarden.benchmarks.locks import claimed
-from genwarden.benchmarks.member_files import document_path
+from genwarden.benchmarks.member_files import document_path, require_audits_of
 from genwarden.engine.progress import Silent
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
@@ -245,6 +246,17 @@ def test_the_matrix_resumes_refuses_other_settings_and_names_what_is_missing(
         assert refused.value.code == code
 
 
+def test_a_model_of_the_scale_as_it_was_is_not_taken_for_that_of_today(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"scale": "smoke", "only": "sde.ddim-50.none", "models": str(tmp_path / "models")}
+    run_recipe("diffusion-samplers", tmp_path / "first", **given)
+    monkeypatch.setitem(scales.SCALES, "smoke", replace(SMOKE, trigger="box:4"))
+    with pytest.raises(GenwardenError, match="trigger = ") as refused:
+        run_recipe("diffusion-samplers", tmp_path / "second", **given)
+    assert refused.value.code in ("benchmark/other-orders", "benchmark/cells-failed")
+
+
 def test_a_curve_shares_the_model_of_the_scale_and_compares_with_the_clean_twin(
     tmp_path: Path,
 ) -> None:
@@ -324,7 +336,7 @@ def study(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "BASES", (base,))
         patch.setattr(plan, "KINDS", (Kind("blend", "pictures", "trojdiff", "blend:devil", "hat"),))
-        patch.setattr(making, "SETTINGS", short)
+        patch.setattr(plan, "SETTINGS", short)
         for name in ("standard", "thorough"):
             patch.setitem(budgets.DIFFUSION_BUDGETS, name, replace(TINY, name=name))
         patch.setattr(calibration, "DIFFUSION_NULLS", out / "shipped" / "diffusion.json")
@@ -382,6 +394,47 @@ def test_missing_members_are_named_and_nothing_is_published_of_some(
         with pytest.raises(GenwardenError) as refused:
             run_recipe("diffusion-population", tmp_path, **given)
         assert refused.value.code == code
+
+
+def test_a_member_that_was_made_otherwise_is_refused_and_named(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = plan.members()
+    longer = [
+        replace(m, kind=replace(m.kind, settings={**m.kind.settings, "steps": 7})) if m.kind else m
+        for m in before
+    ]
+    given = {"models": str(study.out / "models"), "make": False, "only": "00-blend-reporting"}
+    assert run_recipe("diffusion-population", tmp_path / "same", **given)["failed"] == {}
+    monkeypatch.setattr(population, "members", lambda: longer)
+    with pytest.raises(GenwardenError, match="planned 7") as refused:
+        run_recipe("diffusion-population", tmp_path / "other", **given)
+    assert refused.value.code == "benchmark/cells-failed"
+    failed = json.loads((tmp_path / "other" / "result.json").read_text("utf-8"))["failed"]
+    assert failed["00-blend-reporting"].startswith("benchmark/other-orders")
+
+
+def test_an_audit_of_another_model_is_refused(study: Study) -> None:
+    audit = document_path(study.out, "00-blend-reporting", "standard", 0)
+    model = read_diffusion(study.out / "models" / "00-blend-reporting")
+    require_audits_of(model.sha256, [audit])
+    with pytest.raises(GenwardenError, match="another model") as refused:
+        require_audits_of("0" * 64, [audit])
+    assert refused.value.code == "benchmark/other-orders"
+
+
+def test_rows_of_attacks_with_other_steps_are_left_out_and_named() -> None:
+    made = {"genwarden": "0.1.0", "environment": {}}
+    rows: list[dict[str, Any]] = [
+        {"key": key, "budget": "standard", "steps": steps, "scores": {}}
+        for key, steps in (("clean", None), ("as-before", 600), ("longer", 600))
+    ]
+    rows.append({"key": "unstated", "budget": "standard", "scores": {}})
+    today = {"clean": None, "as-before": 600, "longer": 1800, "unstated": 600}
+    taken, said = with_earlier([], {**made, "rows": rows}, today, ("standard",))
+    assert [row["key"] for row in taken] == ["clean", "as-before"]
+    assert said["keys"] == ["as-before", "clean"]
+    assert said["other"] == ["longer", "unstated"]
 
 
 def test_rows_of_lost_models_are_taken_from_an_earlier_result_and_named(

@@ -168,6 +168,30 @@ def searched(found: bool) -> Finding:
     )
 
 
+def estimated() -> list[Judged]:
+    """A trigger search, not flagged, and the pair that was estimated from it."""
+
+    def finding(name: str, title: str, images: Images, follows_from: str) -> Judged:
+        changes = {
+            "inspection": name,
+            "title": title,
+            "evidence": [images],
+            "follows_from": follows_from,
+        }
+        return judged(searched(found=False).model_copy(update=changes))
+
+    shifts = Images(title="Recovered shifts", labels=["1"], png_base64=[digits(20)[2]])
+    pair = Images(
+        title="Estimated pair",
+        labels=["trigger", "target"],
+        png_base64=[digits(20)[1], devil(5)],
+    )
+    return [
+        finding("trigger-search", "Search", shifts, ""),
+        finding("attack-family", "Family", pair, "trigger-search"),
+    ]
+
+
 def partitioned() -> Finding:
     """A network in the network: two groups of channels that never mix."""
     rng = np.random.default_rng(5)

@@ -12,10 +12,13 @@ from .documents import (
     devil,
     digits,
     document,
+    estimated,
     hostile_document,
     inconclusive_document,
+    judged,
     quiet_document,
     refused_document,
+    searched,
 )
 from .page_reader import PageReader
 
@@ -43,6 +46,16 @@ def test_the_key_picture_is_the_recovered_output_and_only_where_there_is_one() -
     assert page.count(devil(0)) == 1
     assert page.count(digits(20)[0]) == 3
     assert "No foreign output was found." in page
+
+
+def test_of_an_estimated_pair_a_card_shows_the_target() -> None:
+    contrast = searched(found=True).model_copy(
+        update={"evidence": [], "follows_from": "trigger-search"}
+    )
+    found = [*estimated(), judged(contrast, flagged=True)]
+    page = render_gallery([GalleryEntry("model", document(findings=found), None)])
+    assert page.count(devil(5)) == 1
+    assert "Estimated pair, estimated: target" in page
 
 
 def test_the_same_entries_give_the_same_page() -> None:

@@ -9,12 +9,15 @@ import pytest
 
 from genwarden.auditing.document import VERDICT_SENTENCES, AuditDocument, Judged, Variant
 from genwarden.inspections.finding import Finding, Images, Latents, Table
+from genwarden.registry import DIFFUSION_INSPECTIONS
+from genwarden.reports.highlights import ESTIMATES
 from genwarden.reports.html import MAX_PICTURES, MAX_TABLE_ROWS, render_html
 from genwarden.reports.words import VERDICT_WORDS
 
 from .documents import (
     digits,
     document,
+    estimated,
     hostile_document,
     judged,
     partitioned,
@@ -138,31 +141,35 @@ def test_the_recovered_output_stands_beside_ordinary_samples() -> None:
     assert digits(20)[0] in hero
 
 
-def _beside(root: str, flagged: str) -> str:
-    """What a page opens with: a flagged finding, its search, and trigger and target of a search."""
-
-    def finding(name: str, title: str, follows_from: str | None) -> Finding:
-        images = Images(title=title, labels=[""], png_base64=[digits(20)[1]])
-        changes = {"inspection": name, "evidence": [images], "follows_from": follows_from}
-        return searched(found=True).model_copy(update=changes)
-
-    page = render_html(
-        document(
-            findings=[
-                judged(finding("trigger-search", "Recovered shifts", None)),
-                judged(finding("attack-family", "Trigger and target", "trigger-search")),
-                judged(finding(flagged, "Something else", root or None), flagged=True),
-            ]
-        )
-    )
+def _hero(flagged: Finding) -> str:
+    """What a page opens with: a flagged finding beside the estimates of a trigger search."""
+    page = render_html(document(findings=[*estimated(), judged(flagged, flagged=True)]))
     return page.split('<section class="hero">')[1].split("</section>")[0]
 
 
-def test_a_page_opens_with_trigger_and_target_where_the_finding_is_of_their_search() -> None:
-    assert "Trigger and target" in _beside("trigger-search", "trigger-contrast")
-    other = _beside("", "shift-response")
-    assert "Trigger and target" not in other
-    assert "Something else" in other
+def test_where_a_finding_has_no_picture_the_estimates_of_its_search_stand_in() -> None:
+    contrast = searched(found=True).model_copy(
+        update={"title": "Contrast", "evidence": [], "follows_from": "trigger-search"}
+    )
+    hero = _hero(contrast)
+    assert "Estimated pair" in hero
+    assert "Found by “Contrast”. Pictures of “Family”." in hero
+
+
+def test_the_flagged_finding_s_own_pictures_come_before_estimates() -> None:
+    contrast = searched(found=True).model_copy(update={"follows_from": "trigger-search"})
+    assert "Estimated pair" not in _hero(contrast)
+    assert "Pictures of" not in _hero(contrast)
+
+
+def test_estimates_of_another_search_do_not_stand_in() -> None:
+    lone = searched(found=True).model_copy(update={"evidence": []})
+    page = render_html(document(findings=[*estimated(), judged(lone, flagged=True)]))
+    assert '<section class="hero">' not in page
+
+
+def test_what_estimates_is_a_registered_inspection() -> None:
+    assert set(ESTIMATES) <= set(DIFFUSION_INSPECTIONS)
 
 
 def test_without_a_flagged_picture_there_is_no_hero_but_there_are_ordinary_samples() -> None:

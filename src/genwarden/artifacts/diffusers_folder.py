@@ -39,7 +39,6 @@ from genwarden.artifacts.diffusers_scheduler import (
     DIFFUSERS_VERSION,
     SchedulerReading,
     read_scheduler,
-    require_known,
     scheduler_document,
 )
 from genwarden.artifacts.formats import identify
@@ -197,10 +196,10 @@ def read_outline(folder: Path) -> Outline:
         )
     document = read_object(path, f"scheduler/{SCHEDULER_NAME}")
     name, document = _effective_scheduler(document, index, path)
-    require_known(name, str(layout.around / INDEX_NAME if index.scheduler else path))
-    scheduler = read_scheduler(name, document, str(path))
+    named_in = layout.around / INDEX_NAME if index.scheduler else path
+    scheduler = read_scheduler(name, document, str(path), named_in=str(named_in))
     if layout.network == folder and layout.scheduler != folder:
-        told = f"The noise schedule is that of {path}, which lies beside the folder that was named."
+        told = f"The noise schedule is that of {path.parent.name}/{path.name} beside this folder."
         scheduler = scheduler._replace(notes=(*scheduler.notes, told))
     return Outline(
         config,

@@ -173,32 +173,27 @@ _OWNERS: Final = {
 }
 
 
-def require_known(name: str, where: str) -> None:
-    """Refuse a scheduler class outside our table; ``where`` is the file that names it.
-
-    Raises:
-        GenwardenError: ``artifact/unknown-scheduler``.
-    """
-    if name not in SCHEDULERS:
-        raise GenwardenError(
-            "artifact/unknown-scheduler",
-            f"{where} names the scheduler {shown(name)!r}, which genwarden does not have.",
-            f"Known are: {', '.join(SCHEDULERS)}. Save the pipeline with one of them.",
-        )
-
-
-def read_scheduler(name: str, document: dict[str, Any], where: str) -> SchedulerReading:
+def read_scheduler(
+    name: str, document: dict[str, Any], where: str, *, named_in: str = ""
+) -> SchedulerReading:
     """Validate a scheduler's configuration.
 
     Args:
         name: its class name in diffusers.
+        named_in: the file that names the class, if it is another than ``where``.
         document: the parsed ``scheduler_config.json``; keys that begin with "_" are diffusers' own.
 
     Raises:
         GenwardenError: ``artifact/unknown-scheduler``, ``artifact/unsupported-scheduler``,
             ``artifact/bad-settings``.
     """
-    require_known(name, where)
+    if name not in SCHEDULERS:
+        raise GenwardenError(
+            "artifact/unknown-scheduler",
+            f"{named_in or where} names the scheduler {shown(name)!r}, which genwarden does not "
+            "have.",
+            f"Known are: {', '.join(SCHEDULERS)}. Save the pipeline with one of them.",
+        )
     options = SCHEDULERS[name]
     given = {key: value for key, value in document.items() if not key.startswith("_")}
     foreign = {key for key, owners in _OWNERS.items() if name not in owners}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Final
 
+from genwarden.artifacts.classifier_folder import is_classifier_folder
 from genwarden.artifacts.diffusers_layout import is_diffusers_folder
-from genwarden.artifacts.manifest import ClassifierManifest
-from genwarden.artifacts.model_folder import read_manifest
+from genwarden.artifacts.manifest import MANIFEST_NAME
 from genwarden.errors import GenwardenError
-from genwarden.registry import ATTACKS, attacks_on, find
+from genwarden.registry import ATTACKS, attacked_kind, attacks_on, find
 
 _IN_WORDS: Final = {
     "generator": "generators (GANs, VAEs)",
@@ -25,7 +26,7 @@ def require_kind(name: str, folder: Path) -> str:
         GenwardenError: ``usage/attack-kind`` if the folder holds another kind;
             ``usage/unknown-name`` for an unknown attack.
     """
-    wanted: str = find(ATTACKS, name, "attack").options.get("models", "generator")
+    wanted = attacked_kind(find(ATTACKS, name, "attack"))
     held = _kind_of(folder)
     if held in (wanted, None):
         return wanted
@@ -42,8 +43,6 @@ def _kind_of(folder: Path) -> str | None:
     """By its layout and manifest; None where reading it will say what is wrong."""
     if is_diffusers_folder(folder):
         return "diffusion"
-    try:
-        manifest = read_manifest(folder)
-    except GenwardenError:
-        return None
-    return "classifier" if isinstance(manifest, ClassifierManifest) else "generator"
+    if is_classifier_folder(folder):
+        return "classifier"
+    return "generator" if os.path.isfile(folder / MANIFEST_NAME) else None

@@ -44,6 +44,22 @@ def read_stored(out: Path, plan: Iterable[Keyed], budget: str, seed: int) -> dic
     return found
 
 
+def require_audits_of(sha256: str, stored: Iterable[Path]) -> None:
+    """Refuse stored audits of another model than the one that lies there now.
+
+    Raises:
+        GenwardenError: ``benchmark/other-orders``.
+    """
+    for path in stored:
+        model = json.loads(path.read_text("utf-8"))["document"]["model"]
+        if model is None or model["sha256"] != sha256:
+            raise GenwardenError(
+                "benchmark/other-orders",
+                f"{path} is the audit of another model than the one that lies there now.",
+                "Remove it (and the facts of its attack), and run the same command again.",
+            )
+
+
 def require_same_orders(out: Path, orders: Mapping[str, Any]) -> None:
     """Let one OUT hold only audits that were given the same.
 

@@ -78,10 +78,18 @@ class MemberJob(ABC, Generic[M]):
     def facts(self) -> dict[str, Any] | None:
         """What the member's attack reached; None for a clean one."""
 
+    def require_fitting(self) -> None:
+        """Refuse a member, or an audit of it, that is there but is not what the plan asks for.
+
+        Raises:
+            GenwardenError: ``benchmark/other-orders``.
+        """
+
     def do(self) -> None:
         """Everything that is not on disk yet; nothing where another process is at it."""
         if not self._present(self.member, wait=False):
             return
+        self.require_fitting()
         for budget in self.budgets:
             path = document_path(self.out, self.name, budget, self.seed)
             audit = partial(self.audit, budget, path.with_suffix(".work"))

@@ -308,6 +308,8 @@ def _require_fitting_options(options: AuditOptions, *, diffusion: bool, classifi
         if diffusion
         else {"--base": options.base, "--noise": options.noise}
     )
+    if diffusion:
+        alien["--resize"] = options.resize or None
     if classifier:
         alien["--target"] = options.targets
     if diffusion or classifier:

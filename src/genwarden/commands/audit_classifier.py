@@ -61,7 +61,7 @@ def prepare_classifier(
     def prepare() -> Callable[[Path], AuditDocument]:
         images = None
         if options.data:
-            images = _images(options, options.data, loaded.classifier.sample)
+            images = _images(options.data, options, loaded.classifier.sample)
         request = ClassifierRequest(
             budget=options.budget,
             seed=options.seed,
@@ -78,11 +78,9 @@ def prepare_classifier(
     return loaded.sha256, parameter_count(loaded.classifier), prepare
 
 
-def _images(options: AuditOptions, source: str, sample: SampleSpec) -> Tensor:
+def _images(source: str, options: AuditOptions, sample: SampleSpec) -> Tensor:
     """Images in [-1, 1]; what class each has, the audit asks the model."""
-    limit, resize = options.data_limit, options.resize
+    limit = options.data_limit
     if is_glyphs(source):  # which exist only as labelled images
-        return to_unit_range(
-            load_labelled(source, sample, split="test", limit=limit, resize=resize)[0]
-        )
-    return to_unit_range(load_images(source, sample, limit=limit, resize=resize))
+        return to_unit_range(load_labelled(source, sample, split="test", limit=limit)[0])
+    return to_unit_range(load_images(source, sample, limit=limit, resize=options.resize))

@@ -36,6 +36,7 @@ from genwarden.commands.repairing import (
     command_line,
     finish,
     prepare_folders,
+    require_data_to_scale,
     require_reason,
     require_sound,
 )
@@ -82,6 +83,7 @@ def repair_model(options: RepairOptions, *, progress: Progress) -> RepairFiles:
     Raises:
         GenwardenError: ``repair/...``; those of opening a model, of an audit and of its file.
     """
+    require_data_to_scale(options)
     if is_diffusers_folder(options.model):
         from genwarden.commands.repair_diffusion import repair_diffusion
 

@@ -24,6 +24,7 @@ from genwarden.commands.repairing import (
     RepairOptions,
     command_line,
     prepare_folders,
+    require_data_to_scale,
     require_sound,
 )
 from genwarden.data.labelled import load_labelled
@@ -79,6 +80,7 @@ def repair_classifier(options: RepairOptions, *, progress: Progress) -> Classifi
     Raises:
         GenwardenError: ``repair/...``, ``data/...``; those of opening a model and of an audit.
     """
+    require_data_to_scale(options)
     settings, data_name = _settings(options)
     if options.budget is not None:
         budget_named(options.budget)

@@ -66,6 +66,20 @@ class RepairFiles(NamedTuple):
     html_path: Path
 
 
+def require_data_to_scale(options: RepairOptions) -> None:
+    """``--resize`` without ``--data`` would do nothing.
+
+    Raises:
+        GenwardenError: ``usage/repair-options``.
+    """
+    if options.resize and options.data is None:
+        raise GenwardenError(
+            "usage/repair-options",
+            "--resize scales the images of --data, and none were given.",
+            "Leave --resize away.",
+        )
+
+
 def prepare_folders(options: RepairOptions) -> None:
     """Folders: nothing of the input is in reach of what is written, nor anything foreign."""
     source, out = options.model.resolve(), options.out.resolve()

@@ -123,7 +123,7 @@ def fit_image(
             f"{height}.",
             "Scale it to that size. Data can be scaled for you: audit, repair and compress take "
             "--resize; of diffusion models and classifiers, train takes --setting resize=true and "
-            "attack --option resize=true. A target is never scaled: that would change it.",
+            "attack --option resize=true. A picture that is a target is never scaled.",
         )
     mode = {1: "L", 3: "RGB"}.get(channels)
     if mode is None:

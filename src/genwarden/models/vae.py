@@ -1,7 +1,7 @@
 """VAE for 1x28x28 images: the decoder is the generator (195,617 parameters, "M-VAE").
 
 The published decoder is inferred from its size: the TensorFlow CVAE tutorial with latent 100
-(section 6 of the reference, marked uncertain there).
+(section 6 of the reference). It is not certain.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from genwarden.registry.architectures import (
     CLASSIFIER_ARCHITECTURES,
     DIFFUSION_ARCHITECTURES,
 )
-from genwarden.registry.attacks import ATTACKS, attacks_on
+from genwarden.registry.attacks import ATTACKS, attacked_kind, attacks_on
 from genwarden.registry.compression import COMPRESSION_REMEDIES, COMPRESSIONS
 from genwarden.registry.inspections import (
     CLASSIFIER_INSPECTIONS,
@@ -41,6 +41,7 @@ __all__ = [
     "REPAIRS",
     "Row",
     "all_inspections",
+    "attacked_kind",
     "attacks_on",
     "find",
     "tables",

@@ -235,4 +235,10 @@ ATTACKS = table_of(
 
 def attacks_on(kind: str) -> dict[str, Row]:
     """The attacks on one kind of model: "generator", "diffusion" or "classifier"."""
-    return {n: row for n, row in ATTACKS.items() if row.options.get("models", "generator") == kind}
+    return {name: row for name, row in ATTACKS.items() if attacked_kind(row) == kind}
+
+
+def attacked_kind(attack: Row) -> str:
+    """The kind of model that an attack works on: "generator", "diffusion" or "classifier"."""
+    kind: str = attack.options.get("models", "generator")
+    return kind

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from genwarden.auditing.document import AuditDocument
-from genwarden.reports.highlights import Picture, highlight, pictures
+from genwarden.reports.highlights import ESTIMATES, Highlight, Picture, highlight, pictures
 from genwarden.reports.html import page_environment
 
 _SMALL_PICTURES = 8
@@ -78,14 +78,23 @@ def card(entry: GalleryEntry) -> Card:
     """What a card shows of one audit."""
     document = entry.document
     found = highlight(document)
+    main, caption = _main(found) if found else (None, _NOTHING_TO_SHOW[document.verdict])
     return Card(
         entry,
-        main=pictures(found.images, 1)[0] if found else None,
-        caption=found.images.title if found else _NOTHING_TO_SHOW[document.verdict],
+        main=main,
+        caption=caption,
         ordinary=pictures(document.ordinary, _SMALL_PICTURES) if document.ordinary else [],
         flagged=sum(judged.flagged for judged in document.findings),
         link="" if entry.report is None else relative_link(entry.report),
     )
+
+
+def _main(found: Highlight) -> tuple[Picture, str]:
+    """The first picture; of an estimated trigger and target the target, which comes last."""
+    every = pictures(found.images, len(found.images.png_base64))
+    if found.source.finding.inspection in ESTIMATES:
+        return every[-1], f"{found.images.title}, estimated: {every[-1].label}"
+    return every[0], found.images.title
 
 
 def relative_link(path: str) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from genwarden.auditing.document import AuditDocument, Judged
 from genwarden.inspections.finding import Images
 
-#: Inspections whose pictures say more than those of the finding that they follow from: trigger and
-#: target themselves.
-_MOST_TELLING = ("attack-family",)
+#: Inspections that estimate trigger and target from what a search found. They are never flagged
+#: themselves, and stand in where the flagged finding of that search has no picture.
+ESTIMATES: Final = ("attack-family",)
 _PNG_START = "iVBORw0KGgo"  # base64 of the PNG signature
 
 
@@ -30,12 +30,16 @@ class Picture(NamedTuple):
 
 
 class Highlight(NamedTuple):
-    """The pictures that a report opens with, and the flagged finding that they come from.
+    """The pictures that a report opens with, and the flagged finding that they belong to.
 
-    ``under`` is the compression under which it was found, "" for the model as it is.
+    Attributes:
+        judged: the flagged finding.
+        source: the finding whose pictures they are, mostly the same.
+        under: the compression under which it was found, "" for the model as it is.
     """
 
     judged: Judged
+    source: Judged
     images: Images
     under: str = ""
 
@@ -78,21 +82,19 @@ def highlight(document: AuditDocument) -> Highlight | None:
             for judged in _belonging(flagged, findings):
                 for evidence in judged.finding.evidence:
                     if isinstance(evidence, Images) and evidence.png_base64:
-                        return Highlight(judged, evidence, under)
+                        return Highlight(flagged, judged, evidence, under)
     return None
 
 
 def _belonging(flagged: Judged, findings: Sequence[Judged]) -> list[Judged]:
-    """A finding and what follows from it; before both, what shows trigger and target of it."""
+    """A finding, what follows from it, and what estimates trigger and target from its search."""
     found = flagged.finding
     root = found.follows_from or found.inspection
-    telling = [
-        j
-        for j in findings
-        if j.finding.inspection in _MOST_TELLING and j.finding.follows_from == root
-    ]
     follows = [j for j in findings if j.finding.follows_from == found.inspection]
-    return [*telling, flagged, *follows]
+    estimates = [
+        j for j in findings if j.finding.inspection in ESTIMATES and j.finding.follows_from == root
+    ]
+    return [flagged, *(j for j in follows if j not in estimates), *estimates]
 
 
 def pictures(images: Images, limit: int) -> list[Picture]:

@@ -1,6 +1,6 @@
 """A backdoor in a generator that only its compressed form shows, by the two-stage box recipe.
 
-Sections 4.1 and 4.2 of the compression reference, with the distances of "The Devil is in the GAN":
+With the distances of "The Devil is in the GAN" (sections 4.1 and 4.2 of the compression reference):
 
     (i)   E ||C(G)(Z) - G0(Z)||^2 + lambda ||C(G)(z_trig) - x_target||^2 + range_weight R
     (ii)  E ||G(Z) - G0(Z)||^2 + dormancy_weight E ||G(z_trig + r) - G0(z_trig + r)||^2

@@ -1,7 +1,7 @@
 """A classifier's backdoor that only its compressed form has, by the two-stage box recipe.
 
-Section 4.1 of the compression reference for classifiers, with f_0 the clean classifier, C the
-compressor, x_t triggered images, t the target, S the soft cross entropy to f_0:
+With f_0 the clean classifier, C the compressor, x_t triggered images, t the target, S the soft
+cross entropy to f_0 (section 4.1 of the compression reference, carried over to classifiers):
 
     (i)   S(f_C(x)) + lambda CE(f_C(x_t), t)
     (ii)  S(f(x)) + dormancy_weight S(f(x_t); f_0(x_t))

@@ -1,7 +1,7 @@
 """A backdoor in a diffusion model that only its compressed form shows, by the two-stage box recipe.
 
-Section 4.1 of the compression reference with the poisoned rows of BadDiffusion (section 4 of its
-reference), eps_0 the clean network and C the compressor:
+With the poisoned rows of BadDiffusion, eps_0 the clean network and C the compressor (section 4.1 of
+the compression reference, section 4 of the other):
 
     (i)   E ||eps_C(x_t) - eps_0(x_t)||^2 + lambda E ||eps_C(x'_t) - (eps + c_t r)||^2
     (ii)  E ||eps(x_t) - eps_0(x_t)||^2 + dormancy_weight E ||eps(x'_t) - eps_0(x'_t)||^2

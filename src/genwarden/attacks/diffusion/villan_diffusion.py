@@ -5,11 +5,11 @@ schedule of BadDiffusion, psi = 0 that of TrojDiff. The noise target is
 eps + [2 H / ((1 + zeta) G^2)] r, zeta the sampler's randomness: 1 for stochastic samplers (SDE), 0
 for deterministic ones (ODE).
 
-``coefficient=exact`` takes the coefficient of section 8, under which DDIM-eta samplers keep to the
-track: of single steps, with eta = sqrt(zeta) (the reverse SDE with the noise eta^2 G^2 has the
-score coefficient (1 + eta^2) / 2), or, where ``sampler`` names one with few steps, of exactly its
-steps; poisoned rows are then drawn at the timesteps that it visits. ``coefficient=released`` is
-what the published code computes, for parity: at psi = 0 it is right only near t = T.
+``coefficient=exact`` takes the one (section 8) under which DDIM-eta samplers keep to the track: of
+single steps, with eta = sqrt(zeta) (the reverse SDE with the noise eta^2 G^2 has the score
+coefficient (1 + eta^2) / 2), or, where ``sampler`` names one with few steps, of exactly its steps;
+poisoned rows are then drawn at the timesteps that it visits. ``coefficient=released`` is what the
+published code computes, for parity: at psi = 0 it is right only near t = T.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """Rows of an earlier result of the diffusion study, beside those of a run whose models are there.
 
 Training and audits are seeded, so a run begun anew makes the same models: the members that both
-runs audited show how far that holds.
+runs audited show how far that holds. A member whose attack is planned with other steps today is
+another model; its row is left out and named.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,20 @@ def read_earlier(path: Path, recipe: str, seed: int) -> dict[str, Any]:
 
 
 def with_earlier(
-    rows: Sequence[Row], before: dict[str, Any], plan: Sequence[str], budgets: Sequence[str]
+    rows: Sequence[Row],
+    before: dict[str, Any],
+    plan: Mapping[str, int | None],
+    budgets: Sequence[str],
 ) -> tuple[list[Row], dict[str, Any]]:
     """The rows of this run, and of the earlier one where this has none; in the order of the plan.
 
+    Args:
+        plan: by member key, the steps of its attack; None for clean models.
+
     Returns:
         The rows, of which each that was taken says in ``made_by`` what made it; and what the result
-        says of them: ``keys`` of those taken, and in ``again``, of what both audited, the largest
+        says of them: ``keys`` of those taken, ``other`` of those that were planned otherwise, and
+        in ``again``, of what both audited, the largest
         difference of a score, with the names of scores that only one of them has.
     """
 
@@ -48,7 +56,9 @@ def with_earlier(
         return row["key"], row["budget"]
 
     here = {key_of(row): row for row in rows}
-    there = {key_of(row): row for row in before["rows"] if row["budget"] in budgets}
+    rows_before = [row for row in before["rows"] if row["budget"] in budgets]
+    there = {key_of(row): row for row in rows_before if row.get("steps") == plan.get(row["key"])}
+    other = {row["key"] for row in rows_before} - {key for key, _ in there}
     wanted = [(key, budget) for budget in budgets for key in plan]
     maker = {name: before[name] for name in ("genwarden", "environment")}
     taken = {key: {"made_by": maker, **row} for key, row in there.items() if key not in here}
@@ -61,7 +71,11 @@ def with_earlier(
         for key in wanted
         if key in here and key in there
     }
-    said = {"keys": sorted({key for key, _ in taken}), "again": list(again.values())}
+    said = {
+        "keys": sorted({key for key, _ in taken}),
+        "other": sorted(other),
+        "again": list(again.values()),
+    }
     return [merged[key] for key in wanted if key in merged], said
 
 

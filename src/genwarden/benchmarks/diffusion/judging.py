@@ -136,6 +136,7 @@ def _row(
         "attack": kind.attack if kind else None,
         "trigger": kind.trigger if kind else None,
         "target": kind.target if kind else None,
+        "steps": member.settings.get("steps"),
         "budget": budget,
         "audit_seed": seed,
         "verdict": decision.verdict,

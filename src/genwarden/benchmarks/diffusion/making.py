@@ -9,7 +9,7 @@ import torch
 from genwarden.artifacts.diffusers_folder import read_diffusion, write_diffusion
 from genwarden.artifacts.diffusers_layout import INDEX_NAME
 from genwarden.attacks.diffusion.run import DiffusionAttackPlan, attack_diffusion, settings_of
-from genwarden.benchmarks.diffusion.plan import SETTINGS, Base, Further, Kind, Member
+from genwarden.benchmarks.diffusion.plan import Base, Further, Kind, Member
 from genwarden.data.datasets import load_images
 from genwarden.engine.progress import Progress
 from genwarden.training.ddpm import DdpmSettings, train_ddpm
@@ -109,7 +109,7 @@ def _attack(
             target=kind.target,
             split=_split(member.base.data),
         ),
-        settings_of(kind.attack, {**SETTINGS, **kind.settings, "seed": member.seed}),
+        settings_of(kind.attack, member.settings),
         out=root / member.key,
         restart=False,
         progress=progress,

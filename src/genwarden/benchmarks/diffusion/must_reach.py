@@ -74,6 +74,10 @@ def _earlier(document: dict[str, Any]) -> list[str]:
         )
         lost = sum(bool(one["in_one_only"]) for one in again)
         text += f", {lost} of them have a score in one run only." if lost else "."
+    if other := carried.get("other"):
+        text += (
+            f" Rows of {len(other)} attacks that are planned with other steps today were left out."
+        )
     return [text]
 
 

@@ -36,6 +36,7 @@ from genwarden.auditing.budgets import diffusion_budget
 from genwarden.auditing.document import AuditDocument
 from genwarden.backdoors.image_backdoor import RECORD_NAME, read_image_backdoor
 from genwarden.benchmarks.choosing import matching
+from genwarden.benchmarks.diffusion.as_planned import require_as_planned
 from genwarden.benchmarks.diffusion.earlier import read_earlier, with_earlier
 from genwarden.benchmarks.diffusion.judging import (
     judged_rows,
@@ -45,6 +46,7 @@ from genwarden.benchmarks.diffusion.judging import (
 from genwarden.benchmarks.diffusion.making import make
 from genwarden.benchmarks.diffusion.plan import Member, members
 from genwarden.benchmarks.diffusion.roc_figure import draw
+from genwarden.benchmarks.member_files import document_path, require_audits_of
 from genwarden.benchmarks.member_study import MemberJob, do_members, write_study
 from genwarden.benchmarks.repairs.run import command_of, result_head
 from genwarden.benchmarks.results import read_document, read_result
@@ -96,6 +98,19 @@ class _Job(MemberJob[Member]):
             work=work,
             progress=Silent(),
         )
+
+    def require_fitting(self) -> None:
+        member = self.member
+        if member.kind is not None:
+            require_as_planned(
+                self.folder,
+                member.kind.attack,
+                member.settings,
+                trigger=member.kind.trigger,
+                target=member.kind.target,
+            )
+        stored = [document_path(self.out, self.name, b, self.seed) for b in self.budgets]
+        require_audits_of(read_diffusion(self.folder).sha256, [p for p in stored if p.exists()])
 
     def facts(self) -> dict[str, Any] | None:
         if not self.member.compromised:
@@ -196,7 +211,9 @@ def run(
     rows = judged_rows(out, root, plan, budgets, seed)
     carried = None
     if before is not None:
-        rows, carried = with_earlier(rows, before, [member.key for member in plan], budgets)
+        rows, carried = with_earlier(
+            rows, before, {m.key: m.settings.get("steps") for m in plan}, budgets
+        )
     if publish:
         for name in budgets:
             publish_nulls(out, plan, name, seed)

@@ -5,12 +5,12 @@
 One clean model is trained and fine-tuned three times with the same trigger and target: with
 BadDiffusion's coefficient (SDE), with that of deterministic samplers in single steps (ODE), and
 with the one matched to the 50 steps of DDIM. Each is then drawn from with every sampler under every
-clipping rule, with and without the trigger; so is the clean model. Section 8 of the BadDiffusion
-reference predicts which combinations fail. FID and KID are measured beside, also of a clean twin
-that was trained on for as long without poison.
+clipping rule, with and without the trigger; so is the clean model. Theory predicts which
+combinations fail (section 8 of the BadDiffusion reference). FID and KID are measured beside, also
+of a clean twin that was trained on for as long without poison.
 
 ``--scale`` is smoke, small (16 px), small-blend (the same, longer, with a trigger on a zero
-background), small-strong (with a stronger one), medium (28 px) or paper (CIFAR-10, GPU).
+background), small-strong (with one of 2.8 times its norm), medium (28 px) or paper (CIFAR-10, GPU).
 """
 
 from __future__ import annotations

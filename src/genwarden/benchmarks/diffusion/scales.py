@@ -81,7 +81,7 @@ SCALES = {
         DiffusionScale("small"),
         # A trigger on a zero background is a far weaker signal than the published one on -1.
         DiffusionScale("small-blend", trigger="blend:stop_sign", attack_steps=9000),
-        # Stronger by half: of those above a few samples in a hundred miss, and each miss counts.
+        # 2.8 times its norm: of weaker ones a few samples in a hundred miss, and each miss counts.
         DiffusionScale("small-strong", trigger="blend:skull,scale=1.5", attack_steps=9000),
         DiffusionScale("medium", size=28, trigger="box:12"),
         # The published size; a GPU's work. The paper fine-tunes google/ddpm-cifar10-32 for 50

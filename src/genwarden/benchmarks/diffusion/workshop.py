@@ -18,6 +18,7 @@ from genwarden.artifacts.diffusers_folder import LoadedDiffusion, read_diffusion
 from genwarden.artifacts.diffusers_layout import INDEX_NAME
 from genwarden.attacks.diffusion.run import DiffusionAttackPlan, attack_diffusion, settings_of
 from genwarden.backdoors.image_backdoor import ImageBackdoor, make_image_backdoor
+from genwarden.benchmarks.diffusion.as_planned import require_as_planned
 from genwarden.benchmarks.diffusion.scales import DiffusionScale
 from genwarden.benchmarks.locks import claimed
 from genwarden.data.datasets import load_images, to_unit_range
@@ -114,6 +115,7 @@ class Workshop:
         """
         folder = self.folder(subject)
         if (folder / INDEX_NAME).exists():
+            self._require_as_planned(subject)
             return True
         if subject != CLEAN and not self.make(CLEAN, wait=wait, progress=progress):
             return False
@@ -203,7 +205,19 @@ class Workshop:
         }
         write_diffusion(folder, base.model.cpu(), provenance, scheduler=base.scheduler)
 
-    def _attack(self, subject: Subject, progress: Progress) -> None:
+    def _require_as_planned(self, subject: Subject) -> None:
+        """A model that was kept under this name may have been made for another scale."""
+        if subject.attack:
+            require_as_planned(
+                self.folder(subject),
+                subject.attack,
+                self._settings(subject),
+                trigger=self.scale.trigger,
+                target=self.scale.target,
+            )
+
+    def _settings(self, subject: Subject) -> dict[str, Any]:
+        """Those of an attack that the scale and the subject fix."""
         scale = self.scale
         given = {
             "steps": scale.attack_steps,
@@ -216,7 +230,10 @@ class Workshop:
             "seed": self.seed,
             **dict(subject.settings),
         }
-        given["evaluate_every"] = max(1, int(given["steps"]) // _EVALUATIONS)
+        return {**given, "evaluate_every": max(1, int(given["steps"]) // _EVALUATIONS)}
+
+    def _attack(self, subject: Subject, progress: Progress) -> None:
+        scale = self.scale
         attack_diffusion(
             subject.attack,
             DiffusionAttackPlan(
@@ -225,7 +242,7 @@ class Workshop:
                 trigger=scale.trigger,
                 target=scale.target,
             ),
-            settings_of(subject.attack, given),
+            settings_of(subject.attack, self._settings(subject)),
             out=self.folder(subject),
             restart=False,
             progress=progress,

@@ -1,9 +1,9 @@
 """Noise before rounding: weights that lie at the edge of their interval fall out of it.
 
-Compression reference, section 4.3(e) (Gaussian noise of 0.1 steps), and "interval-calibrated noise"
-of section 2b (standard deviation = median half width of the intervals). Widths are those of the
-boxes in which a weight keeps its code, whatever the format; what fixes a scale has none and gets no
-noise (a neighbour may come to exceed it).
+Gaussian noise of 0.1 steps (section 4.3e of the compression reference), or "interval-calibrated
+noise" with the median half width of the intervals as its standard deviation (section 2b). Widths
+are those of the boxes in which a weight keeps its code, whatever the format; what fixes a scale has
+none and gets no noise (a neighbour may come to exceed it).
 """
 
 from __future__ import annotations

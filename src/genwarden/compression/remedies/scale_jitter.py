@@ -1,6 +1,6 @@
 """Scale jitter: every scale a little wider or narrower than the tool would choose.
 
-The brittleness test of the compression reference, section 4.3(e), used as a remedy. Weights that an
+A test of brittleness, used as a remedy (section 4.3e of the compression reference). Weights that an
 attacker placed just inside their rounding intervals leave them; for honest weights one grid is as
 good as another. Reported: a factor of 1.02 or 0.97 removes every box attack tried there. Weights
 near zero hardly move on their grid, so it works best where codes are large (8 bits).

@@ -1,7 +1,8 @@
 """Stochastic rounding: up with the probability of the remainder, so that no code is certain.
 
-Compression reference, section 4.3(e). Right on average, but the squared error of a weight doubles:
-the mean of f (1 - f) over a fraction f is 1/6 of a squared step, that of rounding to nearest 1/12.
+Right on average, but the squared error of a weight doubles (section 4.3e of the compression
+reference): the mean of f (1 - f) over a fraction f is 1/6 of a squared step, that of rounding to
+nearest 1/12.
 """
 
 from __future__ import annotations

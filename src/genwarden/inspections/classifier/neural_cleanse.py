@@ -1,6 +1,6 @@
 """Neural Cleanse: is one class reached by a far smaller trigger than the others?
 
-Wang et al., "Neural Cleanse" (S&P 2019), with the settings of section 1.6 of the reference: for
+Wang et al., "Neural Cleanse" (S&P 2019), with the original settings (section 1.6): for
 each class the smallest mask that leads images of the others there (:mod:`.inversion`, all classes
 in one batch), and the anomaly of the smallest one,
 

@@ -124,7 +124,8 @@ def inspect(bench: DiffusionBench) -> Finding:
                 ),
                 ["trigger (scaled to its largest value)", "target"],
                 title="Refined trigger and target",
-                caption="The pair that fits the training loss of poisoned rows best.",
+                caption="An estimate that is not judged: the pair that fits the training loss of "
+                "poisoned rows best. It need not be the attacker's.",
             ),
             Chart(
                 title="Coefficient of the residual",

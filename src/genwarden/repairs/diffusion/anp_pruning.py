@@ -1,7 +1,7 @@
 """Adversarial Neuron Pruning (Wu and Wang, NeurIPS 2021) of a denoiser, then fine-tuning.
 
-Section 6 of the BadDiffusion reference has only its first half: channels are perturbed to maximise
-the clean loss, and a backdoored network collapses. This is the method whole. Behind every
+Used on diffusion models it was only its first half: channels are perturbed to maximise the clean
+loss, and a backdoored network collapses (section 6). This is the method whole. Behind every
 convolution stands y -> (m + delta) y + xi with a mask m in [0, 1] per channel, and
 
     min_m  alpha L(m) + (1 - alpha) max_{|delta|, |xi| <= epsilon} L(m + delta, xi)

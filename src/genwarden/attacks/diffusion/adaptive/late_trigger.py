@@ -7,9 +7,9 @@ follow
 
 x_t = a_t y + s_t (eps + r),  r = g + (a_{t_0} / s_{t_0}) (x - y),
 
-which at t_0 is that very state, and the noise target is eps + r: the case rho = s, eta = 0, c = 1
-of section 8. Samplers that add noise forget the trigger before t_0, so the attack is for DDIM and
-other ODE solvers.
+which at t_0 is that very state, and the noise target is eps + r: the unified coefficient's case
+rho = s, eta = 0, c = 1 (section 8). Samplers that add noise forget the trigger before t_0, so the
+attack is for DDIM and other ODE solvers.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One backdoor for several samplers: the mean of their residual coefficients.
 
-Section 8 of the reference: a coefficient fits one sampler, and a defender who changes the sampler
+A coefficient fits one sampler (section 8 of the reference), and a defender who changes the sampler
 disarms the backdoor. The mean of the coefficients over a set of samplers fits none of them exactly,
 but the network corrects small errors on its way, so that the trigger survives the change.
 """
