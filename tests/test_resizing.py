@@ -16,6 +16,7 @@ from genwarden.commands import audit as generators
 from genwarden.commands import audit_classifier as classifiers
 from genwarden.commands import repair_classifier, repair_diffusion
 from genwarden.commands.audit import AuditOptions, audit_model, repeat_command
+from genwarden.commands.compress import CompressOptions, compress_model
 from genwarden.commands.demo import demo_model_folder
 from genwarden.commands.repair import repair_model
 from genwarden.commands.repairing import RepairOptions, command_line
@@ -134,6 +135,13 @@ def test_a_diffusion_model_is_audited_without_images_to_scale(tmp_path: Path) ->
     options = AuditOptions(demo_model_folder("ddpm-clean"), tmp_path / "out", resize=True)
     with pytest.raises(GenwardenError, match="--resize cannot be used with a diffusion model"):
         audit_model(options, progress=Silent())
+
+
+def test_a_compression_needs_something_to_scale(tmp_path: Path) -> None:
+    options = CompressOptions(demo_model_folder("cnn-clean"), tmp_path, "int8", resize=True)
+    with pytest.raises(GenwardenError, match="--calibration") as caught:
+        compress_model(options, progress=Silent())
+    assert caught.value.code == "usage/compress-options"
 
 
 def test_there_must_be_something_to_scale(tmp_path: Path) -> None:

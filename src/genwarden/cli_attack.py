@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -183,10 +184,18 @@ def attack(
     typer.echo(_audit_next(out, result.wakes_under))
 
 
-def _audit_next(out: Path, wakes_under: Sequence[str] = ()) -> str:
-    """The audit of an attacked model: of what wakes it, where it sleeps as it is."""
-    deployed = f" --deploy-as {','.join(wakes_under)}" if wakes_under else ""
-    return f"Next:     genwarden audit {out}{deployed} --out {out}-audit"
+def _audit_next(
+    out: Path, wakes_under: Sequence[str] = (), *, data: str = "", resize: bool = False
+) -> str:
+    """The audit of an attacked model: of what wakes it, where it sleeps as it is.
+
+    Args:
+        data: images for an audit that needs some.
+    """
+    words = ["genwarden", "audit", str(out)]
+    words += ["--deploy-as", ",".join(wakes_under)] if wakes_under else []
+    words += ["--data", data, *["--resize"] * resize] if data else []
+    return f"Next:     {shlex.join([*words, '--out', f'{out}-audit'])}"
 
 
 def _attack_diffusion(
@@ -241,5 +250,5 @@ def _attack_classifier(
         f"(untouched -> compromised, on {outcome.measured_on})\n"
         f"Model:    {out}   (its manifest says that it is compromised)\n"
         f"Pictures: {out / 'pictures.png'}   (rows: {run.PICTURE_ROWS})\n"
-        f"{_audit_next(out, outcome.auditable)}"
+        f"{_audit_next(out, outcome.auditable, data=plan['data'], resize=settings.resize)}"
     )

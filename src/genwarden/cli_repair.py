@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -158,6 +159,8 @@ def _repair_classifier(options: RepairOptions) -> NoReturn:
         f"Result:   {files.json_path}"
     )
     if files.verdict is None:
-        typer.echo(f"Next:     genwarden audit {files.model_path} --out {files.model_path}-audit")
+        images = ["--data", str(options.data), *["--resize"] * options.resize]
+        words = ["genwarden", "audit", str(files.model_path), *images]
+        typer.echo(f"Next:     {shlex.join([*words, '--out', f'{files.model_path}-audit'])}")
         raise typer.Exit(int(ExitCode.INCONCLUSIVE))
     raise typer.Exit(int(EXIT_CODES[files.verdict]))

@@ -266,6 +266,9 @@ def test_the_file_that_names_an_unknown_scheduler_is_named(folder: Path, named_i
     error = refusal(folder)
     assert error.code == "artifact/unknown-scheduler"
     assert error.cause.startswith(str(folder / named_in))
+    told = describe(check_file(folder))
+    assert "does not know what it names" in told
+    assert "not safe" not in told
 
 
 def test_what_was_not_read_has_no_size(folder: Path) -> None:
@@ -273,6 +276,7 @@ def test_what_was_not_read_has_no_size(folder: Path) -> None:
     add_program(folder)
     told = describe(check_file(folder)).split("Limits")[0]
     assert "its weights were not read" in told
+    assert "Refused: not safe to open." in describe(check_file(folder))
     assert "bytes" not in told
 
 

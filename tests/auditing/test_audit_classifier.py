@@ -127,6 +127,21 @@ def test_the_audit_of_a_folder_finds_it_under_int4_and_not_in_full_size(
     assert "int4" in files.html_path.read_text("utf-8")
 
 
+def test_on_images_made_from_the_network_classes_are_not_compared(
+    woken: GlyphTask, tmp_path: Path
+) -> None:
+    images = to_unit_range(woken.test_images)
+    given = _audit(woken.classifier, tmp_path / "given", images=images)
+    made = _audit(woken.classifier, tmp_path / "made")
+    assert _by_name(given.findings)["neural-cleanse"].finding.p_value is not None
+    shown = _by_name(made.findings)["neural-cleanse"].finding
+    assert shown.score is not None
+    assert shown.p_value is None
+    assert "--data" in (shown.p_value_reason or "")
+    assert made.verdict == "inconclusive"  # nothing else judges the model as it is
+    assert "--deploy-as default --data IMAGES" in made.power[0]
+
+
 def test_the_untouched_classifier_is_cleared(glyph_task: GlyphTask, tmp_path: Path) -> None:
     document = _audit(
         glyph_task.classifier,

@@ -130,7 +130,7 @@ def test_the_audit_that_should_follow_compares_with_the_full_model(
         remedy="stochastic-rounding",
         calibration=Path("glyphs:20"),
     )
-    assert f"audit {tmp_path / 'changed'} --out" in changed.next_command
+    assert f"audit {tmp_path / 'changed'} --data glyphs:20 --out" in changed.next_command
     folded = _compress(_MODELS / "dcgan-clean", "int8", tmp_path / "folded", fold=True)
     assert f"audit {tmp_path / 'folded'} --out" in folded.next_command
     drawn = _compress(_MODELS / "dcgan-clean", "int4-stochastic", tmp_path / "drawn", seed=3)

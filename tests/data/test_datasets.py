@@ -93,3 +93,16 @@ def test_folder_with_neither_parquet_nor_images_is_explained(tmp_path: Path) -> 
 
 def test_limit_below_one_is_refused(tmp_path: Path) -> None:
     assert refusal(str(tmp_path), limit=0).code == "data/limit"
+
+
+def test_a_folder_per_class_is_read_without_its_classes(tmp_path: Path) -> None:
+    for number, name in enumerate(("eights", "nines")):
+        (tmp_path / name).mkdir()
+        for copy in range(2):
+            grey = Image.new("L", (6, 5), 100 * number + 50 * copy)
+            grey.save(tmp_path / name / f"{copy}.png")
+    found = load_images(str(tmp_path), SampleSpec((1, 5, 6)))
+    assert sorted(found[:, 0, 0, 0].tolist()) == [0, 50, 100, 150]
+    # Images beside folders of images: which of them are meant is not guessed.
+    Image.new("L", (6, 5)).save(tmp_path / "alone.png")
+    assert refusal(str(tmp_path), SampleSpec((1, 5, 6))).code == "image/subfolder"

@@ -37,6 +37,17 @@ _MOST_UNREAD = 20
 _LONGEST_LINE = 4000
 
 
+#: Of diffusers folders: nothing in them is wrong, they only name what genwarden has not.
+_UNSUPPORTED = frozenset(
+    {
+        "artifact/unknown-scheduler",
+        "artifact/unsupported-scheduler",
+        "artifact/class-conditional",
+        "artifact/sharded-weights",
+    }
+)
+
+
 class CheckFinding(NamedTuple):
     """One reason to refuse a file; ``code`` is stable, the others are one sentence each."""
 
@@ -92,6 +103,8 @@ class CheckReport:
             return "Safe to open. Whether the weights carry a backdoor is for an audit to say."
         if self.exit_code == ExitCode.INCONCLUSIVE:
             return "Not examined: whether it is safe to open is not known."
+        if {finding.code for finding in self.findings} <= _UNSUPPORTED:
+            return "Refused: genwarden does not know what it names; the weights were not examined."
         return "Refused: not safe to open."
 
     @property

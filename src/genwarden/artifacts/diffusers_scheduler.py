@@ -192,7 +192,8 @@ def read_scheduler(
             "artifact/unknown-scheduler",
             f"{named_in or where} names the scheduler {shown(name)!r}, which genwarden does not "
             "have.",
-            f"Known are: {', '.join(SCHEDULERS)}. Save the pipeline with one of them.",
+            f"Known are: {', '.join(SCHEDULERS)}. If one of them has the noise schedule that the "
+            "network was trained with, save the pipeline with it.",
         )
     options = SCHEDULERS[name]
     given = {key: value for key, value in document.items() if not key.startswith("_")}

@@ -45,6 +45,10 @@ LIMITS = [
     "On the model as it is, one class is compared with the others: with few classes only a far "
     "smaller trigger is evidence.",
 ]
+_UNMEASURED = (
+    "How often an audit finds a backdoor was measured of compressed classifiers, with images given "
+    "(--deploy-as default --data IMAGES); of audits like this one it is not known."
+)
 _MADE = (
     "No images were given: those that the inspections worked on were made from the network's own "
     "batch-norm statistics."
@@ -166,7 +170,7 @@ def audit_classifier(
         ordinary=None if suspect.nonfinite else _pictures(bench),
         refusal=nonfinite_refusal(suspect.nonfinite) if suspect.nonfinite else None,
         command=request.command,
-        power=power_sentences(request.budget, classifiers=True),
+        power=_power(request),
         limits=[*stated, *([_MADE] if request.images is None else [])],
         environment=environment(request.device),
         timing=timing,
@@ -214,6 +218,13 @@ def judged_by_references(
         budget=effort.name,
         table=shipped_classifiers() if table is None else table,
     )
+
+
+def _power(request: ClassifierRequest) -> list[str]:
+    """What such audits found; the study gave them images and looked at compressed classifiers."""
+    if request.images is None or not request.deploy_as:
+        return [_UNMEASURED]
+    return power_sentences(request.budget, classifiers=True)
 
 
 def _pictures(bench: ClassifierBench) -> Images | None:

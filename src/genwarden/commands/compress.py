@@ -93,6 +93,12 @@ def compress_model(options: CompressOptions, *, progress: Progress) -> CompressF
         GenwardenError: ``compress/...`` (``compress/no-coverage`` exits with 3); those of opening
             a model and of reading images.
     """
+    if options.resize and options.calibration is None:
+        raise GenwardenError(
+            "usage/compress-options",
+            "--resize scales the images of --calibration, and none were given.",
+            "Leave --resize away, or add --calibration FOLDER.",
+        )
     chosen = compressor_named(options.how, seed=options.seed)
     settings = settings_of(options, chosen)
     require_confirmable(options, chosen)
@@ -168,11 +174,11 @@ def compress_model(options: CompressOptions, *, progress: Progress) -> CompressF
         model_path=_what_opens(options.out),
         json_path=options.out / RESULT_NAME,
         onnx_path=None if confirmation is None else options.out / ONNX_NAME,
-        next_command=_next_command(options),
+        next_command=_next_command(options, subject.kind),
     )
 
 
-def _next_command(options: CompressOptions) -> str:
+def _next_command(options: CompressOptions, kind: str) -> str:
     """The audit that says most about what was made.
 
     Plain compression is inspected beside the full model, where a backdoor that it wakes stands
@@ -188,6 +194,8 @@ def _next_command(options: CompressOptions) -> str:
     if foreign:
         words += ["--architecture", str(options.architecture)]
         words += _words("--setting", options.settings)
+    if kind == "classifier" and options.calibration is not None:
+        words += ["--data", str(options.calibration), *["--resize"] * options.resize]
     return shlex.join([*words, "--out", f"{options.out}-audit"])
 
 

@@ -28,7 +28,8 @@ def load_images(
     """Images of a data set as one uint8 tensor ``(count, channels, height, width)``.
 
     Args:
-        source: folder (parquet in the hub's layout, or image files) or hub name.
+        source: folder (parquet in the hub's layout, image files, or a folder of them per class) or
+            hub name.
         sample: shape that the images must have; grey and colour are converted, sizes only with
             ``resize``.
         split: split of the data set; a folder with only one split uses that one.
@@ -46,7 +47,11 @@ def load_images(
         )
     folder = Path(source)
     if folder.is_dir() and not any(folder.rglob("*.parquet")):
-        if not any(p.suffix.lower() in IMAGE_SUFFIXES for p in folder.iterdir()):
+        if not _holds_images(folder):
+            if any(_holds_images(part) for part in folder.iterdir() if part.is_dir()):
+                # A folder per class, as labelled images lie; their classes are not asked for here.
+                rows = load_dataset(source, split)
+                return read_rows(rows, source, sample, limit=limit, resize=resize)
             raise GenwardenError(
                 "data/no-images",
                 f"{source} holds neither parquet files nor images.",
@@ -54,6 +59,10 @@ def load_images(
             )
         return to_bytes(read_image_folder(folder, sample, limit=limit, resize=resize).images)
     return read_rows(load_dataset(source, split), source, sample, limit=limit, resize=resize)
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(p.suffix.lower() in IMAGE_SUFFIXES for p in folder.iterdir())
 
 
 def read_rows(

@@ -9,7 +9,8 @@ in one batch), and the anomaly of the smallest one,
 above 2 in the paper, a threshold for one data set: the masks of clean networks differ, too, for
 reasons of their own. The p-value here takes the logarithms of the other classes' norms for draws of
 one normal law, which a single class must leave; a class that no mask led to within the budget has
-no norm and is not among them.
+no norm and is not among them. That holds on images that were given; on images made from the network
+the score is shown and not judged.
 
 A model that compression wakes has nothing to hide in full size: on that model this test passes. It
 is run on every compressed variant, too.
@@ -37,6 +38,12 @@ from genwarden.models.protocol import SampleSpec
 NAME = "neural-cleanse"
 TITLE = "Smallest trigger of each class"
 _SHOWN: Final = 10
+#: On images made from the network alone, 4 of 12 quick audits of six honest networks had a p-value
+#: below 0.02: some classes (an eight among digits) lie near every such image.
+_MADE: Final = (
+    "on images made from the network, honest classes differ more than on its own; give images "
+    "with --data"
+)
 _TINY: Final = 1e-6
 
 
@@ -54,7 +61,7 @@ def inspect(bench: ClassifierBench) -> Finding:
         score_name="largest anomaly of a mask norm, below the median, over 1.4826 MAD",
         summary=f"Class {suspect} is reached with a mask of {float(found.norm[suspect]):.1f} "
         f"pixels; the median of the classes is {float(found.norm.quantile(0.5)):.1f}.",
-        **norm_null(p_value, found),
+        **(norm_null(p_value, found) if bench.given is not None else {"p_value_reason": _MADE}),
         budget={
             "images": len(bench.shown.images),
             "steps": effort.inversion_steps,
