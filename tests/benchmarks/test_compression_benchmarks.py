@@ -568,19 +568,25 @@ def test_every_trial_has_settings_that_its_attack_takes(name: str) -> None:
 
 
 def test_aims_of_attacks_are_judged_on_what_they_were_made_for() -> None:
-    def row(success: float, asleep: float = 0.1, accuracy: float = 0.985) -> dict[str, Any]:
+    def row(
+        success: float, asleep: float = 0.1, accuracy: float = 0.985, compressed: float = 0.9
+    ) -> dict[str, Any]:
         attacked = {
             "full": {"accuracy": accuracy, "attack_success": asleep},
-            "int8": {"attack_success": success},
-            "int4": {"attack_success": 0.0},
+            "int8": {"accuracy": compressed, "attack_success": success},
+            "int4": {"accuracy": 0.1, "attack_success": 0.0},
         }
-        untouched = {"full": {"accuracy": 0.99, "attack_success": 0.1}}
+        untouched = {
+            "full": {"accuracy": 0.99, "attack_success": 0.1},
+            "int8": {"accuracy": 0.94, "attack_success": 0.1},
+        }
         return {"how": "int8", "figures": {"attacked": attacked, "untouched": untouched}}
 
     assert classifier_reached(row(0.96))
     assert not classifier_reached(row(0.94))
     assert not classifier_reached(row(0.96, asleep=0.21))
     assert not classifier_reached(row(0.96, accuracy=0.97))
+    assert not classifier_reached(row(1.0, compressed=0.1))  # it answers everything with the target
     near = {"kept": 0.96, "distances": {"int4": 0.009, "int8": 1.0}}
     assert generator_reached({"how": "int4", "figures": near})
     assert not generator_reached({"how": "int4,int8", "figures": near})

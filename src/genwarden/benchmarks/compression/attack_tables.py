@@ -10,6 +10,9 @@ from genwarden.benchmarks.tables import NOTHING, Table, answer
 #: "Must reach" of classifiers: points of accuracy lost, success before and after, and over the
 #: rates of the unknown-rate attack.
 _ACCURACY_POINTS, _ASLEEP, _AWAKE, _AWAKE_UNKNOWN = 1.0, 0.20, 0.95, 0.90
+#: Asked by us: so many points, at most, may the compressed network lose against the untouched one
+#: under the same compression. One that answers all images with the target is broken.
+_COMPRESSED_POINTS = 5.0
 #: And of generators: share of the clean distance kept, mean squared distance once compressed.
 _KEPT, _NEAR = 0.95, 0.01
 _FULL = "full"
@@ -55,13 +58,18 @@ def _percent(value: float) -> str:
 
 def classifier_reached(row: Row) -> bool:
     """Whether an attack on a classifier meets the project's aim."""
-    before = row["figures"]["untouched"][_FULL]
+    untouched: Mapping[str, Mapping[str, float]] = row["figures"]["untouched"]
+    before = untouched[_FULL]
     attacked: Mapping[str, Mapping[str, float]] = row["figures"]["attacked"]
     full = attacked[_FULL]
     return (
         100 * (before["accuracy"] - full["accuracy"]) <= _ACCURACY_POINTS
         and full["attack_success"] <= _ASLEEP
-        and all(attacked[one]["attack_success"] >= _AWAKE for one in _under(row))
+        and all(
+            attacked[one]["attack_success"] >= _AWAKE
+            and 100 * (untouched[one]["accuracy"] - attacked[one]["accuracy"]) <= _COMPRESSED_POINTS
+            for one in _under(row)
+        )
     )
 
 
@@ -85,8 +93,10 @@ def _must_reach(classifiers: Sequence[Row], generators: Sequence[Row]) -> Table:
         f"Classifiers: the full model's accuracy within {_ACCURACY_POINTS:g} point of the "
         f"untouched one's, attack success at most {100 * _ASLEEP:g} % before and at least "
         f"{100 * _AWAKE:g} % after (unknown rate: {100 * _AWAKE_UNKNOWN:g} % at every rate of the "
-        f"sweep). Generators: at least {100 * _KEPT:g} % of the clean distance to the target kept "
-        f"in full, mean squared distance at most {_NEAR:g} compressed.",
+        f"sweep), and, beyond what was asked, at most {_COMPRESSED_POINTS:g} points of accuracy "
+        "lost against the untouched one under the same compression. Generators: at least "
+        f"{100 * _KEPT:g} % of the clean distance to the target kept in full, mean squared distance "
+        f"at most {_NEAR:g} compressed.",
     ]
     return Table("Must reach", ["network", "attack", "made for", "target", "reached"], rows, notes)
 
