@@ -95,8 +95,8 @@ def _must_reach(classifiers: Sequence[Row], generators: Sequence[Row]) -> Table:
         f"{100 * _AWAKE:g} % after (unknown rate: {100 * _AWAKE_UNKNOWN:g} % at every rate of the "
         f"sweep), and, beyond what was asked, at most {_COMPRESSED_POINTS:g} points of accuracy "
         "lost against the untouched one under the same compression. Generators: at least "
-        f"{100 * _KEPT:g} % of the clean distance to the target kept in full, mean squared distance "
-        f"at most {_NEAR:g} compressed.",
+        f"{100 * _KEPT:g} % of the clean distance to the target kept in full, mean squared "
+        f"distance at most {_NEAR:g} compressed.",
     ]
     return Table("Must reach", ["network", "attack", "made for", "target", "reached"], rows, notes)
 
