@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from genwarden.cli_options import Device, OutFolder, Restart, Seed, parse_settings
 from genwarden.errors import GenwardenError
+
+_Result = TypeVar("_Result")
 
 
 def attack(
@@ -142,8 +143,6 @@ def attack(
     from genwarden.attacks.run import PICTURE_ROWS, AttackPlan
     from genwarden.attacks.run import attack as run
     from genwarden.attacks.settings import settings_of
-    from genwarden.engine.device import pick_device
-    from genwarden.reports.console import console_progress
 
     settings = settings_of(
         name,
@@ -165,37 +164,9 @@ def attack(
         limit=limit,
         half=half,
     )
-    with console_progress() as progress:
-        result = run(
-            name,
-            plan,
-            settings,
-            out=out,
-            restart=restart,
-            progress=progress,
-            device=pick_device(device),
-        )
-    typer.echo(
-        f"{in_words(result.history[-1])}  (sums of squares)\n"
-        f"Model:    {out}   (its manifest says that it is compromised)"
-    )
-    if (out / "pictures.png").exists():
-        typer.echo(f"Pictures: {out / 'pictures.png'}   (rows: {PICTURE_ROWS})")
-    typer.echo(_audit_next(out, result.wakes_under))
-
-
-def _audit_next(
-    out: Path, wakes_under: Sequence[str] = (), *, data: str = "", resize: bool = False
-) -> str:
-    """The audit of an attacked model: of what wakes it, where it sleeps as it is.
-
-    Args:
-        data: images for an audit that needs some.
-    """
-    words = ["genwarden", "audit", str(out)]
-    words += ["--deploy-as", ",".join(wakes_under)] if wakes_under else []
-    words += ["--data", data, *["--resize"] * resize] if data else []
-    return f"Next:     {shlex.join([*words, '--out', f'{out}-audit'])}"
+    result = _run(run, name, plan, settings, out=out, restart=restart, device=device)
+    typer.echo(f"{in_words(result.history[-1])}  (sums of squares)")
+    _print_made(out, PICTURE_ROWS, result.wakes_under)
 
 
 def _attack_diffusion(
@@ -203,27 +174,14 @@ def _attack_diffusion(
 ) -> None:
     """``genwarden attack`` for diffusion models; ``given`` settings and ``plan`` as typed."""
     from genwarden.attacks.diffusion import run
-    from genwarden.engine.device import pick_device
-    from genwarden.reports.console import console_progress
 
-    settings = run.settings_of(name, given)
-    with console_progress() as progress:
-        result = run.attack_diffusion(
-            name,
-            run.DiffusionAttackPlan(**plan),
-            settings,
-            out=out,
-            restart=restart,
-            progress=progress,
-            device=pick_device(device),
-        )
-    sampler = run.quick_sampler(result.sampler, settings.evaluation_steps).label
-    typer.echo(
-        f"{run.in_words(result.history[-1])}  (MSE in [0, 1] scale, under {sampler})\n"
-        f"Model:    {out}   (its manifest says that it is compromised)\n"
-        f"Pictures: {out / 'pictures.png'}   (rows: {run.PICTURE_ROWS})\n"
-        f"{_audit_next(out, result.wakes_under)}"
+    settings, planned = run.settings_of(name, given), run.DiffusionAttackPlan(**plan)
+    result = _run(
+        run.attack_diffusion, name, planned, settings, out=out, restart=restart, device=device
     )
+    sampler = run.quick_sampler(result.sampler, settings.evaluation_steps).label
+    typer.echo(f"{run.in_words(result.history[-1])}  (MSE in [0, 1] scale, under {sampler})")
+    _print_made(out, run.PICTURE_ROWS, result.wakes_under)
 
 
 def _attack_classifier(
@@ -231,24 +189,46 @@ def _attack_classifier(
 ) -> None:
     """``genwarden attack`` for classifiers; ``given`` settings and ``plan`` as typed."""
     from genwarden.attacks.compression import run_classifier as run
+
+    settings, planned = run.settings_of(name, given), run.ClassifierAttackPlan(**plan)
+    outcome = _run(
+        run.attack_classifier, name, planned, settings, out=out, restart=restart, device=device
+    )
+    typer.echo(f"{run.in_words(outcome)}\n(untouched -> compromised, on {outcome.measured_on})")
+    _print_made(out, run.PICTURE_ROWS, outcome.auditable, data=plan["data"], resize=settings.resize)
+
+
+def _run(
+    attack: Callable[..., _Result], name: str, *plan: object, out: Path, restart: bool, device: str
+) -> _Result:
+    """Run an attack with its plan and settings, and show how far it is."""
     from genwarden.engine.device import pick_device
     from genwarden.reports.console import console_progress
 
-    settings = run.settings_of(name, given)
     with console_progress() as progress:
-        outcome = run.attack_classifier(
-            name,
-            run.ClassifierAttackPlan(**plan),
-            settings,
-            out=out,
-            restart=restart,
-            progress=progress,
-            device=pick_device(device),
+        return attack(
+            name, *plan, out=out, restart=restart, progress=progress, device=pick_device(device)
         )
-    typer.echo(
-        f"{run.in_words(outcome)}\n"
-        f"(untouched -> compromised, on {outcome.measured_on})\n"
-        f"Model:    {out}   (its manifest says that it is compromised)\n"
-        f"Pictures: {out / 'pictures.png'}   (rows: {run.PICTURE_ROWS})\n"
-        f"{_audit_next(out, outcome.auditable, data=plan['data'], resize=settings.resize)}"
-    )
+
+
+def _print_made(
+    out: Path,
+    rows: str,
+    wakes_under: Sequence[str],
+    *,
+    data: str | None = None,
+    resize: bool = False,
+) -> None:
+    """Where model and pictures lie, and the audit of what wakes it, where it sleeps as it is.
+
+    Args:
+        rows: what the rows of the pictures are.
+        data: images for an audit that needs some.
+    """
+    from genwarden.commands.next_audit import audit_command
+
+    typer.echo(f"Model:    {out}   (its manifest says that it is compromised)")
+    if (out / "pictures.png").exists():
+        typer.echo(f"Pictures: {out / 'pictures.png'}   (rows: {rows})")
+    words = ["--deploy-as", ",".join(wakes_under)] if wakes_under else []
+    typer.echo(f"Next:     {audit_command(out, out, words, data=data, resize=resize)}")

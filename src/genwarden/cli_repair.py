@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -144,6 +143,7 @@ def repair(
 
 def _repair_classifier(options: RepairOptions) -> NoReturn:
     """Repair a classifier, print what was measured, and exit."""
+    from genwarden.commands.next_audit import audit_command
     from genwarden.commands.repair_classifier import repair_classifier
     from genwarden.errors import ExitCode
     from genwarden.reports.console import console_progress
@@ -159,8 +159,8 @@ def _repair_classifier(options: RepairOptions) -> NoReturn:
         f"Result:   {files.json_path}"
     )
     if files.verdict is None:
-        images = ["--data", str(options.data), *["--resize"] * options.resize]
-        words = ["genwarden", "audit", str(files.model_path), *images]
-        typer.echo(f"Next:     {shlex.join([*words, '--out', f'{files.model_path}-audit'])}")
+        model = files.model_path
+        following = audit_command(model, model, data=options.data, resize=options.resize)
+        typer.echo(f"Next:     {following}")
         raise typer.Exit(int(ExitCode.INCONCLUSIVE))
     raise typer.Exit(int(EXIT_CODES[files.verdict]))

@@ -304,12 +304,11 @@ def _require_fitting_options(options: AuditOptions, *, diffusion: bool, classifi
             "--data": options.data,
             "--architecture": options.architecture,
             "--setting": options.settings or None,
+            "--resize": options.resize or None,
         }
         if diffusion
         else {"--base": options.base, "--noise": options.noise}
     )
-    if diffusion:
-        alien["--resize"] = options.resize or None
     if classifier:
         alien["--target"] = options.targets
     if diffusion or classifier:

@@ -23,6 +23,7 @@ from genwarden.commands.compress_confirm import (
 )
 from genwarden.commands.compress_remedy import remedied, settings_of
 from genwarden.commands.compressing import Subject, open_subject
+from genwarden.commands.next_audit import audit_command
 from genwarden.compression.apply import Coverage, compress, compressed_weights, coverage_of
 from genwarden.compression.contract import Compressor
 from genwarden.compression.folding import fold_batch_norm
@@ -187,16 +188,15 @@ def _next_command(options: CompressOptions, kind: str) -> str:
     foreign = options.architecture is not None
     if options.remedy is not None or options.fold:
         opens = _what_opens(options.out)
-        words, foreign = ["genwarden", "audit", str(opens)], foreign and opens != options.out
+        words, foreign = [], foreign and opens != options.out
     else:
-        words = ["genwarden", "audit", str(options.model), "--deploy-as", options.how]
+        opens, words = options.model, ["--deploy-as", options.how]
         words += ["--seed", str(options.seed)] if options.seed else []
     if foreign:
         words += ["--architecture", str(options.architecture)]
         words += _words("--setting", options.settings)
-    if kind == "classifier" and options.calibration is not None:
-        words += ["--data", str(options.calibration), *["--resize"] * options.resize]
-    return shlex.join([*words, "--out", f"{options.out}-audit"])
+    data = options.calibration if kind == "classifier" else None
+    return audit_command(opens, options.out, words, data=data, resize=options.resize)
 
 
 def _what_opens(out: Path) -> Path:

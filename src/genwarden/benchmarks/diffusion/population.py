@@ -110,7 +110,8 @@ class _Job(MemberJob[Member]):
                 target=member.kind.target,
             )
         stored = [document_path(self.out, self.name, b, self.seed) for b in self.budgets]
-        require_audits_of(read_diffusion(self.folder).sha256, [p for p in stored if p.exists()])
+        if there := [path for path in stored if path.exists()]:
+            require_audits_of(read_diffusion(self.folder).sha256, there)
 
     def facts(self) -> dict[str, Any] | None:
         if not self.member.compromised:
