@@ -25,8 +25,9 @@ from genwarden.benchmarks.diffusion import judging, plan, population, scales
 from genwarden.benchmarks.diffusion.cells import Cell
 from genwarden.benchmarks.diffusion.earlier import with_earlier
 from genwarden.benchmarks.diffusion.inpainting import measure as measure_inpainting
-from genwarden.benchmarks.diffusion.judging import judged_rows, recovery
+from genwarden.benchmarks.diffusion.judging import judged_rows, measured_rows
 from genwarden.benchmarks.diffusion.plan import Base, Half, Kind, Member
+from genwarden.benchmarks.diffusion.recovery import recovery
 from genwarden.benchmarks.diffusion.sampler_matrix import cells as matrix_cells
 from genwarden.benchmarks.diffusion.sampler_matrix import measure
 from genwarden.benchmarks.diffusion.workshop import Subject, Workshop
@@ -481,15 +482,37 @@ def test_rows_of_lost_models_are_taken_from_an_earlier_result_and_named(
     assert told == {own["key"]: pytest.approx(0.25), "00-blend-reporting": 0.0}
     assert [row["key"] for row in third["rows"] if "made_by" not in row] == ["00-blend-reporting"]
 
-    with pytest.raises(GenwardenError) as refused:
+    # References come of runs that measure the same, to the last bit.
+    with pytest.raises(GenwardenError, match="clean-pictures-reporting differ") as refused:
         run_recipe("diffusion-population", tmp_path / "x", **given, publish=True)
-    assert refused.value.code == "usage/options"
+    assert refused.value.code == "benchmark/other-run"
     for change in ({"recipe": "table-2"}, {"seed": 1}):
         earlier.write_text(json.dumps(before | change), "utf-8")
         with pytest.raises(GenwardenError) as refused:
             run_recipe("diffusion-population", tmp_path / "x", **given | {"earlier": str(earlier)})
         expected = "other-orders" if "seed" in change else "no-results"
         assert refused.value.code == f"benchmark/{expected}"
+
+
+def test_references_are_published_of_two_runs_that_measure_the_same(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "DIFFUSION_NULLS", tmp_path / "diffusion.json")
+    monkeypatch.setattr(judging, "DIFFUSION_POWER", tmp_path / "power.json")
+    given = {
+        "models": str(study.out / "models"),
+        "make": False,
+        "publish": True,
+        "earlier": str(study.out / "result.json"),
+    }
+    with pytest.raises(GenwardenError, match="No model was audited by both") as refused:
+        run_recipe("diffusion-population", tmp_path / "none", **{**given, "models": str(tmp_path)})
+    assert refused.value.code == "benchmark/other-run"
+    run_recipe("diffusion-population", tmp_path / "one", **given, only="00-blend-reporting")
+    shipped = json.loads(calibration.DIFFUSION_NULLS.read_text("utf-8"))
+    rows = {row["key"]: row["scores"] for row in study.document["rows"]}
+    own = rows["clean-pictures-calibration"]["monotone-response"]
+    assert shipped["scores"]["standard"]["monotone-response"] == [own]
 
 
 def test_published_detectors_run_on_members_and_stand_beside_ours(
@@ -549,6 +572,10 @@ def hand_made(score: float) -> AuditDocument:
     )
 
 
+def measured(out: Path, members: list[Member]) -> list[dict[str, Any]]:
+    return measured_rows(out, out, members, ("standard",), 0)
+
+
 def test_clean_models_of_the_calibration_half_are_judged_against_the_others(
     tmp_path: Path,
 ) -> None:
@@ -564,12 +591,22 @@ def test_clean_models_of_the_calibration_half_are_judged_against_the_others(
         path = document_path(tmp_path, member.key, "standard", 0)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content), "utf-8")
-    rows = judged_rows(tmp_path, tmp_path, members, ("standard",), 0)
+    rows = judged_rows(measured(tmp_path, members), members)
     p = [row["p_values"]["trigger-search"] for row in rows]
     null = scores[:9]
     assert p[8] == pytest.approx(calibration.predictive_p(3.0, null[:8]))  # without itself
     assert p[9] == pytest.approx(calibration.predictive_p(0.35, null))  # against all nine
     assert [row["verdict"] for row in rows][8:] == ["evidence", "none_found", "evidence"]
+
+    # The models of all but the last are lost, and judged otherwise by an earlier run: what it
+    # measured is judged again, with the same result.
+    lost = [{**row, "p_values": {}, "verdict": "none_found"} for row in rows]
+    last = measured(tmp_path, members)[-1:]
+    before = {"genwarden": "0", "environment": {}, "rows": lost}
+    taken, _ = with_earlier(last, before, {m.key: None for m in members}, ("standard",))
+    for again, row in zip(judged_rows(taken, members), rows, strict=True):
+        assert {**row, **again} == again
+        assert again["p_values"] == row["p_values"]
 
 
 def test_without_the_calibration_half_the_shipped_references_judge(
@@ -591,7 +628,8 @@ def test_without_the_calibration_half_the_shipped_references_judge(
     clean = [Member(f"clean-{n}", "calibration", n, Base(f"{n}", "mnist")) for n in (1, 2)]
     content["document"] = hand_made(0.5).model_dump(mode="json")
     document_path(tmp_path, "clean-1", "standard", 0).write_text(json.dumps(content), "utf-8")
-    row, other = judged_rows(tmp_path, tmp_path, [member, *clean], ("standard",), 0)
+    rows = measured(tmp_path, [member, *clean])
+    row, other = judged_rows(rows, [member, *clean])
     assert row["p_values"]["trigger-search"] == pytest.approx(calibration.predictive_p(3.0, null))
     assert row["judged_by"] == other["judged_by"] == "shipped references"
 

@@ -1,5 +1,7 @@
 """Rows of an earlier result of the diffusion study, beside those of a run whose models are there.
 
+They are taken as they were measured, and judged with the others.
+
 Training and audits are seeded, so a run begun anew makes the same models: the members that both
 runs audited show how far that holds. A member whose attack is planned with other steps today is
 another model; its row is left out and named.
@@ -77,6 +79,28 @@ def with_earlier(
         "again": list(again.values()),
     }
     return [merged[key] for key in wanted if key in merged], said
+
+
+def require_repeated(carried: Mapping[str, Any]) -> None:
+    """Let references be published of two runs only where both measure the same.
+
+    Args:
+        carried: what :func:`with_earlier` says.
+
+    Raises:
+        GenwardenError: ``benchmark/other-run`` if no member was audited by both runs, or if the
+            scores of one that was are not the same to the last bit.
+    """
+    again = carried["again"]
+    apart = [one["key"] for one in again if one["difference"] or one["in_one_only"]]
+    if apart or not again:
+        raise GenwardenError(
+            "benchmark/other-run",
+            f"The scores of {apart[0]} differ between this run and the earlier one."
+            if apart
+            else "No model was audited by both this run and the earlier one.",
+            "References are published of runs that measure the same: make all of them here.",
+        )
 
 
 def _apart(a: Row, b: Row) -> dict[str, Any]:

@@ -9,9 +9,10 @@ first, and the last to end collects all. The clean models of the calibration hal
 (``publish=true`` ships them with the package, together with what the reporting half says of the
 audit's power). No audit is told a trigger, a target or whether a model is compromised.
 
-A study of hours may lose its models before it ends: ``earlier=FILE`` takes the rows of members that
-OUT does not hold from a result of before, as they were judged there. The result names them, and how
-far the scores of members that both runs audited lie apart.
+A study of hours may lose its models before it ends: ``earlier=FILE`` takes the scores of members
+that OUT does not hold from a result of before, and judges them as its own. The result names them,
+and how far the scores of members that both runs audited lie apart; where they do, nothing of it is
+published as a reference.
 
 ``detectors=DIR`` names the OUT folder of the recipe ``diffusion-detectors``: its figures of Elijah
 and TERD on the same models then stand beside ours.
@@ -37,9 +38,10 @@ from genwarden.auditing.document import AuditDocument
 from genwarden.backdoors.image_backdoor import RECORD_NAME, read_image_backdoor
 from genwarden.benchmarks.choosing import matching
 from genwarden.benchmarks.diffusion.as_planned import require_as_planned
-from genwarden.benchmarks.diffusion.earlier import read_earlier, with_earlier
+from genwarden.benchmarks.diffusion.earlier import read_earlier, require_repeated, with_earlier
 from genwarden.benchmarks.diffusion.judging import (
     judged_rows,
+    measured_rows,
     publish_nulls,
     publish_power,
 )
@@ -174,7 +176,7 @@ def run(
         only: shell patterns of member keys, joined by commas.
         workers: members at a time, one thread each.
         detectors: OUT folder of the recipe ``diffusion-detectors``; empty for none.
-        earlier: result file of an earlier run, whose rows stand in for members not in ``out``.
+        earlier: result file of an earlier run, whose scores stand in for members not in ``out``.
         publish: write the clean scores of the calibration half, and what the reporting half found,
             into the package.
 
@@ -195,12 +197,6 @@ def run(
         )
     plan = members()
     chosen = matching(plan, only)
-    if publish and earlier:
-        raise GenwardenError(
-            "usage/options",
-            "publish ships what one whole run found, and earlier adds rows of another.",
-            "Leave out one of the two.",
-        )
     before = read_earlier(Path(earlier), RECIPE, seed) if earlier else None
     root = Path(models) if models else out / "models"
     source = Path(data) if make and data else None
@@ -209,15 +205,18 @@ def run(
         for m in chosen
     ]
     failed = do_members(jobs, workers, progress)
-    rows = judged_rows(out, root, plan, budgets, seed)
+    rows = measured_rows(out, root, plan, budgets, seed)
     carried = None
     if before is not None:
         rows, carried = with_earlier(
             rows, before, {m.key: m.settings.get("steps") for m in plan}, budgets
         )
+    rows = judged_rows(rows, plan)
     if publish:
+        if carried is not None:
+            require_repeated(carried)
         for name in budgets:
-            publish_nulls(out, plan, name, seed)
+            publish_nulls(rows, plan, name)
         publish_power(rows)
         calibration.clear_cache()
     options = {

@@ -32,8 +32,8 @@ from genwarden.artifacts.diffusers_layout import INDEX_NAME
 from genwarden.auditing.budgets import diffusion_budget
 from genwarden.backdoors.image_backdoor import read_image_backdoor
 from genwarden.benchmarks.choosing import is_chosen
-from genwarden.benchmarks.diffusion.judging import recovery
 from genwarden.benchmarks.diffusion.plan import Member, members
+from genwarden.benchmarks.diffusion.recovery import recovery
 from genwarden.benchmarks.locks import claimed
 from genwarden.benchmarks.population.statistics import Share, area, found_at
 from genwarden.benchmarks.population.texts import BRACKETS, area_text, count_text, share_text
