@@ -11,6 +11,7 @@ import typer
 from genwarden import __version__
 from genwarden.cli_attack import attack
 from genwarden.cli_benchmark import benchmark_app
+from genwarden.cli_calibrate import calibrate
 from genwarden.cli_compress import compress
 from genwarden.cli_explain import explain
 from genwarden.cli_options import (
@@ -23,6 +24,7 @@ from genwarden.cli_options import (
     GpusPerWorker,
     ModelPath,
     OutFolder,
+    References,
     Restart,
     ScanPrecision,
     Seed,
@@ -183,6 +185,7 @@ def audit(
         typer.Option("--variants-only", help="Only the compressed models of --deploy-as."),
     ] = False,
     budget: Annotated[str, typer.Option(help="quick, standard or thorough.")] = "standard",
+    references: References = None,
     architecture: Architecture = None,
     setting: Settings = None,
     seed: Seed = 0,
@@ -246,6 +249,7 @@ def audit(
         threads=threads,
         scan_precision=scan_precision,
         engine=where,
+        references=references,
     )
     with console_progress() as progress:
         files = audit_model(options, progress=progress)
@@ -290,6 +294,7 @@ def demo(
     typer.echo("Next:                 genwarden audit YOUR_MODEL --out report")
 
 
+app.command()(calibrate)
 app.command()(attack)
 
 

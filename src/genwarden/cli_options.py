@@ -60,6 +60,13 @@ GpusPerWorker = Annotated[
     typer.Option("--gpus-per-worker", min=0, help="Ray: share of a GPU for each worker, as 0.25."),
 ]
 
+References = Annotated[
+    Path | None,
+    typer.Option(
+        "--references",
+        help="Clean models of yours to judge by: what genwarden calibrate made (file or folder).",
+    ),
+]
 DataResize = Annotated[
     bool, typer.Option("--resize", help="Scale the --data images to the model's shape.")
 ]

@@ -14,6 +14,7 @@ from genwarden.cli_options import (
     Device,
     ModelPath,
     OutFolder,
+    References,
     Restart,
     Seed,
     Settings,
@@ -59,6 +60,7 @@ def repair(
         ),
     ] = None,
     resize: DataResize = False,
+    references: References = None,
     architecture: Architecture = None,
     setting: Settings = None,
     seed: Seed = 0,
@@ -114,6 +116,7 @@ def repair(
         restart=restart,
         data=data,
         resize=resize,
+        references=references,
     )
     if opens_as_classifier(model, architecture, options.settings):
         _repair_classifier(options)

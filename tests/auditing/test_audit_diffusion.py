@@ -22,36 +22,15 @@ from genwarden.commands.sample_diffusion import DiffusionSampling, recovered_shi
 from genwarden.engine.progress import Silent
 from genwarden.errors import GenwardenError
 from genwarden.inspections.finding import Latents
-from genwarden.models.diffusion.networks import fresh_model, small_unet
-from genwarden.models.diffusion.schedule import NoiseSchedule
 from genwarden.registry import DIFFUSION_INSPECTIONS
+from tiny_diffusion import model_at, shrink_quick_budget
 
 SHAPE = (1, 8, 8)
 
 
 @pytest.fixture(autouse=True)
 def tiny_effort(monkeypatch: pytest.MonkeyPatch) -> None:
-    effort = replace(
-        budgets.DIFFUSION_BUDGETS["quick"],
-        search_starts=1,
-        search_steps=2,
-        search_noises=2,
-        probe_noises=4,
-        screen_noises=4,
-        refine_steps=2,
-        refine_noises=2,
-        samples=2,
-        sampler_steps=2,
-    )
-    monkeypatch.setitem(budgets.DIFFUSION_BUDGETS, "quick", effort)
-    spent = replace(
-        budgets.DIFFUSION_VARIANT_BUDGETS["quick"],
-        steps=2,
-        noises=2,
-        probe_noises=4,
-        placebos=2,
-    )
-    monkeypatch.setitem(budgets.DIFFUSION_VARIANT_BUDGETS, "quick", spent)
+    shrink_quick_budget(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
@@ -63,18 +42,6 @@ def no_references(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return model_at(tmp_path / "model", seed=0)
-
-
-def model_at(
-    path: Path, seed: int, size: int = 8, channels: int = 1, steps: int = 1000, **provenance: Any
-) -> Path:
-    model = fresh_model(
-        small_unet(size, channels, (8, 8), middle_attention=False),
-        NoiseSchedule.linear(steps),
-        torch.Generator().manual_seed(seed),
-    )
-    write_diffusion(path, model, provenance)
-    return path
 
 
 def run(model: Path, out: Path, **more: Any) -> AuditDocument:

@@ -35,6 +35,7 @@ from genwarden.auditing.document import (
     UserInputs,
 )
 from genwarden.auditing.judging import calibrated
+from genwarden.auditing.own_references import OwnReferences, Suspected, stated, table_of
 from genwarden.auditing.power import power_sentences
 from genwarden.auditing.room import Room, spread
 from genwarden.auditing.running import BREAKDOWNS, guarded, run_all
@@ -98,6 +99,7 @@ class Request:
         deploy_as: the compressions to inspect the model under.
         variants_only: leave the model as it is uninspected.
         scan_precision: of the brute-force scan, float32 or bfloat16.
+        references: clean models of the user's own to judge by.
     """
 
     budget: str
@@ -112,6 +114,7 @@ class Request:
     deploy_as: tuple[Compressor, ...] = ()
     variants_only: bool = False
     scan_precision: str = "float32"
+    references: OwnReferences | None = None
 
 
 def audit(
@@ -166,10 +169,14 @@ def audit(
     timing |= seconds
     # Judged after the ledger, so that a resumed audit uses the references of today.
     model = (suspect.architecture, generator.sample.shape)
+    own = table_of(request.references, Suspected(suspect.sha256, *model))
     decision, documented = judge_variants(
-        calibrated(ordered, *model, budget=effort.name, table=shipped()),
+        calibrated(ordered, *model, budget=effort.name, table=shipped(), own=own),
         variants,
-        [calibrated_variant(v.name, v.findings, *model, budget=effort.name) for v in variants],
+        [
+            calibrated_variant(v.name, v.findings, *model, budget=effort.name, own=own)
+            for v in variants
+        ],
         suspect.nonfinite,
     )
     examined = Examined([], [])
@@ -210,6 +217,7 @@ def audit(
         power=[] if request.variants_only else power_sentences(request.budget),
         limits=[
             *limits(LIMITS, variants=bool(variants), base=not request.variants_only),
+            *stated(own),
             *examined.failures,
         ],
         environment=environment(request.device),

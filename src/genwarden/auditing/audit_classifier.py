@@ -17,8 +17,9 @@ from genwarden.auditing.audit_variants import judge_variants, limits, run_varian
 from genwarden.auditing.budgets import classifier_budget
 from genwarden.auditing.calibration import shipped_classifiers
 from genwarden.auditing.document import AuditDocument, ModelFacts, UserInputs
-from genwarden.auditing.fit import classifier_family
+from genwarden.auditing.fit import classifier_family, condition_of
 from genwarden.auditing.judging import Calibrated, calibrated_under
+from genwarden.auditing.own_references import OwnReferences, Suspected, stated, table_of
 from genwarden.auditing.power import power_sentences
 from genwarden.auditing.running import BREAKDOWNS, guarded, run_all, seeded
 from genwarden.auditing.verdict import ALPHA
@@ -80,6 +81,7 @@ class ClassifierRequest:
         deploy_as: the compressions to inspect the model under.
         variants_only: leave the model as it is uninspected.
         only: run these inspections and no others (for benchmarks); all if empty.
+        references: clean models of the user's own to judge by.
     """
 
     budget: str
@@ -92,6 +94,7 @@ class ClassifierRequest:
     deploy_as: tuple[Compressor, ...] = ()
     variants_only: bool = False
     only: tuple[str, ...] = ()
+    references: OwnReferences | None = None
 
 
 def audit_classifier(
@@ -143,18 +146,18 @@ def audit_classifier(
     model = (suspect.architecture, classifier.classes, classifier.sample.shape)
     # Judged after the ledger, so that a resumed audit uses the references of today.
     given = 0 if request.images is None else len(request.images)
+    family = classifier_family(suspect.architecture, classifier.classes)
+    own = table_of(request.references, Suspected(suspect.sha256, family, classifier.sample.shape))
+    judged = partial(judged_by_references, given=given, effort=effort, own=own)
     decision, documented = judge_variants(
-        judged_by_references("", ran.findings, *model, given=given, effort=effort),
+        judged("", ran.findings, *model),
         variants,
-        [
-            judged_by_references(v.name, v.findings, *model, given=given, effort=effort)
-            for v in variants
-        ],
+        [judged(v.name, v.findings, *model) for v in variants],
         suspect.nonfinite,
     )
     timing = {**ran.timing, **seconds}
     timing["total"] = round(sum(timing.values()), 3)
-    stated = limits(LIMITS, variants=bool(variants), base=not request.variants_only)
+    bounds = limits(LIMITS, variants=bool(variants), base=not request.variants_only)
     return AuditDocument(
         genwarden_version=__version__,
         verdict=decision.verdict,
@@ -171,24 +174,10 @@ def audit_classifier(
         refusal=nonfinite_refusal(suspect.nonfinite) if suspect.nonfinite else None,
         command=request.command,
         power=_power(request),
-        limits=[*stated, *([_MADE] if request.images is None else [])],
+        limits=[*bounds, *([_MADE] if request.images is None else []), *stated(own)],
         environment=environment(request.device),
         timing=timing,
     )
-
-
-def condition_of(compression: str, *, given: int, wanted: int) -> str:
-    """Under which clean classifiers were scored: what they became, and which images there were.
-
-    Images made from a network wander into what it sleeps through; scores on given ones are lower,
-    and those on a few of them wilder.
-
-    Args:
-        given: images that the user gave.
-        wanted: that the inspections work on, if there are so many.
-    """
-    images = "made" if not given else "given" if given >= wanted else "given, too few"
-    return f"{compression or 'as it is'}, images {images}"
 
 
 def judged_by_references(
@@ -201,6 +190,7 @@ def judged_by_references(
     given: int,
     effort: ClassifierEffort,
     table: dict[str, Any] | None = None,
+    own: dict[str, Any] | None = None,
 ) -> Calibrated:
     """p-values from clean classifiers where they were published; else scores are shown.
 
@@ -209,6 +199,7 @@ def judged_by_references(
         given: number of images that the user gave.
         effort: the budget of the audit.
         table: references in place of the shipped ones.
+        own: as in :func:`genwarden.auditing.judging.calibrated`.
     """
     return calibrated_under(
         condition_of(compression, given=given, wanted=effort.images),
@@ -217,6 +208,7 @@ def judged_by_references(
         sample_shape,
         budget=effort.name,
         table=shipped_classifiers() if table is None else table,
+        own=own,
     )
 
 

@@ -17,6 +17,7 @@ from genwarden.auditing.budgets import diffusion_budget, diffusion_variant_budge
 from genwarden.auditing.calibration import shipped_diffusion
 from genwarden.auditing.document import AuditDocument, ModelFacts, UserInputs
 from genwarden.auditing.judging import Calibrated, calibrated, carried
+from genwarden.auditing.own_references import OwnReferences, Suspected, stated, table_of
 from genwarden.auditing.power import power_sentences
 from genwarden.auditing.running import BREAKDOWNS, guarded, run_all, seeded
 from genwarden.auditing.verdict import ALPHA
@@ -86,6 +87,7 @@ class DiffusionRequest:
         deploy_as: the compressions to inspect the model under.
         variants_only: leave the model as it is uninspected.
         only: run these inspections and no others (for benchmarks); all if empty.
+        references: clean models of the user's own to judge by.
     """
 
     budget: str
@@ -100,6 +102,7 @@ class DiffusionRequest:
     deploy_as: tuple[Compressor, ...] = ()
     variants_only: bool = False
     only: tuple[str, ...] = ()
+    references: OwnReferences | None = None
 
 
 def audit_diffusion(
@@ -157,18 +160,21 @@ def audit_diffusion(
         untestable="the weights hold NaN or infinite values." if suspect.nonfinite else "",
     )
     # Judged after the ledger, so that a resumed audit uses the references of today.
+    shape = model.sample.shape
+    own = table_of(request.references, Suspected(suspect.sha256, suspect.architecture, shape))
     by_references = partial(
         calibrated,
         architecture=suspect.architecture,
-        sample_shape=model.sample.shape,
+        sample_shape=shape,
         budget=effort.name,
         table=shipped_diffusion(),
+        own=own,
     )
     base = by_references(ran.findings)
     judged = [_of_variant(by_references(variant.findings)) for variant in variants]
     decision, documented = judge_variants(base, variants, judged, suspect.nonfinite)
     unfit = base.unfit if base.findings else frozenset().union(*(one.unfit for one in judged))
-    decision = carried(decision, unfit, model.sample.shape)
+    decision = carried(decision, unfit, shape)
     timing = {**ran.timing, **seconds}
     timing["total"] = round(sum(timing.values()), 3)
     return AuditDocument(
@@ -192,6 +198,7 @@ def audit_diffusion(
         power=[] if request.variants_only else power_sentences(request.budget, diffusion=True),
         limits=[
             *limits(LIMITS, variants=bool(variants), base=not request.variants_only),
+            *stated(own),
             *suspect.notes,
         ],
         environment=environment(request.device),

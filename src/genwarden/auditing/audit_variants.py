@@ -120,6 +120,7 @@ def calibrated_variant(
     *,
     budget: str,
     table: dict[str, Any] | None = None,
+    own: dict[str, Any] | None = None,
 ) -> Calibrated:
     """p-values for what was found in a compressed generator.
 
@@ -130,6 +131,7 @@ def calibrated_variant(
     Args:
         compression: name of the variant.
         table: references of compressed generators in place of the shipped ones.
+        own: as in :func:`genwarden.auditing.judging.calibrated`.
     """
     table = shipped_compression() if table is None else table
     found: list[Finding] = []
@@ -137,9 +139,11 @@ def calibrated_variant(
     model = (architecture, sample_shape)
     for finding in findings:
         if finding.inspection in COMPRESSION_INSPECTIONS:
-            one = calibrated_under(compression, [finding], *model, budget=budget, table=table)
+            one = calibrated_under(
+                compression, [finding], *model, budget=budget, table=table, own=own
+            )
         else:
-            one = calibrated([finding], *model, budget=budget, table=shipped())
+            one = calibrated([finding], *model, budget=budget, table=shipped(), own=own)
         found += one.findings
         unfit |= one.unfit
     return Calibrated(found, frozenset(unfit))

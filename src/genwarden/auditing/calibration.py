@@ -169,11 +169,42 @@ def calibrate(
         return finding
     if finding.p_value is not None or finding.score is None:
         return finding
-    found = references(finding.inspection, budget, table, condition=condition)
-    if not found.values:
-        return finding
     targets = int(finding.budget.get("targets", 1))
-    options = all_inspections()[finding.inspection].options
+    found = against_clean(
+        finding.inspection, finding.score, budget, table, condition=condition, targets=targets
+    )
+    if found is None:
+        return finding
+    return finding.model_copy(
+        update={"p_value": found.p_value, "p_value_reason": None, "null": found.null}
+    )
+
+
+class AgainstClean(NamedTuple):
+    """A p-value from clean models, and what it was computed from."""
+
+    p_value: float
+    null: Null
+
+
+def against_clean(
+    inspection: str,
+    score: float,
+    budget: str,
+    table: dict[str, Any] | None = None,
+    *,
+    condition: str = "",
+    targets: int = 1,
+) -> AgainstClean | None:
+    """A score of an inspection beside those of clean models; None without enough of them.
+
+    Args:
+        targets: over which the score is the highest; other arguments as in :func:`calibrate`.
+    """
+    found = references(inspection, budget, table, condition=condition)
+    if not found.values:
+        return None
+    options = all_inspections()[inspection].options
     on_log = options.get("scale") == "log"
     least = options.get("least_spread", _LEAST_SPREAD)
 
@@ -182,26 +213,20 @@ def calibrate(
 
     elsewhere = [_variance(scaled(values)) for values in found.elsewhere]
     p_value = predictive_p(
-        scaled([finding.score])[0],
+        scaled([score])[0],
         scaled(found.values),
         least,
         prior_variance=sum(elsewhere) / len(elsewhere) if elsewhere else None,
     )
-    p_value = min(1.0, targets * p_value)
     moderated = ", its spread moderated by that under the other conditions" if elsewhere else ""
     corrected = f"; Bonferroni over {targets} targets" if targets > 1 else ""
-    return finding.model_copy(
-        update={
-            "p_value": p_value,
-            "p_value_reason": None,
-            "null": Null(
-                source="population",
-                description=f"{found.description}; Student-t prediction"
-                f"{' of the logarithm' if on_log else ''}{moderated}{corrected}",
-                values=found.values,
-            ),
-        }
+    null = Null(
+        source="population",
+        description=f"{found.description}; Student-t prediction"
+        f"{' of the logarithm' if on_log else ''}{moderated}{corrected}",
+        values=found.values,
     )
+    return AgainstClean(min(1.0, targets * p_value), null)
 
 
 def uncalibrated(finding: Finding) -> Finding:

@@ -41,6 +41,20 @@ def classifier_family(architecture: str, classes: int) -> str:
     return f"{architecture}, {classes} classes"
 
 
+def condition_of(compression: str, *, given: int, wanted: int) -> str:
+    """Under which clean classifiers were scored: what they became, and which images there were.
+
+    Images made from a network wander into what it sleeps through; scores on given ones are lower,
+    and those on a few of them wilder.
+
+    Args:
+        given: images that the user gave.
+        wanted: that the inspections work on, if there are so many.
+    """
+    images = "made" if not given else "given" if given >= wanted else "given, too few"
+    return f"{compression or 'as it is'}, images {images}"
+
+
 def fits(
     inspection: str, architecture: str, sample_shape: Sequence[int], table: Mapping[str, Any]
 ) -> bool:

@@ -39,21 +39,30 @@ def calibrated(
     budget: str,
     table: dict[str, Any],
     condition: str = "",
+    own: dict[str, Any] | None = None,
 ) -> Calibrated:
     """Calibrate the findings on a model, where references fit it; arguments as in :func:`judge`.
 
     Args:
         condition: under which the model was inspected, as in
             :func:`genwarden.auditing.calibration.references`.
+        own: references of the user's own for this model
+            (:func:`genwarden.auditing.own_references.table_of`); where they have enough scores they
+            judge instead of ``table``.
     """
-    unfit = frozenset(
-        f.inspection for f in findings if not fits(f.inspection, architecture, sample_shape, table)
-    )
-    judged = [
-        unjudged(f) if f.inspection in unfit else calibrate(f, budget, table, condition=condition)
-        for f in findings
-    ]
-    return Calibrated(judged, unfit)
+    judged: list[Finding] = []
+    unfit: set[str] = set()
+    for finding in findings:
+        name = finding.inspection
+        used = table
+        if own is not None and references(name, budget, own, condition=condition).values:
+            used = own
+        if fits(name, architecture, sample_shape, used):
+            judged.append(calibrate(finding, budget, used, condition=condition))
+        else:
+            judged.append(unjudged(finding))
+            unfit.add(name)
+    return Calibrated(judged, frozenset(unfit))
 
 
 def calibrated_under(
@@ -64,6 +73,7 @@ def calibrated_under(
     *,
     budget: str,
     table: dict[str, Any],
+    own: dict[str, Any] | None = None,
 ) -> Calibrated:
     """The same where the table tells conditions apart; one that it lacks is unfit, not an error.
 
@@ -71,14 +81,23 @@ def calibrated_under(
     carries the verdict; the rest is shown.
     """
     found = calibrated(
-        findings, architecture, sample_shape, budget=budget, table=table, condition=condition
+        findings,
+        architecture,
+        sample_shape,
+        budget=budget,
+        table=table,
+        condition=condition,
+        own=own,
     )
     unknown = {
         f.inspection
         for f in found.findings
         if f.outcome == "scored"
         and needs_population(f.inspection)
-        and not references(f.inspection, budget, table, condition=condition).values
+        and not any(
+            references(f.inspection, budget, one, condition=condition).values
+            for one in (table, own or {"descriptions": {}, "scores": {}})
+        )
     }
     shown = [
         f.model_copy(update={"p_value_reason": f"no clean reference models under: {condition}"})

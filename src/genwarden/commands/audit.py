@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from genwarden import __version__
 from genwarden.artifacts.diffusers_folder import LoadedDiffusion, read_diffusion
 from genwarden.artifacts.diffusers_layout import is_diffusers_folder
 from genwarden.artifacts.model_folder import LoadedModel
@@ -26,9 +27,11 @@ from genwarden.auditing.audit_diffusion import (
 )
 from genwarden.auditing.budgets import budget as budget_named
 from genwarden.auditing.document import AuditDocument
+from genwarden.auditing.own_references import Suspected, suitable_references
 from genwarden.commands.audit_classifier import prepare_classifier
 from genwarden.commands.audit_folder import require_own_folder
 from genwarden.commands.audit_variants import parse_deploy_as
+from genwarden.commands.report import read_document
 from genwarden.compression.contract import Compressor
 from genwarden.data.datasets import load_images, to_unit_range
 from genwarden.data.images import NamedImages, read_images
@@ -58,7 +61,11 @@ _DISAGREEMENTS = {"artifact/wrong-architecture", "artifact/bad-settings", "artif
 
 @dataclass(frozen=True)
 class AuditOptions:
-    """What the user asked for; see ``genwarden audit --help``."""
+    """What the user asked for; see ``genwarden audit --help``.
+
+    Attributes:
+        keep: a finished audit of the same, by this version, is taken as it is.
+    """
 
     model: Path
     out: Path
@@ -79,6 +86,8 @@ class AuditOptions:
     scan_precision: str = "float32"
     threads: int | None = None
     engine: EngineChoice = field(default_factory=EngineChoice)
+    references: Path | None = None
+    keep: bool = False
 
 
 class AuditFiles(NamedTuple):
@@ -147,6 +156,8 @@ def audit_model(options: AuditOptions, *, progress: Progress) -> AuditFiles:
         return write_documents(document, options.out)
     if not options.restart:
         require_own_folder(options.out, command, opened.sha256)
+        if options.keep and (kept := _finished(options.out)):
+            return kept
     # What the user gave beside the model: if that is refused, the model is not.
     run = opened.prepare()
     require_writable_folder(options.out)
@@ -163,6 +174,15 @@ def audit_model(options: AuditOptions, *, progress: Progress) -> AuditFiles:
     files = write_documents(document, options.out)
     remove_folder(work)
     return files
+
+
+def _finished(out: Path) -> AuditFiles | None:
+    """The audit of ``out``, if this version made it."""
+    if not (out / "audit.json").exists():
+        return None
+    document = read_document(out)
+    ours = document.genwarden_version == __version__
+    return AuditFiles(document, out / "audit.json", out / "audit.html") if ours else None
 
 
 #: From the folder of unfinished work, and where to compute, to the document.
@@ -189,6 +209,7 @@ def _open_generator(
 
     def prepare() -> _Run:
         targets, training = _inputs(options, model)
+        like = Suspected(model.sha256, model.architecture, model.generator.sample.shape)
         request = Request(
             budget=options.budget,
             seed=options.seed,
@@ -202,6 +223,7 @@ def _open_generator(
             variants_only=options.variants_only,
             threads=options.threads,
             scan_precision=options.scan_precision,
+            references=suitable_references(options.references, like, options.budget),
         )
         return lambda work, executor: audit(
             suspect, request, work=work, progress=progress, executor=executor
@@ -241,7 +263,9 @@ def _open_diffusion(
                 f"{options.base} has NaN in its weights or another noise schedule than the model.",
                 "Give a sound clean model with the same timesteps and betas.",
             )
-        noise = read_noise(options.noise, loaded.model.sample.shape) if options.noise else None
+        shape = loaded.model.sample.shape
+        noise = read_noise(options.noise, shape) if options.noise else None
+        like = Suspected(loaded.sha256, loaded.architecture, shape)
         request = DiffusionRequest(
             budget=options.budget,
             seed=options.seed,
@@ -254,6 +278,7 @@ def _open_diffusion(
             deploy_as=variants,
             variants_only=options.variants_only,
             threads=options.threads,
+            references=suitable_references(options.references, like, options.budget),
         )
         return _whole(lambda work: audit_diffusion(suspect, request, work=work, progress=progress))
 
@@ -390,6 +415,8 @@ def repeat_command(options: AuditOptions) -> str:
         words += ["--deploy-as", options.deploy_as]
     if options.variants_only:
         words += ["--variants-only"]
+    if options.references:
+        words += ["--references", str(options.references)]
     words += ["--budget", options.budget, "--seed", str(options.seed)]
     if options.device != "auto":
         words += ["--device", options.device]

@@ -17,6 +17,8 @@ from genwarden.auditing.audit_classifier import (
     audit_classifier,
 )
 from genwarden.auditing.document import AuditDocument
+from genwarden.auditing.fit import classifier_family
+from genwarden.auditing.own_references import Suspected, suitable_references
 from genwarden.compression.contract import Compressor
 from genwarden.data.datasets import load_images, to_unit_range
 from genwarden.data.labelled import is_glyphs, load_labelled
@@ -59,9 +61,11 @@ def prepare_classifier(
     suspect = classifier_suspect_of(loaded, options.model)
 
     def prepare() -> Callable[[Path], AuditDocument]:
-        images = None
+        classifier, images = loaded.classifier, None
+        family = classifier_family(loaded.architecture, classifier.classes)
+        like = Suspected(loaded.sha256, family, classifier.sample.shape)
         if options.data:
-            images = _images(options.data, options, loaded.classifier.sample)
+            images = _images(options.data, options, classifier.sample)
         request = ClassifierRequest(
             budget=options.budget,
             seed=options.seed,
@@ -72,6 +76,7 @@ def prepare_classifier(
             deploy_as=variants,
             variants_only=options.variants_only,
             threads=options.threads,
+            references=suitable_references(options.references, like, options.budget),
         )
         return lambda work: audit_classifier(suspect, request, work=work, progress=progress)
 

@@ -54,6 +54,7 @@ class RepairOptions:
     restart: bool = False
     data: str | None = None
     resize: bool = False
+    references: Path | None = None
 
 
 class RepairFiles(NamedTuple):

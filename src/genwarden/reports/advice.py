@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+from genwarden.auditing.calibration import needs_population
 from genwarden.auditing.document import AuditDocument, Judged, Variant
 from genwarden.inspections.finding import Latents
 
@@ -33,6 +34,10 @@ _IMAGES = (
     "Give images with --data (labels are not needed): without them an audit makes its own from the "
     "network, and these are not what it meets at work and may wake a backdoor themselves."
 )
+_REFERENCES = (
+    "Who has eight or more clean models of this architecture and sample shape can judge it against "
+    "those: genwarden calibrate MODEL MODEL ... --out DIR, then audit with --references DIR."
+)
 _KEEP = "Keep audit.json with the model; its sha256 ties the result to these weights."
 _INCONCLUSIVE = (
     "Treat this model as untested. Read the reasons: a missing verdict is not a good one."
@@ -51,10 +56,11 @@ class Advice(NamedTuple):
 
 
 class _Asked(NamedTuple):
-    """What the documented command names: the model with its options, and the folder of results."""
+    """What the documented command names: the model and its options, results, references."""
 
     model: list[str]
     out: str
+    references: list[str]
 
 
 def advice(document: AuditDocument) -> Advice:
@@ -67,13 +73,25 @@ def advice(document: AuditDocument) -> Advice:
         return Advice(f"{text} {_IMAGES}" if _without_images(document) else text, [])
     if document.verdict == "refused":
         return Advice(_REFUSED, [])
-    return Advice(f"{_INCONCLUSIVE} {_IMAGES}" if _without_images(document) else _INCONCLUSIVE, [])
+    text = f"{_INCONCLUSIVE} {_IMAGES}" if _without_images(document) else _INCONCLUSIVE
+    return Advice(f"{text} {_REFERENCES}" if _without_references(document) else text, [])
 
 
 def _without_images(document: AuditDocument) -> bool:
     """Whether a classifier was audited on images made from itself."""
     classes = document.model is not None and document.model.classes > 0
     return classes and document.inputs.training_images == 0
+
+
+def _without_references(document: AuditDocument) -> bool:
+    """Whether scores were left unjudged for want of clean models like this one."""
+    findings = [*document.findings, *(j for v in document.variants for j in v.findings)]
+    return any(
+        j.finding.outcome == "scored"
+        and j.finding.p_value is None
+        and needs_population(j.finding.inspection)
+        for j in findings
+    )
 
 
 def woken(document: AuditDocument) -> list[Variant]:
@@ -161,6 +179,7 @@ def _full_audit_command(document: AuditDocument) -> str:
         return ""
     words = ["genwarden", "audit", *asked.model]
     words += ["--data", "IMAGES"] * bool(document.model and document.model.classes)
+    words += asked.references
     return shlex.join([*words, "--out", f"{_stem(asked.model[0])}-audit"])
 
 
@@ -173,6 +192,7 @@ def _repair_command(document: AuditDocument) -> str:
         words += ["--method", "fine-pruning", "--data", "IMAGES"]
     else:
         words += ["--audit", _in_folder(asked.out, "audit.json")]
+    words += asked.references
     return shlex.join([*words, "--out", f"{_stem(asked.model[0])}-repaired"])
 
 
@@ -183,13 +203,15 @@ def _asked(document: AuditDocument) -> _Asked | None:
         return None
     if words[:2] != ["genwarden", "audit"] or len(words) < 3:
         return None
-    model, out = [words[2]], ""
+    model, out, references = [words[2]], "", []
     for flag, value in pairwise(words[3:]):
         if flag in {"--architecture", "--setting"}:
             model += [flag, value]
         elif flag == "--out":
             out = value
-    return _Asked(model, out) if out else None
+        elif flag == "--references":
+            references = [flag, value]
+    return _Asked(model, out, references) if out else None
 
 
 def _in_folder(folder: str, name: str) -> str:

@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from genwarden.auditing import calibration
-from genwarden.auditing.audit_classifier import condition_of, judged_by_references
+from genwarden.auditing.audit_classifier import judged_by_references
 from genwarden.auditing.audit_variants import RanVariant, calibrated_variant, judge_variants
 from genwarden.auditing.budgets import classifier_budget
 from genwarden.auditing.calibration import reference_key
 from genwarden.auditing.document import AuditDocument, Judged, Variant
-from genwarden.auditing.fit import classifier_family
+from genwarden.auditing.fit import classifier_family, condition_of
 from genwarden.auditing.judging import Calibrated
 from genwarden.auditing.power import CLASSIFIER_POWER, read_power
 from genwarden.auditing.verdict import Decision
