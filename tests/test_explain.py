@@ -11,10 +11,11 @@ import pytest
 from genwarden import registry
 from genwarden.cli_explain import explain, for_people
 from genwarden.commands.audit_variants import DEFAULT_VARIANTS
-from genwarden.commands.explaining import closest, meanings, without_settings
+from genwarden.commands.explaining import meanings, without_settings
 from genwarden.compression.how import compressor
 from genwarden.compression.in_words import in_words
 from genwarden.errors import GenwardenError
+from genwarden.registry.row import closest
 
 
 def said(name: str, capsys: pytest.CaptureFixture[str]) -> str:

@@ -66,7 +66,7 @@ def explain(
 
 
 def _unknown(name: str, names: list[str]) -> GenwardenError:
-    from genwarden.commands.explaining import closest
+    from genwarden.registry.row import closest
 
     like = closest(name, names)
     asked = f"Did you mean {', '.join(like)}? " if like else ""

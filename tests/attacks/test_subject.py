@@ -58,5 +58,6 @@ def test_the_command_refuses_before_anything_is_written(tmp_path: Path) -> None:
 
 
 def test_an_unknown_attack_is_named() -> None:
-    with pytest.raises(GenwardenError, match="usage/unknown-name"):
+    with pytest.raises(GenwardenError, match="usage/unknown-name") as refused:
         require_kind("reds", GAN)
+    assert "Did you mean red" in refused.value.cause

@@ -78,6 +78,27 @@ def test_damaged_parquet_is_explained(parquet_folder: Path) -> None:
     assert refusal(str(parquet_folder)).code == "data/not-found"
 
 
+@pytest.mark.parametrize("mistyped", ["./minst", "/data/mnist", "a/b/c", "../mnist", "mnist/"])
+def test_what_can_be_no_hub_name_is_not_looked_for_on_the_hub(
+    mistyped: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets, "load_dataset", lambda _: pytest.fail("the hub was asked"))
+    assert refusal(mistyped).code == "data/not-found"
+
+
+def test_a_hub_name_is_looked_for_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def unreachable(name: str) -> None:
+        asked.append(name)
+        raise ConnectionError
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    for name in ("mnist", "ylecun/mnist"):
+        assert refusal(name).code == "data/not-found"
+    assert asked == ["mnist", "ylecun/mnist"]
+
+
 def test_plain_folder_of_images_is_read(tmp_path: Path) -> None:
     for index, picture in enumerate(pictures(3)):
         picture.save(tmp_path / f"{index}.png")

@@ -1,20 +1,15 @@
-"""What ``genwarden explain`` reads off the code: meanings of settings, and names like a typed one.
+"""What ``genwarden explain`` reads off the code: meanings of settings.
 
-The meanings stand in the docstrings of the settings' classes, so that they are written once.
+They stand in the docstrings of the settings' classes, so that they are written once.
 """
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
-from collections.abc import Iterable
 
 _SECTION = re.compile(r"^(?:Attributes|Args):\n((?:[ ].*\n|\n)*)", re.MULTILINE)
 _ENTRY = re.compile(r"^    (\*{0,2}\w+(?:, \w+)*)(?: \([^)]*\))?: (.*(?:\n {5,}.*)*)", re.MULTILINE)
-#: Names less like what was typed are no help.
-_LEAST_LIKE = 0.5
-_MOST_NAMES = 5
 
 
 def meanings(kind: type) -> dict[str, str]:
@@ -36,16 +31,3 @@ def meanings(kind: type) -> dict[str, str]:
 def without_settings(text: str) -> str:
     """A docstring without the sections that :func:`meanings` reads."""
     return _SECTION.sub("", f"{text}\n").rstrip()
-
-
-def closest(name: str, names: Iterable[str]) -> list[str]:
-    """The few of ``names`` that are most like a typed one, likest first.
-
-    >>> closest("differental-serch", ["strip", "differential-search", "rex"])
-    ['differential-search']
-    """
-    known = {known.lower(): known for known in names}
-    typed = name.lower()
-    like = difflib.get_close_matches(typed, known, _MOST_NAMES, _LEAST_LIKE)
-    holding = [one for one in known if len(typed) > 2 and typed in one and one not in like]
-    return [known[one] for one in (like + holding)[:_MOST_NAMES]]

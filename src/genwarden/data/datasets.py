@@ -5,6 +5,7 @@ A folder may hold parquet files in the hub's layout, or plain image files.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from torch import Tensor
 from genwarden.data.images import IMAGE_SUFFIXES, fit_image, image_shape, read_image_folder
 from genwarden.errors import GenwardenError
 from genwarden.models.protocol import SampleSpec
+
+#: ``name`` or ``owner/name``; what starts with a dot, or has more parts, is a path.
+_HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
 
 def load_images(
@@ -128,6 +132,13 @@ def to_bytes(images: Tensor) -> Tensor:
 
 
 def _load_splits(source: str) -> Any:
+    if not Path(source).exists() and not _HUB_NAME.fullmatch(source):
+        # The library would ask the hub for it, for half a minute without a network.
+        raise GenwardenError(
+            "data/not-found",
+            f"There is no folder {source!r}, and it is no name that the hub could have.",
+            "Name an existing folder, or a hub name (name, or owner/name).",
+        )
     import datasets
 
     datasets.disable_progress_bars()

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from genwarden.errors import GenwardenError
+
+#: Names less like what was typed are no help.
+_LEAST_LIKE = 0.5
+_MOST_NAMES = 5
 
 
 @dataclass(frozen=True)
@@ -50,9 +56,24 @@ def find(table: dict[str, Row], name: str, what: str) -> Row:
         GenwardenError: ``usage/unknown-name``, with the names that exist.
     """
     if name not in table:
+        like = closest(name, table)
+        meant = f" Did you mean {' or '.join(like)}?" if like else ""
         raise GenwardenError(
             "usage/unknown-name",
-            f"There is no {what} called {name!r}.",
+            f"There is no {what} called {name!r}.{meant}",
             f"Choose one of: {', '.join(table)}.",
         )
     return table[name]
+
+
+def closest(name: str, names: Iterable[str]) -> list[str]:
+    """The few of ``names`` that are most like a typed one, likest first.
+
+    >>> closest("differental-serch", ["strip", "differential-search", "rex"])
+    ['differential-search']
+    """
+    known = {known.lower(): known for known in names}
+    typed = name.lower()
+    like = difflib.get_close_matches(typed, known, _MOST_NAMES, _LEAST_LIKE)
+    holding = [one for one in known if len(typed) > 2 and typed in one and one not in like]
+    return [known[one] for one in (like + holding)[:_MOST_NAMES]]
