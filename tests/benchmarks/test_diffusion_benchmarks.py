@@ -21,7 +21,7 @@ from genwarden.auditing.document import AuditDocument, Judged, ModelFacts, UserI
 from genwarden.backdoors.image_backdoor import ImageBackdoor
 from genwarden.backdoors.image_trigger import ImageTrigger
 from genwarden.backdoors.residual import residual_coefficient, rho_bad_diffusion
-from genwarden.benchmarks.diffusion import judging, plan, population, scales
+from genwarden.benchmarks.diffusion import audit_cost, judging, plan, population, scales
 from genwarden.benchmarks.diffusion.cells import Cell
 from genwarden.benchmarks.diffusion.earlier import with_earlier
 from genwarden.benchmarks.diffusion.inpainting import measure as measure_inpainting
@@ -535,6 +535,26 @@ def test_published_detectors_run_on_members_and_stand_beside_ours(
     with pytest.raises(GenwardenError) as refused:
         run_recipe("diffusion-detectors", tmp_path, **{**given, "share": 0.002})
     assert refused.value.code == "benchmark/other-run"
+
+
+def test_the_cost_of_an_audit_lists_every_inspection(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(study.out / "models" / "clean-pictures-reporting")
+    found = run_recipe("diffusion-audit-cost", tmp_path, budget="standard", model=folder)
+    titles = tables_of("diffusion-audit-cost", found)
+    ((budget, audits, _, _, reached),) = titles["Time of an audit of a diffusion model"].rows
+    assert (budget, audits, reached) == ("standard", "1", "yes")
+    ((_, _, in_time),) = titles["Time of the pre-screen"].rows
+    assert in_time == "yes"
+    parts = {row[1] for row in titles["Where it goes"].rows}
+    assert {"shift-response", "trigger-search"} <= parts
+    # One that takes too long says so.
+    monkeypatch.setattr(audit_cost, "MOST_SECONDS", 0.0)
+    monkeypatch.setattr(audit_cost, "MOST_PRE_SCREEN_SECONDS", 0.0)
+    titles = tables_of("diffusion-audit-cost", found)
+    assert titles["Time of an audit of a diffusion model"].rows[0][-1] == "no"
+    assert titles["Time of the pre-screen"].rows[0][-1] == "no"
 
 
 def hand_made(score: float) -> AuditDocument:

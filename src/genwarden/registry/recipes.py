@@ -120,6 +120,12 @@ RECIPES = table_of(
         {"tables": f"{_B}.diffusion.published_detectors:tables"},
     ),
     Row(
+        "diffusion-audit-cost",
+        f"{_B}.diffusion.audit_cost:run",
+        "seconds of an audit of a diffusion model, and of its parts",
+        {"tables": f"{_B}.diffusion.audit_cost:tables"},
+    ),
+    Row(
         "diffusion-poison-rate",
         f"{_B}.diffusion.poison_rate:run",
         "BadDiffusion: target MSE, SSIM and FID against the share of poison",

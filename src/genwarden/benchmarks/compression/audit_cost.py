@@ -9,10 +9,7 @@ the clock is what is asked for.
 
 from __future__ import annotations
 
-import tempfile
-import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -20,9 +17,11 @@ import torch
 from genwarden.artifacts.model_folder import read_model
 from genwarden.auditing.audit import Request, audit
 from genwarden.auditing.budgets import compression_budget
+from genwarden.auditing.document import AuditDocument
+from genwarden.benchmarks.audit_clock import clock_table, parts_table, timed_audits
 from genwarden.benchmarks.repairs.run import command_of, result_head
 from genwarden.benchmarks.store import write_result
-from genwarden.benchmarks.tables import Table, answer
+from genwarden.benchmarks.tables import Table
 from genwarden.commands.audit import suspect_of
 from genwarden.commands.audit_variants import DEFAULT, parse_deploy_as
 from genwarden.commands.demo import demo_model_folder
@@ -67,34 +66,14 @@ def run(
         compression_budget(name)
     loaded = read_model(Path(model) if model else demo_model_folder(_SHIPPED))
     compressors = parse_deploy_as(deploy_as, variants_only=True, seed=seed)
-    rows: list[dict[str, Any]] = []
-    bar = progress.task("audits", len(budgets) * repeats)
-    for name in budgets:
-        for _ in range(repeats):
-            cpu, wall = time.process_time(), time.perf_counter()
-            with tempfile.TemporaryDirectory() as work:
-                document = audit(
-                    suspect_of(loaded, "model"),
-                    Request(
-                        budget=name,
-                        seed=seed,
-                        device=device,
-                        deploy_as=compressors,
-                        variants_only=True,
-                    ),
-                    work=Path(work),
-                    progress=Silent(),
-                )
-            rows.append(
-                {
-                    "budget": name,
-                    "verdict": document.verdict,
-                    "seconds": round(time.perf_counter() - wall, 2),
-                    "cpu_seconds": round(time.process_time() - cpu, 2),
-                    "timing": document.timing,
-                }
-            )
-            bar.advance(1, name)
+
+    def audited(name: str, work: Path) -> AuditDocument:
+        request = Request(
+            budget=name, seed=seed, device=device, deploy_as=compressors, variants_only=True
+        )
+        return audit(suspect_of(loaded, "model"), request, work=work, progress=Silent())
+
+    rows = timed_audits(audited, budgets, repeats, progress)
     options = {
         "model": model and "MODEL",
         "budget": budget if budget != "quick,standard" else "",
@@ -123,35 +102,14 @@ def tables(document: dict[str, Any], name: str = "") -> list[Table]:
         name: of the file; the page shows it above the tables.
     """
     del name
-    budgets = list(dict.fromkeys(row["budget"] for row in document["rows"]))
-    rows, parts = [], []
-    for budget in budgets:
-        found = [row for row in document["rows"] if row["budget"] == budget]
-        seconds = median(row["seconds"] for row in found)
-        rows.append(
-            [
-                budget,
-                str(len(found)),
-                f"{seconds:.1f}",
-                f"{median(row['cpu_seconds'] for row in found):.1f}",
-                answer(seconds <= MOST_SECONDS),
-            ]
-        )
-        spent: dict[str, float] = {}
-        for key, value in found[0]["timing"].items():
-            if key != "total":
-                inspection = key.rpartition(": ")[2]
-                spent[inspection] = spent.get(inspection, 0.0) + value
-        parts += [[budget, inspection, f"{value:.1f}"] for inspection, value in spent.items()]
     width = "x".join(map(str, document["settings"].get("channels", [])))
     notes = [
         f"{document['architecture']} {width}, {document['parameters']:,} parameters; "
         f"{', '.join(document['variants'])}; {document['environment']['threads']} thread(s). "
         f"Asked: at most {MOST_SECONDS:g} seconds on the clock on 2 cores."
     ]
-    asked = f"within {MOST_SECONDS:g} s"
-    columns = ["budget", "audits", "seconds", "core-seconds", asked]
+    rows = document["rows"]
     return [
-        Table("Time of an audit of five variants", columns, rows, notes),
-        Table("Where it goes", ["budget", "inspection", "seconds, all variants"], parts),
+        clock_table("Time of an audit of five variants", rows, MOST_SECONDS, notes),
+        parts_table("seconds, all variants", rows),
     ]
