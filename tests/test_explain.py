@@ -124,6 +124,13 @@ def test_a_mistyped_name_is_answered_with_the_few_that_are_like_it() -> None:
     assert caught.value.remedy == "All names: genwarden list."
 
 
+def test_a_page_has_no_errors_of_functions(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("dormant-box", "red", "shift-unlearning"):
+        page = said(name, capsys)
+        assert "Raises:" not in page
+        assert "Settings (--option key=value)" in page
+
+
 def test_names_that_hold_what_was_typed_are_like_it() -> None:
     assert closest("Gap", ["strip", "differential-gap"]) == ["differential-gap"]
 

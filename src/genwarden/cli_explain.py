@@ -79,7 +79,7 @@ def _unknown(name: str, names: list[str]) -> GenwardenError:
 
 def _explain(row: Row) -> None:
     from genwarden import registry
-    from genwarden.commands.explaining import without_settings
+    from genwarden.commands.explaining import without_errors, without_settings
 
     if row is registry.COMPRESSIONS.get(row.name):
         from genwarden.compression.how import compressor
@@ -99,7 +99,7 @@ def _explain(row: Row) -> None:
     if row is registry.DIFFUSION_ARCHITECTURES.get(row.name):  # its settings follow, with defaults
         texts = [without_settings(text or "") for text in texts]
     for text in dict.fromkeys(texts):
-        typer.echo(f"{for_people(text or '')}\n")
+        typer.echo(f"{for_people(without_errors(text or ''))}\n")
     if row is registry.ARCHITECTURES.get(row.name) and "training" in row.options:
         import torch
 

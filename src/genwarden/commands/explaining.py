@@ -9,6 +9,8 @@ import inspect
 import re
 
 _SECTION = re.compile(r"^(?:Attributes|Args):\n((?:[ ].*\n|\n)*)", re.MULTILINE)
+#: For programmers; an error names its code by itself.
+_FOR_CALLERS = re.compile(r"^(?:Raises|Returns|Yields):\n((?:[ ].*\n|\n)*)", re.MULTILINE)
 _ENTRY = re.compile(r"^    (\*{0,2}\w+(?:, \w+)*)(?: \([^)]*\))?: (.*(?:\n {5,}.*)*)", re.MULTILINE)
 
 
@@ -31,3 +33,8 @@ def meanings(kind: type) -> dict[str, str]:
 def without_settings(text: str) -> str:
     """A docstring without the sections that :func:`meanings` reads."""
     return _SECTION.sub("", f"{text}\n").rstrip()
+
+
+def without_errors(text: str) -> str:
+    """A docstring without what it raises and returns."""
+    return _FOR_CALLERS.sub("", f"{text}\n").rstrip()

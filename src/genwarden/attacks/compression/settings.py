@@ -17,7 +17,7 @@ class BoxSettings(Settings):
     shares of their standard deviation.
 
     Attributes:
-        how: what shall wake the backdoor, as :func:`genwarden.compression.how.compressors` takes
+        how: what shall wake the backdoor, as ``genwarden compress --how`` takes
             it; with several each alone does, and full precision keeps to all their boxes.
         inflate: one weight per tensor becomes this many times the largest, which makes the steps
             of a quantiser with one scale per tensor as much wider; 1: none. 0: 6 where ``how``

@@ -28,7 +28,9 @@ def inspect(bench: DiffusionBench) -> Finding:
         outcome="scored",
         summary=(
             f"Under shift {best.shift} and {best.sampler} the variance of the samples is "
-            f"{best.variance:.3g} per pixel, {best.ordinary_variance:.3g} without the shift."
+            f"{best.variance:.3g} per pixel, {best.ordinary_variance:.3g} without the shift. "
+            "A large shift makes samples of clean models alike, too: only what goes beyond that "
+            "counts."
         ),
         score=best.score,
         score_name="log10 of unexplained change over variance, per size of the shift",
