@@ -12,6 +12,7 @@ from genwarden.cli_options import (
     DataResize,
     Device,
     OutFolder,
+    Restart,
     Seed,
     Settings,
     parse_settings,
@@ -42,6 +43,7 @@ def calibrate(
     setting: Settings = None,
     seed: Seed = 0,
     device: Device = "auto",
+    restart: Restart = False,
 ) -> None:
     """Make references of clean models of yours, to judge models that the shipped ones do not fit.
 
@@ -50,9 +52,11 @@ def calibrate(
     same architecture and sample shape: trained by you from different seeds, or trusted for another
     reason. Nothing checks that they are clean. Each is audited as the suspect will be (the same
     budget, --data and --deploy-as), its report stands in OUT/audits, and OUT/references.json keeps
-    the scores. From nine models on, each is also judged by the others.
+    the scores. A model that stands out above the others is named: it may not be clean.
 
     An interrupted run continues when the same command is given again.
+
+    Exit code: 0 references written, 2 error, 3 written, but a model stands out.
 
     Examples:
 
@@ -67,7 +71,7 @@ def calibrate(
     from genwarden.commands.calibrate import CalibrateOptions, calibrate_models
     from genwarden.reports.console import console_progress
 
-    like = AuditOptions(
+    how = AuditOptions(
         model=models[0],
         out=out,
         data=data,
@@ -79,27 +83,28 @@ def calibrate(
         settings=parse_settings(setting),
         seed=seed,
         device=device,
+        restart=restart,
     )
     with console_progress() as progress:
-        made = calibrate_models(CalibrateOptions(tuple(models), out, like), progress=progress)
+        made = calibrate_models(CalibrateOptions(tuple(models), out, how), progress=progress)
     _print(made)
 
 
 def _print(made: Calibrated) -> None:
-    from genwarden.auditing.verdict import ALPHA
+    from genwarden.errors import ExitCode
     from genwarden.reports.escaping import visible
 
-    judged = [one for one in made.crossed if one.smallest is not None]
-    for one, document in zip(made.crossed, made.documents, strict=True):
-        own = "" if one.smallest is None else f", by the others p = {one.smallest:.2g}"
-        typer.echo(visible(f"  {one.name}: {document.verdict} by the shipped references{own}"))
-    flagged = [one for one in judged if one.flagged]
-    if judged:
-        typer.echo(f"Judged by the others, {len(flagged)} of {len(judged)} are below {ALPHA:g}.")
-    else:
-        typer.echo("Too few of one kind to judge each by the others (nine are needed).")
-    for one in flagged:
+    for name, verdict in made.verdicts.items():
+        typer.echo(visible(f"  {name}: by the shipped references {verdict.replace('_', ' ')}"))
+    for name, where in made.disagreeing.items():
         typer.echo(
-            visible(f"Look at {one.name} ({one.inspection}): is it clean, and like the others?")
+            visible(
+                f"{name} stands out above the others ({where}). Look at its report: is it clean? "
+                "Leave it out, or audits by these references that find nothing are inconclusive."
+            )
         )
+    if not made.disagreeing:
+        typer.echo("No model stands out above the others.")
     typer.echo(f"References: {made.path}\nNext:       {made.following}")
+    if made.disagreeing:
+        raise typer.Exit(int(ExitCode.INCONCLUSIVE))

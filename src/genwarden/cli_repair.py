@@ -14,7 +14,6 @@ from genwarden.cli_options import (
     Device,
     ModelPath,
     OutFolder,
-    References,
     Restart,
     Seed,
     Settings,
@@ -60,7 +59,6 @@ def repair(
         ),
     ] = None,
     resize: DataResize = False,
-    references: References = None,
     architecture: Architecture = None,
     setting: Settings = None,
     seed: Seed = 0,
@@ -116,7 +114,6 @@ def repair(
         restart=restart,
         data=data,
         resize=resize,
-        references=references,
     )
     if opens_as_classifier(model, architecture, options.settings):
         _repair_classifier(options)

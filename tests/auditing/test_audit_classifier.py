@@ -21,6 +21,7 @@ from genwarden.auditing.audit_classifier import (
 )
 from genwarden.auditing.budgets import CLASSIFIER_BUDGETS
 from genwarden.auditing.document import AuditDocument, Judged
+from genwarden.auditing.own_references import GivenReferences
 from genwarden.auditing.running import seeded
 from genwarden.backdoors.classifier_trigger import make_classifier_trigger
 from genwarden.commands.audit import AuditOptions, audit_model
@@ -67,6 +68,7 @@ def _audit(
     deploy_as: tuple[Compressor, ...] = (),
     only: tuple[str, ...] = _SEARCHES,
     variants_only: bool = False,
+    references: GivenReferences | None = None,
 ) -> AuditDocument:
     suspect = ClassifierSuspect(classifier, "small-cnn", {}, "0" * 64, {}, "suspect")
     request = ClassifierRequest(
@@ -77,6 +79,7 @@ def _audit(
         deploy_as=deploy_as,
         variants_only=variants_only,
         only=only,
+        references=references,
     )
     return audit_classifier(suspect, request, work=work, progress=Silent())
 
@@ -140,6 +143,30 @@ def test_on_images_made_from_the_network_classes_are_not_compared(
     assert "--data" in (shown.p_value_reason or "")
     assert made.verdict == "inconclusive"  # nothing else judges the model as it is
     assert "--deploy-as default --data IMAGES" in made.power[0]
+
+
+def test_own_references_judge_made_images_and_still_clear_nothing_there(
+    glyph_task: GlyphTask, tmp_path: Path
+) -> None:
+    # neural-cleanse is the only one that looks for a trigger that is awake, and is not judged.
+    classifier = glyph_task.classifier
+    shape, condition = classifier.sample.shape, "as it is, images made"
+    only = ("neural-cleanse", "strip")
+    plain = _by_name(_audit(classifier, tmp_path / "plain", only=only).findings)
+    score = plain["strip"].finding.score
+    assert score is not None
+    table = {
+        "descriptions": {"quick": "that you gave: nine"},
+        "families": [(f"small-cnn, {classifier.classes} classes", shape, 9)],
+        "scores": {"quick": {f"{condition}: strip": [score + 0.1 * n for n in range(-4, 5)]}},
+    }
+    own = GivenReferences(table, "0" * 64, 9, [])
+    document = _audit(classifier, tmp_path / "own", only=only, references=own)
+    judged = _by_name(document.findings)
+    assert judged["strip"].finding.p_value is not None
+    assert judged["neural-cleanse"].finding.p_value is None
+    assert document.verdict == "inconclusive"
+    assert "shown and not judged" in " ".join(document.reasons)
 
 
 def test_the_untouched_classifier_is_cleared(glyph_task: GlyphTask, tmp_path: Path) -> None:

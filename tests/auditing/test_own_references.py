@@ -6,68 +6,90 @@ Networks are tiny and untrained; what real ones score is the population study's 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from genwarden import __version__
+from genwarden.artifacts.diffusers_folder import read_diffusion
 from genwarden.auditing import audit_diffusion as room
-from genwarden.auditing.document import AuditDocument
-from genwarden.auditing.judging import calibrated, calibrated_under
+from genwarden.auditing import budgets
+from genwarden.auditing.audit_variants import calibrated_variant
+from genwarden.auditing.document import AuditDocument, Judged
+from genwarden.auditing.judging import Calibrated, calibrated, calibrated_under
 from genwarden.auditing.own_references import (
     FILE_NAME,
+    Kind,
+    Likeness,
     OwnReferences,
     ReferenceModel,
     Score,
     Suspected,
-    crossed,
-    like,
+    alike,
+    disagreement,
+    effort_hash,
     read_references,
     suitable_references,
     table_of,
+    weights_hash,
     write_references,
 )
 from genwarden.cli import app
 from genwarden.commands.audit import AuditOptions, audit_model
-from genwarden.commands.calibrate import Calibrated, CalibrateOptions, calibrate_models
+from genwarden.commands.calibrate import Calibrated as Made
+from genwarden.commands.calibrate import CalibrateOptions, calibrate_models
 from genwarden.engine.progress import Silent
 from genwarden.errors import GenwardenError
 from genwarden.inspections.finding import Finding
 from tiny_diffusion import model_at, shrink_quick_budget
 
-SUSPECT = Suspected("suspect", "unet2d", (1, 12, 12))
+LIKENESS = Likeness(
+    kind="diffusion",
+    family="unet2d",
+    sample_shape=[1, 12, 12],
+    parameters=100,
+    further={"timesteps": 1000},
+)
+SUSPECT = Suspected("suspect", LIKENESS)
 NOTHING: dict[str, Any] = {"descriptions": {}, "scores": {}}
 CLEAN = [0.10, 0.12, 0.15, 0.18, 0.20, 0.22, 0.25, 0.28, 0.30]
+SHAPE = (1, 12, 12)
 
 
-def reference(number: int, score: float, **more: Any) -> ReferenceModel:
-    return ReferenceModel(
-        **{
-            "name": f"clean-{number}",
-            "sha256": f"{number:064d}",
-            "family": "unet2d",
-            "sample_shape": [1, 12, 12],
-            "scores": [Score(inspection="trigger-search", condition="", score=score)],
-            **more,
-        }
+def reference(
+    number: int, score: float, inspection: str = "trigger-search", condition: str = "", **more: Any
+) -> ReferenceModel:
+    fields = {
+        "name": f"clean-{number}",
+        "weights": f"{number:064d}",
+        "likeness": LIKENESS,
+        "scores": [Score(inspection=inspection, condition=condition, score=score)],
+    }
+    return ReferenceModel(**{**fields, **more})
+
+
+def nine(**more: Any) -> list[ReferenceModel]:
+    return [reference(n, score, **more) for n, score in enumerate(CLEAN)]
+
+
+def own(models: list[ReferenceModel]) -> OwnReferences:
+    effort = effort_hash("diffusion", "quick")
+    return OwnReferences(
+        genwarden=__version__, budget="quick", effort={"diffusion": effort}, models=models
     )
 
 
-def references(*models: ReferenceModel) -> OwnReferences:
-    return OwnReferences(genwarden=__version__, budget="quick", models=list(models))
-
-
-def nine(**more: Any) -> OwnReferences:
-    return references(*(reference(n, score, **more) for n, score in enumerate(CLEAN)))
-
-
-def scored(score: float) -> Finding:
+def scored(score: float, inspection: str = "trigger-search") -> Finding:
     return Finding(
-        inspection="trigger-search",
+        inspection=inspection,
         group="diffusion",
         title="Search",
         outcome="scored",
@@ -78,17 +100,21 @@ def scored(score: float) -> Finding:
 
 
 def p_of(
-    score: float, own: OwnReferences | None, shipped: dict[str, Any] = NOTHING
+    score: float, models: list[ReferenceModel], shipped: dict[str, Any] = NOTHING
 ) -> float | None:
-    table = table_of(own, SUSPECT)
     found = calibrated(
-        [scored(score)], "unet2d", (1, 12, 12), budget="quick", table=shipped, own=table
+        [scored(score)],
+        "unet2d",
+        SHAPE,
+        budget="quick",
+        table=shipped,
+        own=table_of(models, "quick"),
     )
     return found.findings[0].p_value
 
 
 def test_a_score_is_judged_where_the_shipped_references_judge_nobody() -> None:
-    assert p_of(1.0, None) is None
+    assert p_of(1.0, []) is None
     high, ordinary = p_of(1.0, nine()), p_of(0.2, nine())
     assert high is not None
     assert ordinary is not None
@@ -102,14 +128,16 @@ def test_a_score_is_judged_where_the_shipped_references_judge_nobody() -> None:
         {"sample_shape": [1, 16, 16]},
         {"sample_shape": [3, 12, 12]},
         {"family": "another"},
-        {"sha256": "suspect"},
+        {"kind": "generator"},
+        {"parameters": 101},
+        {"further": {"timesteps": 4000}},
     ],
 )
-def test_models_that_are_not_like_the_suspect_or_are_itself_do_not_judge_it(
-    unlike: dict[str, Any],
-) -> None:
-    assert like(nine(**unlike), SUSPECT) == []
-    assert p_of(1.0, nine(**unlike)) is None
+def test_models_that_are_not_like_the_suspect_do_not_judge_it(unlike: dict[str, Any]) -> None:
+    other = LIKENESS.model_copy(update=unlike)
+    assert alike(own(nine()), SUSPECT) == nine()
+    assert alike(own(nine(likeness=other)), SUSPECT) == []
+    assert alike(own(nine(weights="suspect")), SUSPECT) == []  # nor itself
 
 
 def test_too_few_for_one_inspection_leave_it_to_the_shipped_references() -> None:
@@ -118,9 +146,8 @@ def test_too_few_for_one_inspection_leave_it_to_the_shipped_references() -> None
         "families": [["unet2d", [1, 12, 12], 8]],
         "scores": {"quick": {"trigger-search": [5.0, 5.1, 5.2, 5.3, 5.4, 5.5, 5.6, 5.7]}},
     }
-    seven = references(*nine().models[:7])
-    assert p_of(1.0, seven, shipped) == p_of(1.0, None, shipped)
-    fewer, whole = p_of(1.0, seven, shipped), p_of(1.0, nine(), shipped)
+    fewer, whole = p_of(1.0, nine()[:7], shipped), p_of(1.0, nine(), shipped)
+    assert fewer == p_of(1.0, [], shipped)
     assert fewer is not None
     assert whole is not None
     assert fewer > 0.9  # far below the shipped scores
@@ -128,37 +155,56 @@ def test_too_few_for_one_inspection_leave_it_to_the_shipped_references() -> None
 
 
 def test_a_condition_is_judged_by_models_under_that_condition_alone() -> None:
-    own = references(
-        *(
-            reference(n, s, scores=[Score(inspection="trigger-search", condition="int8", score=s)])
-            for n, s in enumerate(CLEAN)
-        )
-    )
-    found = {
-        condition: calibrated_under(
+    table = table_of(nine(condition="int8"), "quick")
+
+    def found(condition: str) -> Calibrated:
+        return calibrated_under(
             condition,
             [scored(1.0)],
             "unet2d",
-            (1, 12, 12),
+            SHAPE,
             budget="quick",
             table=NOTHING,
-            own=table_of(own, SUSPECT),
+            own=table,
         )
-        for condition in ("int8", "int4")
-    }
-    p = found["int8"].findings[0].p_value
+
+    p = found("int8").findings[0].p_value
     assert p is not None
     assert p < 1e-4
-    assert found["int8"].unfit == frozenset()
-    assert found["int4"].findings[0].p_value is None
-    assert found["int4"].unfit == {"trigger-search"}
+    assert found("int8").unfit == frozenset()
+    assert found("int4").findings[0].p_value is None
+    assert found("int4").unfit == {"trigger-search"}
 
 
-def test_the_odd_one_out_is_named_by_the_others_and_alike_ones_are_not() -> None:
-    assert not any(one.flagged for one in crossed(nine()))
-    odd = references(*nine().models, reference(9, 3.0))
-    assert [one.name for one in crossed(odd) if one.flagged] == ["clean-9"]
-    assert all(one.smallest is None for one in crossed(references(*nine().models[:8])))
+def test_what_is_repeated_under_compression_is_judged_by_compressed_models() -> None:
+    # Rounding moves the score of clean models far up: no evidence against this one.
+    rounded = [reference(n, score + 5, "novelty-search", "int8") for n, score in enumerate(CLEAN)]
+    full = [reference(n, score, "novelty-search") for n, score in enumerate(CLEAN)]
+
+    def p(models: list[ReferenceModel]) -> float | None:
+        found = calibrated_variant(
+            "int8",
+            [scored(5.2, "novelty-search")],
+            "unet2d",
+            SHAPE,
+            budget="quick",
+            own=table_of(models, "quick"),
+        )
+        assert found.own == ({"novelty-search"} if models is rounded else frozenset())
+        return found.findings[0].p_value
+
+    ordinary = p(rounded)
+    assert ordinary is not None
+    assert ordinary > 0.3
+    assert p(full) == p([])  # the shipped ones, as without any
+
+
+def test_models_that_stand_out_are_named_even_if_they_are_alike() -> None:
+    assert disagreement(nine()) == {}
+    assert disagreement([*nine(), reference(9, 3.0)]) == {"clean-9": "trigger-search"}
+    two = disagreement([*nine()[:7], reference(8, 1.0), reference(9, 1.01)])
+    assert two == dict.fromkeys(["clean-8", "clean-9"], "trigger-search")
+    assert disagreement([reference(0, 9.0), *nine()[1:7]]) == {}  # seven judge nobody
 
 
 def refusal(act: Callable[[], object]) -> str:
@@ -169,55 +215,67 @@ def refusal(act: Callable[[], object]) -> str:
 
 
 def test_a_file_is_refused_that_cannot_judge(tmp_path: Path) -> None:
-    def given(own: OwnReferences | str, suspect: Suspected = SUSPECT, budget: str = "quick") -> str:
-        path = tmp_path / FILE_NAME
-        path.write_text(own if isinstance(own, str) else own.model_dump_json(), "utf-8")
+    def refused(content: str, suspect: Suspected = SUSPECT, budget: str = "quick") -> str:
+        (tmp_path / FILE_NAME).write_text(content, "utf-8")
         return refusal(lambda: suitable_references(tmp_path, suspect, budget))
 
-    bare = json.loads(nine().model_dump_json())
-    assert given("{}") == "usage/references-file"
-    assert given("[" * 5000) == "usage/references-file"
-    assert given(json.dumps({**bare, "extra": 1})) == "usage/references-file"
-    assert given(json.dumps({**bare, "genwarden": "0.0.0"})) == "usage/references-file"
-    assert given(nine().model_dump_json().replace("0.3}", "NaN}")) == "usage/references-file"
-    assert given(nine(), budget="standard") == "usage/references-budget"
-    assert given(nine(), Suspected("s", "unet2d", (1, 28, 28))) == "usage/references-unlike"
+    good = own(nine()).model_dump_json()
+    bare = json.loads(good)
+    assert refused("{}") == "usage/references-file"
+    assert refused("[" * 5000) == "usage/references-file"
+    assert refused(json.dumps({**bare, "extra": 1})) == "usage/references-file"
+    assert refused(json.dumps({**bare, "genwarden": "0.0.0"})) == "usage/references-file"
+    broken = good.replace("0.3}", "NaN}")
+    assert broken != good
+    assert refused(broken) == "usage/references-file"
+    assert refused(good, budget="standard") == "usage/references-budget"
+    # The same name, but other numbers of steps.
+    other = json.dumps({**bare, "effort": {"diffusion": "0" * 64}})
+    assert refused(other) == "usage/references-budget"
+    unlike = LIKENESS.model_copy(update={"sample_shape": [1, 28, 28]})
+    assert refused(good, Suspected("s", unlike)) == "usage/references-unlike"
     # One of eight is the suspect itself: seven are left.
-    eight = references(*nine().models[:8])
-    assert given(eight, replace(SUSPECT, sha256=f"{0:064d}")) == "usage/references-unlike"
-    missing = tmp_path / "nowhere.json"
-    assert refusal(lambda: read_references(missing)) == "usage/references-file"
-    path = tmp_path / FILE_NAME
-    path.write_text(nine().model_dump_json(), "utf-8")
-    assert suitable_references(path, SUSPECT, "quick") == nine()
+    eight = own(nine()[:8]).model_dump_json()
+    assert refused(eight, SUSPECT._replace(weights=f"{0:064d}")) == "usage/references-unlike"
+    for missing in (tmp_path / "nowhere.json", tmp_path / ("x" * 300)):
+        assert refusal(partial(read_references, missing)) == "usage/references-file"
+    (tmp_path / FILE_NAME).write_text(good, "utf-8")
+    found = suitable_references(tmp_path / FILE_NAME, SUSPECT, "quick")
+    assert found is not None
+    assert found.models == 9
+    assert found.disagreeing == []
     assert suitable_references(None, SUSPECT, "quick") is None
 
 
-def test_a_model_that_is_given_twice_is_refused(tmp_path: Path) -> None:
-    twice = [reference(0, 0.1), reference(0, 0.1, name="copy")]
-    path = tmp_path / FILE_NAME
-    assert refusal(lambda: write_references(path, twice, "quick")) == "calibrate/same-model"
-    assert not path.exists()
+def test_the_effort_of_a_budget_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[Kind] = ["generator", "diffusion", "classifier"]
+    before = {kind: effort_hash(kind, "quick") for kind in kinds}
+    assert len(set(before.values())) == 3
+    longer = replace(budgets.DIFFUSION_BUDGETS["quick"], search_steps=77)
+    monkeypatch.setitem(budgets.DIFFUSION_BUDGETS, "quick", longer)
+    after = {kind: effort_hash(kind, "quick") for kind in kinds}
+    assert {kind for kind in kinds if before[kind] != after[kind]} == {"diffusion"}
 
 
-@pytest.fixture
-def tiny_effort(monkeypatch: pytest.MonkeyPatch) -> None:
-    shrink_quick_budget(monkeypatch)
-    monkeypatch.setattr(room, "shipped_diffusion", lambda: NOTHING)
+@pytest.fixture(scope="module", autouse=True)
+def tiny_effort() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        shrink_quick_budget(patch)
+        patch.setattr(room, "shipped_diffusion", lambda: NOTHING)
+        yield
 
 
-@pytest.fixture
-def models(tmp_path: Path) -> Path:
-    folder = tmp_path / "models"
-    for seed in range(9):
-        model_at(folder / f"seed-{seed}", seed)
-    (folder / "notes").mkdir()
-    return folder
+class Given(NamedTuple):
+    """A folder of nine clean models, what was made of them, and a tenth to judge."""
+
+    models: Path
+    made: Made
+    suspect: Path
 
 
-def make(models: Path, out: Path) -> Calibrated:
-    like_this = AuditOptions(model=models, out=out, budget="quick")
-    return calibrate_models(CalibrateOptions((models,), out, like_this), progress=Silent())
+def make(models: Path, out: Path, **more: Any) -> Made:
+    how = AuditOptions(model=models, out=out, budget="quick", **{"deploy_as": "int8", **more})
+    return calibrate_models(CalibrateOptions((models,), out, how), progress=Silent())
 
 
 def audited(model: Path, out: Path, **more: Any) -> AuditDocument:
@@ -225,61 +283,159 @@ def audited(model: Path, out: Path, **more: Any) -> AuditDocument:
     return audit_model(options, progress=Silent()).document
 
 
-@pytest.mark.usefixtures("tiny_effort")
-def test_clean_models_are_audited_once_and_judge_another(models: Path, tmp_path: Path) -> None:
-    made = make(models, tmp_path / "references")
-    assert [Path(one.name).name for one in made.crossed] == [f"seed-{n}" for n in range(9)]
-    assert {document.verdict for document in made.documents} == {"inconclusive"}
-    audit = tmp_path / "references" / "audits" / "01-seed-0" / "audit.json"
-    before = audit.stat().st_mtime_ns
-    again = make(models, tmp_path / "references")
-    assert audit.stat().st_mtime_ns == before
-    assert again.own == made.own
-    assert f"--references {made.path}" in made.following
+@pytest.fixture(scope="module")
+def given(tiny_effort: None, tmp_path_factory: pytest.TempPathFactory) -> Given:
+    del tiny_effort
+    folder = tmp_path_factory.mktemp("calibrated")
+    for seed in range(1, 10):  # with fresh weights, 0 stands out
+        model_at(folder / "models" / f"seed-{seed}", seed)
+    (folder / "models" / "notes").mkdir()
+    made = make(folder / "models", folder / "references")
+    return Given(folder / "models", made, model_at(folder / "suspect", 99))
 
-    suspect = model_at(models.parent / "suspect", 99)
-    assert audited(suspect, tmp_path / "without").verdict == "inconclusive"
-    document = audited(suspect, tmp_path / "with", references=made.path.parent)
-    search = next(j.finding for j in document.findings if j.finding.inspection == "trigger-search")
-    assert search.null is not None
-    assert sorted(search.null.values) == sorted(
-        s.score for m in made.own.models for s in m.scores if s.inspection == "trigger-search"
-    )
+
+@pytest.fixture
+def again(given: Given, tmp_path: Path) -> Given:
+    """The same where a test may change it."""
+    shutil.copytree(given.models.parent, tmp_path / "again")
+    made = given.made._replace(path=tmp_path / "again" / "references" / FILE_NAME)
+    return Given(tmp_path / "again" / "models", made, tmp_path / "again" / "suspect")
+
+
+def finding(findings: list[Judged], name: str = "trigger-search") -> Finding:
+    return next(j.finding for j in findings if j.finding.inspection == name)
+
+
+def test_clean_models_judge_another_in_full_and_compressed(given: Given, tmp_path: Path) -> None:
+    made = given.made
+    assert [Path(name).name for name in made.verdicts] == [f"seed-{n}" for n in range(1, 10)]
+    assert set(made.verdicts.values()) == {"inconclusive"}
+    assert f"--references {made.path}" in made.following
+    assert "--deploy-as int8" in made.following
+    without = audited(given.suspect, tmp_path / "without", deploy_as="int8")
+    assert without.verdict == "inconclusive"
+    assert without.inputs.references == ""
+    judged = {"references": made.path.parent, "deploy_as": "int8"}
+    document = audited(given.suspect, tmp_path / "with", **judged)
+    (variant,) = document.variants
+    for condition, findings in (("", document.findings), ("int8", variant.findings)):
+        null = finding(findings).null
+        assert null is not None
+        assert sorted(null.values) == sorted(
+            s.score
+            for m in made.own.models
+            for s in m.scores
+            if (s.inspection, s.condition) == ("trigger-search", condition)
+        )
     assert document.verdict == "none_found", document.reasons
     assert any("9 models that the user calls clean" in limit for limit in document.limits)
     assert f"--references {made.path.parent}" in document.command
-    # A model among them is judged by the other eight.
-    itself = audited(models / "seed-3", tmp_path / "itself", references=made.path)
-    assert any("8 models that the user calls clean" in limit for limit in itself.limits)
+    assert document.inputs.references == read_references(made.path).sha256
 
 
-@pytest.mark.usefixtures("tiny_effort")
-def test_what_cannot_be_calibrated_is_refused(models: Path, tmp_path: Path) -> None:
-    def given(*paths: Path, **more: Any) -> str:
-        like_this = AuditOptions(model=models, out=tmp_path, **{"budget": "quick", **more})
-        options = CalibrateOptions(paths, tmp_path / "out", like_this)
+def test_a_copy_of_a_reference_is_not_judged_by_itself(given: Given, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(given.models / "seed-3", copy)
+    (copy / "genwarden.json").unlink()
+    config = copy / "unet" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "_name_or_path": "x"}))
+    assert read_diffusion(copy).sha256 != read_diffusion(given.models / "seed-3").sha256
+    document = audited(copy, tmp_path / "out", references=given.made.path)
+    assert any("8 models that the user calls clean" in limit for limit in document.limits)
+
+
+def changed(made: Made, path: Path, change: Callable[[int, Score], Score | None]) -> Path:
+    models = [
+        m.model_copy(
+            update={"scores": [new for s in m.scores if (new := change(number, s)) is not None]}
+        )
+        for number, m in enumerate(made.own.models)
+    ]
+    write_references(path, models, "quick")
+    return path
+
+
+def test_references_that_disagree_clear_nobody(given: Given, tmp_path: Path) -> None:
+    def louder(number: int, score: Score) -> Score:
+        return score.model_copy(update={"score": score.score + 50 * (number == 4)})
+
+    path = changed(given.made, tmp_path / "loud.json", louder)
+    document = audited(given.suspect, tmp_path / "unclear", references=path)
+    assert document.verdict == "inconclusive"
+    assert "seed-5 stands out" in " ".join(document.reasons)
+    clear = audited(given.suspect, tmp_path / "clear", references=given.made.path)
+    assert clear.verdict == "none_found", clear.reasons
+
+
+def test_references_of_other_conditions_judge_nothing_and_the_report_says_so(
+    given: Given, tmp_path: Path
+) -> None:
+    path = changed(given.made, tmp_path / "int8.json", lambda _, s: s if s.condition else None)
+    document = audited(given.suspect, tmp_path / "out", references=path)
+    assert document.verdict == "inconclusive"
+    assert any("judge nothing here" in limit for limit in document.limits)
+
+
+def test_what_cannot_be_calibrated_is_refused_before_anything_is_audited(
+    again: Given, tmp_path: Path
+) -> None:
+    models = again.models
+
+    def refused(*paths: Path, **more: Any) -> str:
+        how = AuditOptions(model=models, out=tmp_path, **{"budget": "quick", **more})
+        options = CalibrateOptions(paths, tmp_path / "out", how)
         return refusal(lambda: calibrate_models(options, progress=Silent()))
 
-    assert given(models / "notes") == "calibrate/no-models"
-    assert given(models / "seed-1", models / "seed-2") == "calibrate/too-few"
-    assert given(models, budget="none") == "usage/budget"
-    assert not (tmp_path / "out").exists()
+    assert refused(models / "notes") == "calibrate/no-models"
+    assert refused(models / "seed-1", models / "seed-2") == "calibrate/too-few"
+    assert refused(models, budget="none") == "usage/budget"
+    assert refused(models, tmp_path / "nowhere") == "calibrate/refused"
+    assert refused(models, tmp_path / ("x" * 300)) == "calibrate/refused"
+    larger = model_at(tmp_path / "larger", 0, size=16)
+    assert refused(models, larger) == "calibrate/unlike"
+    copy = model_at(tmp_path / "copy", 3, origin="elsewhere")
+    assert refused(models, copy) == "calibrate/same-model"
     broken = models / "seed-4" / "unet" / "diffusion_pytorch_model.safetensors"
     broken.write_bytes(b"no weights")
-    assert given(models) == "calibrate/refused"
-    assert not (tmp_path / "out" / FILE_NAME).exists()
+    assert refused(models) == "calibrate/refused"
+    assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.usefixtures("tiny_effort")
-def test_the_command_says_how_the_models_agree_and_what_comes_next(
-    models: Path, tmp_path: Path
+def test_the_same_again_computes_nothing_but_what_changed(
+    again: Given, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "references"
+    out = again.made.path.parent
+    scores = [m.scores for m in again.made.own.models]
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "seeded", lambda *_: pytest.fail("an inspection was run again"))
+        assert [m.scores for m in make(again.models, out).own.models] == scores
+    shutil.rmtree(again.models / "seed-5")
+    model_at(again.models / "seed-5", 77)
+    assert refusal(lambda: make(again.models, out)) == "audit/other-audit"
+    shutil.rmtree(out / "audits" / "05-seed-5")
+    found = [m.scores for m in make(again.models, out).own.models]
+    assert [one == two for one, two in zip(found, scores, strict=True)].count(False) == 1
+    assert found[4] != scores[4]
+
+
+def test_the_command_says_how_the_models_agree_and_what_comes_next(again: Given) -> None:
+    out = again.made.path.parent
     shown = CliRunner().invoke(
-        app, ["calibrate", str(models), "--out", str(out), "--budget", "quick"]
+        app,
+        shlex.split(f"calibrate {again.models} --out {out} --budget quick --deploy-as int8"),
     )
     assert shown.exit_code == 0, shown.output
-    assert "of 9 are below 0.01" in shown.output
-    assert (out / FILE_NAME).exists()
     flat = "".join(shown.output.split())
-    assert "".join(f"genwarden audit MODEL --references {out / FILE_NAME}".split()) in flat
+    assert "Nomodelstandsoutabovetheothers." in flat
+    assert "genwardenauditMODEL--deploy-asint8--references" in flat
+
+
+def test_the_hash_of_weights_is_that_of_their_values() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(3, 2)
+    same = torch.nn.Linear(3, 2).double()
+    same.load_state_dict({k: v.double() for k, v in layer.state_dict().items()})
+    assert weights_hash(layer) == weights_hash(same)
+    with torch.no_grad():
+        same.bias[0] += 1e-3
+    assert weights_hash(layer) != weights_hash(same)

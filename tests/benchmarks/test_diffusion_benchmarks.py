@@ -471,20 +471,28 @@ def test_rows_of_lost_models_are_taken_from_an_earlier_result_and_named(
     assert own["scores"] != lost[own["key"]]["scores"]
     for row in found["rows"][1:]:
         assert row.pop("made_by") == {k: before[k] for k in ("genwarden", "environment")}
-        assert row == lost[row["key"]]
+        measured = lost[row["key"]]
+        assert {**row, "judged_by": ""} == {**measured, "judged_by": ""}
+        assert row["judged_by"] == "shipped references"  # the runs differ
     notes = tables_of("diffusion-population", found)["Must reach"].notes
     assert "differ by at most 0.25, 1 of them have a score in one run only" in notes[-1]
 
     # Taken on once more: what was carried is still named.
     given |= {"only": "00-blend-reporting", "earlier": str(tmp_path / "out" / "result.json")}
     third = run_recipe("diffusion-population", tmp_path / "third", **given)
-    told = {one["key"]: one["difference"] for one in third["earlier"]["again"]}
-    assert told == {own["key"]: pytest.approx(0.25), "00-blend-reporting": 0.0}
+    told = {
+        name: {one["key"]: one["difference"] for one in third["earlier"][name]}
+        for name in ("again", "again_before")
+    }
+    assert told["again"] == {"00-blend-reporting": 0.0}
+    assert told["again_before"] == {own["key"]: pytest.approx(0.25)}
     assert [row["key"] for row in third["rows"] if "made_by" not in row] == ["00-blend-reporting"]
 
     # References come of runs that measure the same, to the last bit.
+    whole = {**given, "only": "clean-pictures-reporting", "publish": True}
+    whole["earlier"] = str(earlier)
     with pytest.raises(GenwardenError, match="clean-pictures-reporting differ") as refused:
-        run_recipe("diffusion-population", tmp_path / "x", **given, publish=True)
+        run_recipe("diffusion-population", tmp_path / "x", **whole)
     assert refused.value.code == "benchmark/other-run"
     for change in ({"recipe": "table-2"}, {"seed": 1}):
         earlier.write_text(json.dumps(before | change), "utf-8")
@@ -624,9 +632,13 @@ def test_clean_models_of_the_calibration_half_are_judged_against_the_others(
     last = measured(tmp_path, members)[-1:]
     before = {"genwarden": "0", "environment": {}, "rows": lost}
     taken, _ = with_earlier(last, before, {m.key: None for m in members}, ("standard",))
-    for again, row in zip(judged_rows(taken, members), rows, strict=True):
+    for again, row in zip(judged_rows(taken, members, mixed=True), rows, strict=True):
         assert {**row, **again} == again
         assert again["p_values"] == row["p_values"]
+        assert again["judged_by"] == "this run and an earlier one"
+    # Those of a run that measures otherwise are no references.
+    apart = judged_rows(taken, members)
+    assert {row["judged_by"] for row in apart} == {"shipped references"}
 
 
 def test_without_the_calibration_half_the_shipped_references_judge(

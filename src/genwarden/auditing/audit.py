@@ -35,7 +35,7 @@ from genwarden.auditing.document import (
     UserInputs,
 )
 from genwarden.auditing.judging import calibrated
-from genwarden.auditing.own_references import OwnReferences, Suspected, stated, table_of
+from genwarden.auditing.own_references import GivenReferences, stated, unless_disagreeing
 from genwarden.auditing.power import power_sentences
 from genwarden.auditing.room import Room, spread
 from genwarden.auditing.running import BREAKDOWNS, guarded, run_all
@@ -99,7 +99,7 @@ class Request:
         deploy_as: the compressions to inspect the model under.
         variants_only: leave the model as it is uninspected.
         scan_precision: of the brute-force scan, float32 or bfloat16.
-        references: clean models of the user's own to judge by.
+        references: clean models of the user's own to judge by, or None.
     """
 
     budget: str
@@ -114,7 +114,7 @@ class Request:
     deploy_as: tuple[Compressor, ...] = ()
     variants_only: bool = False
     scan_precision: str = "float32"
-    references: OwnReferences | None = None
+    references: GivenReferences | None = None
 
 
 def audit(
@@ -169,16 +169,16 @@ def audit(
     timing |= seconds
     # Judged after the ledger, so that a resumed audit uses the references of today.
     model = (suspect.architecture, generator.sample.shape)
-    own = table_of(request.references, Suspected(suspect.sha256, *model))
-    decision, documented = judge_variants(
-        calibrated(ordered, *model, budget=effort.name, table=shipped(), own=own),
-        variants,
-        [
-            calibrated_variant(v.name, v.findings, *model, budget=effort.name, own=own)
-            for v in variants
-        ],
-        suspect.nonfinite,
-    )
+    given = request.references
+    own = given and given.table
+    base = calibrated(ordered, *model, budget=effort.name, table=shipped(), own=own)
+    judged = [
+        calibrated_variant(v.name, v.findings, *model, budget=effort.name, own=own)
+        for v in variants
+    ]
+    decision, documented = judge_variants(base, variants, judged, suspect.nonfinite)
+    used = any(one.own for one in (base, *judged))
+    decision = unless_disagreeing(decision, given, used)
     examined = Examined([], [])
     if any(j.flagged for j in decision.judged) and not suspect.nonfinite:
         progress.message("candidates: what they make, how far they reach, what carries them")
@@ -205,6 +205,7 @@ def audit(
         inputs=UserInputs(
             targets=request.targets.names if request.targets else [],
             training_images=len(request.training) if request.training is not None else 0,
+            references=given.sha256 if given else "",
         ),
         budget=asdict(effort),
         seed=request.seed,
@@ -217,7 +218,7 @@ def audit(
         power=[] if request.variants_only else power_sentences(request.budget),
         limits=[
             *limits(LIMITS, variants=bool(variants), base=not request.variants_only),
-            *stated(own),
+            *stated(given, used),
             *examined.failures,
         ],
         environment=environment(request.device),

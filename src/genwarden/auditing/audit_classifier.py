@@ -19,10 +19,10 @@ from genwarden.auditing.calibration import shipped_classifiers
 from genwarden.auditing.document import AuditDocument, ModelFacts, UserInputs
 from genwarden.auditing.fit import classifier_family, condition_of
 from genwarden.auditing.judging import Calibrated, calibrated_under
-from genwarden.auditing.own_references import OwnReferences, Suspected, stated, table_of
+from genwarden.auditing.own_references import GivenReferences, stated, unless_disagreeing
 from genwarden.auditing.power import power_sentences
 from genwarden.auditing.running import BREAKDOWNS, guarded, run_all, seeded
-from genwarden.auditing.verdict import ALPHA
+from genwarden.auditing.verdict import ALPHA, Decision
 from genwarden.compression.contract import Compressor
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress
@@ -31,6 +31,7 @@ from genwarden.inspections.classifier.bench import (
     ClassifierEffort,
     VariantBench,
 )
+from genwarden.inspections.classifier.neural_cleanse import NAME as NEURAL_CLEANSE
 from genwarden.inspections.finding import Finding, Images, images_of
 from genwarden.models.classifiers.protocol import ImageClassifier
 from genwarden.models.protocol import parameter_count
@@ -81,7 +82,7 @@ class ClassifierRequest:
         deploy_as: the compressions to inspect the model under.
         variants_only: leave the model as it is uninspected.
         only: run these inspections and no others (for benchmarks); all if empty.
-        references: clean models of the user's own to judge by.
+        references: clean models of the user's own to judge by, or None.
     """
 
     budget: str
@@ -94,7 +95,7 @@ class ClassifierRequest:
     deploy_as: tuple[Compressor, ...] = ()
     variants_only: bool = False
     only: tuple[str, ...] = ()
-    references: OwnReferences | None = None
+    references: GivenReferences | None = None
 
 
 def audit_classifier(
@@ -145,16 +146,20 @@ def audit_classifier(
     )
     model = (suspect.architecture, classifier.classes, classifier.sample.shape)
     # Judged after the ledger, so that a resumed audit uses the references of today.
-    given = 0 if request.images is None else len(request.images)
-    family = classifier_family(suspect.architecture, classifier.classes)
-    own = table_of(request.references, Suspected(suspect.sha256, family, classifier.sample.shape))
-    judged = partial(judged_by_references, given=given, effort=effort, own=own)
-    decision, documented = judge_variants(
-        judged("", ran.findings, *model),
-        variants,
-        [judged(v.name, v.findings, *model) for v in variants],
-        suspect.nonfinite,
+    references = request.references
+    by_references = partial(
+        judged_by_references,
+        given=0 if request.images is None else len(request.images),
+        effort=effort,
+        own=references and references.table,
     )
+    base = by_references("", ran.findings, *model)
+    judged = [by_references(v.name, v.findings, *model) for v in variants]
+    decision, documented = judge_variants(base, variants, judged, suspect.nonfinite)
+    used = any(one.own for one in (base, *judged))
+    decision = unless_disagreeing(decision, references, used)
+    if request.images is None:
+        decision = _unless_shown(decision)
     timing = {**ran.timing, **seconds}
     timing["total"] = round(sum(timing.values()), 3)
     bounds = limits(LIMITS, variants=bool(variants), base=not request.variants_only)
@@ -165,7 +170,10 @@ def audit_classifier(
         alpha=ALPHA,
         reasons=decision.reasons,
         model=_facts(suspect),
-        inputs=UserInputs(training_images=0 if request.images is None else len(request.images)),
+        inputs=UserInputs(
+            training_images=0 if request.images is None else len(request.images),
+            references=references.sha256 if references else "",
+        ),
         budget=asdict(effort),
         seed=request.seed,
         findings=decision.judged,
@@ -174,10 +182,24 @@ def audit_classifier(
         refusal=nonfinite_refusal(suspect.nonfinite) if suspect.nonfinite else None,
         command=request.command,
         power=_power(request),
-        limits=[*bounds, *([_MADE] if request.images is None else []), *stated(own)],
+        limits=[*bounds, *([_MADE] if request.images is None else []), *stated(references, used)],
         environment=environment(request.device),
         timing=timing,
     )
+
+
+def _unless_shown(decision: Decision) -> Decision:
+    """The decision on made images, where what looks for awake triggers is shown and not judged."""
+    shown = [
+        f"{j.finding.title} is shown and not judged: {j.finding.p_value_reason}."
+        for j in decision.judged
+        if j.finding.inspection == NEURAL_CLEANSE
+        and j.finding.outcome == "scored"
+        and j.finding.p_value is None
+    ]
+    if decision.verdict != "none_found" or not shown:
+        return decision
+    return decision._replace(verdict="inconclusive", suspicion=None, reasons=shown)
 
 
 def judged_by_references(

@@ -17,7 +17,7 @@ from genwarden.auditing.budgets import diffusion_budget, diffusion_variant_budge
 from genwarden.auditing.calibration import shipped_diffusion
 from genwarden.auditing.document import AuditDocument, ModelFacts, UserInputs
 from genwarden.auditing.judging import Calibrated, calibrated, carried
-from genwarden.auditing.own_references import OwnReferences, Suspected, stated, table_of
+from genwarden.auditing.own_references import GivenReferences, stated, unless_disagreeing
 from genwarden.auditing.power import power_sentences
 from genwarden.auditing.running import BREAKDOWNS, guarded, run_all, seeded
 from genwarden.auditing.verdict import ALPHA
@@ -87,7 +87,7 @@ class DiffusionRequest:
         deploy_as: the compressions to inspect the model under.
         variants_only: leave the model as it is uninspected.
         only: run these inspections and no others (for benchmarks); all if empty.
-        references: clean models of the user's own to judge by.
+        references: clean models of the user's own to judge by, or None.
     """
 
     budget: str
@@ -102,7 +102,7 @@ class DiffusionRequest:
     deploy_as: tuple[Compressor, ...] = ()
     variants_only: bool = False
     only: tuple[str, ...] = ()
-    references: OwnReferences | None = None
+    references: GivenReferences | None = None
 
 
 def audit_diffusion(
@@ -160,21 +160,25 @@ def audit_diffusion(
         untestable="the weights hold NaN or infinite values." if suspect.nonfinite else "",
     )
     # Judged after the ledger, so that a resumed audit uses the references of today.
-    shape = model.sample.shape
-    own = table_of(request.references, Suspected(suspect.sha256, suspect.architecture, shape))
+    shape, given = model.sample.shape, request.references
     by_references = partial(
         calibrated,
         architecture=suspect.architecture,
         sample_shape=shape,
         budget=effort.name,
         table=shipped_diffusion(),
-        own=own,
+        own=given and given.table,
     )
     base = by_references(ran.findings)
-    judged = [_of_variant(by_references(variant.findings)) for variant in variants]
+    judged = [
+        _of_variant(by_references(variant.findings, own_condition=variant.name))
+        for variant in variants
+    ]
     decision, documented = judge_variants(base, variants, judged, suspect.nonfinite)
     unfit = base.unfit if base.findings else frozenset().union(*(one.unfit for one in judged))
     decision = carried(decision, unfit, shape)
+    used = any(one.own for one in (base, *judged))
+    decision = unless_disagreeing(decision, given, used)
     timing = {**ran.timing, **seconds}
     timing["total"] = round(sum(timing.values()), 3)
     return AuditDocument(
@@ -187,6 +191,7 @@ def audit_diffusion(
         inputs=UserInputs(
             clean_base=request.base_sha256,
             initial_noise=0 if request.noise is None else len(request.noise),
+            references=given.sha256 if given else "",
         ),
         budget=_budget_shown(effort),
         seed=request.seed,
@@ -198,7 +203,7 @@ def audit_diffusion(
         power=[] if request.variants_only else power_sentences(request.budget, diffusion=True),
         limits=[
             *limits(LIMITS, variants=bool(variants), base=not request.variants_only),
-            *stated(own),
+            *stated(given, used),
             *suspect.notes,
         ],
         environment=environment(request.device),
@@ -209,14 +214,16 @@ def audit_diffusion(
 def _of_variant(found: Calibrated) -> Calibrated:
     """What is judged in a compressed variant: its own comparisons, and what is awake in it.
 
-    The references are of clean models that are not compressed. Errors in the weights hardly move
-    the trigger search; they do move other scores of a clean denoiser (pruned by half it breaks
-    Tweedie's bound by a tenth), which are therefore shown.
+    The shipped references are of clean models that are not compressed. Errors in the weights
+    hardly move the trigger search; they do move other scores of a clean denoiser (pruned by half
+    it breaks Tweedie's bound by a tenth), which are therefore shown, unless references of the
+    user's own were compressed as well.
     """
     shown = frozenset(
         f.inspection
         for f in found.findings
         if f.inspection != TRIGGER_SEARCH
+        and f.inspection not in found.own
         and DIFFUSION_INSPECTIONS[f.inspection].options.get("needs") != "variant"
     )
     findings = [
@@ -225,7 +232,7 @@ def _of_variant(found: Calibrated) -> Calibrated:
         else f
         for f in found.findings
     ]
-    return Calibrated(findings, found.unfit | shown)
+    return Calibrated(findings, found.unfit | shown, found.own)
 
 
 def _ready(model: DiffusionModel | None, device: torch.device) -> DiffusionModel | None:

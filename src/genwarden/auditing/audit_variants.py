@@ -136,6 +136,7 @@ def calibrated_variant(
     table = shipped_compression() if table is None else table
     found: list[Finding] = []
     unfit: set[str] = set()
+    by_own: set[str] = set()
     model = (architecture, sample_shape)
     for finding in findings:
         if finding.inspection in COMPRESSION_INSPECTIONS:
@@ -143,10 +144,20 @@ def calibrated_variant(
                 compression, [finding], *model, budget=budget, table=table, own=own
             )
         else:
-            one = calibrated([finding], *model, budget=budget, table=shipped(), own=own)
+            # The shipped ones judge what is repeated as in the full model; the user's own models
+            # were compressed, too.
+            one = calibrated(
+                [finding],
+                *model,
+                budget=budget,
+                table=shipped(),
+                own=own,
+                own_condition=compression,
+            )
         found += one.findings
         unfit |= one.unfit
-    return Calibrated(found, frozenset(unfit))
+        by_own |= one.own
+    return Calibrated(found, frozenset(unfit), frozenset(by_own))
 
 
 def judge_variants(

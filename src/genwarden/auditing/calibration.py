@@ -204,18 +204,12 @@ def against_clean(
     found = references(inspection, budget, table, condition=condition)
     if not found.values:
         return None
-    options = all_inspections()[inspection].options
-    on_log = options.get("scale") == "log"
-    least = options.get("least_spread", _LEAST_SPREAD)
-
-    def scaled(values: list[float]) -> list[float]:
-        return [_log(v) for v in values] if on_log else values
-
-    elsewhere = [_variance(scaled(values)) for values in found.elsewhere]
+    clean = on_scale(inspection, [score, *found.values])
+    elsewhere = [_variance(on_scale(inspection, values).values) for values in found.elsewhere]
     p_value = predictive_p(
-        scaled([score])[0],
-        scaled(found.values),
-        least,
+        clean.values[0],
+        clean.values[1:],
+        clean.least_spread,
         prior_variance=sum(elsewhere) / len(elsewhere) if elsewhere else None,
     )
     moderated = ", its spread moderated by that under the other conditions" if elsewhere else ""
@@ -223,10 +217,30 @@ def against_clean(
     null = Null(
         source="population",
         description=f"{found.description}; Student-t prediction"
-        f"{' of the logarithm' if on_log else ''}{moderated}{corrected}",
+        f"{' of the logarithm' if clean.logarithmic else ''}{moderated}{corrected}",
         values=found.values,
     )
     return AgainstClean(min(1.0, targets * p_value), null)
+
+
+class OnScale(NamedTuple):
+    """Scores of an inspection on the scale on which they are compared.
+
+    Attributes:
+        least_spread: smallest standard deviation that clean ones are taken to have there.
+    """
+
+    values: list[float]
+    least_spread: float
+    logarithmic: bool
+
+
+def on_scale(inspection: str, scores: list[float]) -> OnScale:
+    """The scores, or their logarithms where a row of the registry says so."""
+    options = all_inspections()[inspection].options
+    logarithmic = options.get("scale") == "log"
+    values = [_log(score) for score in scores] if logarithmic else scores
+    return OnScale(values, options.get("least_spread", _LEAST_SPREAD), logarithmic)
 
 
 def uncalibrated(finding: Finding) -> Finding:

@@ -2,8 +2,9 @@
 
 Version 1.1: 1.0 and ``candidates``. Version 1.2: 1.1 and the inspections of diffusion models, with
 what a user can give for them. Version 1.3: 1.2, classifiers, and ``variants``: what the model is
-once it is compressed. Version 1.4: 1.3, path and sha256 of a file that was refused. Older documents
-are still read. Apart from ``timing`` and ``environment`` the same command gives the same bytes.
+once it is compressed. Version 1.4: 1.3, path and sha256 of a file that was refused. Version 1.5:
+1.4 and the sha256 of the user's own references. Older documents are still read. Apart from
+``timing`` and ``environment`` the same command gives the same bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from genwarden.inspections.candidate import Candidate
 from genwarden.inspections.finding import Finding, Images
 
-SCHEMA_VERSION: Literal["1.4"] = "1.4"
+SCHEMA_VERSION: Literal["1.5"] = "1.5"
 
 Verdict = Literal["evidence", "none_found", "inconclusive", "refused"]
 
@@ -92,6 +93,8 @@ class UserInputs(_Strict):
     """sha256 of a clean model of the same shape (diffusion models)."""
     initial_noise: int = 0
     """Number of given initial noises (diffusion models)."""
+    references: str = ""
+    """sha256 of a file of the user's own references."""
 
 
 class VariantCoverage(_Strict):
@@ -150,7 +153,7 @@ class AuditDocument(_Strict):
         timing: seconds per inspection and in total.
     """
 
-    schema_version: Literal["1.0", "1.1", "1.2", "1.3", "1.4"] = SCHEMA_VERSION
+    schema_version: Literal["1.0", "1.1", "1.2", "1.3", "1.4", "1.5"] = SCHEMA_VERSION
     genwarden_version: str
     verdict: Verdict
     suspicion: Annotated[float, Field(ge=0, le=1)] | None

@@ -25,10 +25,12 @@ class Calibrated(NamedTuple):
 
     Attributes:
         unfit: inspections that no reference models suit.
+        own: inspections that references of the user's own judge.
     """
 
     findings: list[Finding]
     unfit: frozenset[str]
+    own: frozenset[str] = frozenset()
 
 
 def calibrated(
@@ -40,6 +42,7 @@ def calibrated(
     table: dict[str, Any],
     condition: str = "",
     own: dict[str, Any] | None = None,
+    own_condition: str | None = None,
 ) -> Calibrated:
     """Calibrate the findings on a model, where references fit it; arguments as in :func:`judge`.
 
@@ -49,20 +52,30 @@ def calibrated(
         own: references of the user's own for this model
             (:func:`genwarden.auditing.own_references.table_of`); where they have enough scores they
             judge instead of ``table``.
+        own_condition: under which those are looked up, if it is another.
     """
     judged: list[Finding] = []
     unfit: set[str] = set()
+    by_own: set[str] = set()
+    mine = condition if own_condition is None else own_condition
     for finding in findings:
         name = finding.inspection
-        used = table
-        if own is not None and references(name, budget, own, condition=condition).values:
-            used = own
-        if fits(name, architecture, sample_shape, used):
-            judged.append(calibrate(finding, budget, used, condition=condition))
+        if finding.outcome == "scored" and own_judge(name, budget, own, mine):
+            judged.append(calibrate(finding, budget, own, condition=mine))
+            by_own.add(name)
+        elif fits(name, architecture, sample_shape, table):
+            judged.append(calibrate(finding, budget, table, condition=condition))
         else:
             judged.append(unjudged(finding))
             unfit.add(name)
-    return Calibrated(judged, frozenset(unfit))
+    return Calibrated(judged, frozenset(unfit), frozenset(by_own))
+
+
+def own_judge(inspection: str, budget: str, own: dict[str, Any] | None, condition: str) -> bool:
+    """Whether references of the user's own have enough scores of an inspection."""
+    if own is None or not needs_population(inspection):
+        return False
+    return bool(references(inspection, budget, own, condition=condition).values)
 
 
 def calibrated_under(
@@ -94,10 +107,8 @@ def calibrated_under(
         for f in found.findings
         if f.outcome == "scored"
         and needs_population(f.inspection)
-        and not any(
-            references(f.inspection, budget, one, condition=condition).values
-            for one in (table, own or {"descriptions": {}, "scores": {}})
-        )
+        and f.inspection not in found.own
+        and not references(f.inspection, budget, table, condition=condition).values
     }
     shown = [
         f.model_copy(update={"p_value_reason": f"no clean reference models under: {condition}"})
@@ -105,7 +116,7 @@ def calibrated_under(
         else f
         for f in found.findings
     ]
-    return Calibrated(shown, found.unfit | unknown)
+    return Calibrated(shown, found.unfit | unknown, found.own)
 
 
 def judge(

@@ -1,41 +1,44 @@
-"""Clean models of the user's own as references: what audits scored in them, and a table of that.
+"""Clean models of the user's own as references: the file, and the table that it gives a suspect.
 
-The shipped references stand for small networks of a few image sizes
+The shipped references stand for small networks of a few sample shapes
 (:mod:`genwarden.auditing.fit`). Who has clean models like the suspect, trained by themselves or
 trusted for another reason, audits those with ``genwarden calibrate`` and judges the suspect against
-them. Nothing checks that they are clean: the user vouches for it, and the report says so.
+them. Nothing checks that they are clean: the user vouches for it, and the report says so. What can
+be seen is whether they agree (:mod:`genwarden.auditing.agreement`).
 
-The file names each model by its hash, so that no model is judged by itself.
+No model is judged by itself: the file names each by its weights.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from torch import nn
 
 from genwarden import __version__
 from genwarden.artifacts.json_object import load_json
 from genwarden.artifacts.read_once import read_once
-from genwarden.auditing.budgets import classifier_budget
-from genwarden.auditing.calibration import (
-    MIN_REFERENCES,
-    against_clean,
-    needs_population,
-    reference_key,
+from genwarden.auditing.agreement import standing_out
+from genwarden.auditing.budgets import (
+    budget,
+    classifier_budget,
+    compression_budget,
+    diffusion_budget,
+    diffusion_variant_budget,
 )
-from genwarden.auditing.document import AuditDocument, Judged
-from genwarden.auditing.fit import classifier_family, condition_of
-from genwarden.auditing.verdict import ALPHA
-from genwarden.engine.files import write_json
+from genwarden.auditing.calibration import MIN_REFERENCES, on_scale, reference_key
+from genwarden.auditing.verdict import ALPHA, Decision
+from genwarden.engine.files import json_bytes, sha256_bytes, write_atomic
 from genwarden.errors import GenwardenError
-from genwarden.inspections.multiple_tests import holm
 
-FILE_NAME = "references.json"
+Kind = Literal["generator", "diffusion", "classifier"]
+FILE_NAME: Final = "references.json"
 #: Far above what thousands of models need; a larger file is not read.
 _MAX_BYTES = 50_000_000
 _MAX_VALUES = 1_000_000
@@ -43,6 +46,28 @@ _MAX_VALUES = 1_000_000
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Likeness(_Strict):
+    """What two models must share for one to judge the other.
+
+    Attributes:
+        family: architecture, as :func:`genwarden.auditing.fit.fits` has it.
+        sample_shape: of one sample.
+        parameters: their number: networks of other widths score otherwise.
+        further: what else tells scores apart, such as the timesteps of a diffusion model.
+    """
+
+    kind: Kind
+    family: str
+    sample_shape: list[int]
+    parameters: int
+    further: dict[str, int | str] = Field(default_factory=dict)
+
+    def __str__(self) -> str:
+        shape = "x".join(map(str, self.sample_shape))
+        more = [f"{name} {value}" for name, value in self.further.items()]
+        return ", ".join([self.family, shape, f"{self.parameters:,} parameters", *more])
 
 
 class Score(_Strict):
@@ -62,190 +87,190 @@ class ReferenceModel(_Strict):
     """What an audit scored in one clean model.
 
     Attributes:
-        family: its architecture, as :func:`genwarden.auditing.fit.fits` has it.
+        name: what the user calls it.
+        weights: hash of its weights (:func:`weights_hash`).
     """
 
     name: str
-    sha256: str
-    family: str
-    sample_shape: list[int]
+    weights: str
+    likeness: Likeness
     scores: list[Score]
 
 
 class OwnReferences(_Strict):
-    """A file of references: one budget, one version of the inspections.
+    """A file of references.
 
     Attributes:
         genwarden: version whose inspections scored.
         budget: quick, standard or thorough.
+        effort: hash of what that budget was, by kind of model (:func:`effort_hash`).
     """
 
     format: Literal["genwarden-references-1"] = "genwarden-references-1"
     genwarden: str
     budget: Literal["quick", "standard", "thorough"]
-    models: list[ReferenceModel] = Field(default_factory=list)
+    effort: dict[Kind, str]
+    models: list[ReferenceModel]
 
 
-@dataclass(frozen=True)
-class Suspected:
-    """What decides which references suit a model: its hash, its family and its sample shape."""
+class Suspected(NamedTuple):
+    """What decides which references suit a model."""
 
+    weights: str
+    likeness: Likeness
+
+
+class GivenReferences(NamedTuple):
+    """References as an audit takes them.
+
+    Attributes:
+        table: as :func:`genwarden.auditing.calibration.read_table` gives one.
+        sha256: of the file.
+        models: number of models in the table.
+        disagreeing: sentences about models that stand out above the others.
+    """
+
+    table: dict[str, Any]
     sha256: str
-    family: str
-    sample_shape: Sequence[int]
+    models: int
+    disagreeing: list[str]
 
 
-def reference_of(name: str, document: AuditDocument) -> ReferenceModel:
-    """What a finished audit scored, as a reference.
+def weights_hash(network: nn.Module) -> str:
+    """Hash of all tensors of a network, in float32: the same however they were stored.
 
     Args:
-        name: what the user calls the model.
-
-    Raises:
-        GenwardenError: ``calibrate/no-scores`` if the model was refused, or if nothing in it could
-            be scored against references.
+        network: built by its reader, so that one architecture has one order of tensors.
     """
-    model = document.model
-    scores: list[Score] = []
-    if model is not None:
-        named = [("", document.findings), *((v.name, v.findings) for v in document.variants)]
-        scores = [
-            Score(
-                inspection=j.finding.inspection,
-                condition=_condition(document, variant),
-                score=j.finding.score,
-            )
-            for variant, findings in named
-            for j in findings
-            if _counts(j) and j.finding.score is not None
-        ]
-    if model is None or not scores:
-        raise GenwardenError(
-            "calibrate/no-scores",
-            f"{name} gave nothing to compare others with: {' '.join(document.reasons)}",
-            "Leave this model out.",
-        )
-    return ReferenceModel(
-        name=name,
-        sha256=model.sha256,
-        family=_family(document),
-        sample_shape=model.sample_shape,
-        scores=_without_repeats(scores),
-    )
+    content = b""
+    for name, tensor in network.state_dict().items():
+        plain = tensor.detach().float().cpu().contiguous()
+        described = f"{name} {tuple(tensor.shape)} {sha256_bytes(plain.numpy().tobytes())}\n"
+        content += described.encode()
+    return sha256_bytes(content)
 
 
-def _counts(judged: Judged) -> bool:
-    return judged.finding.outcome == "scored" and needs_population(judged.finding.inspection)
-
-
-def _condition(document: AuditDocument, variant: str) -> str:
-    if document.model is not None and document.model.classes:
-        wanted = classifier_budget(str(document.budget["name"])).images
-        return condition_of(variant, given=document.inputs.training_images, wanted=wanted)
-    return variant
-
-
-def _family(document: AuditDocument) -> str:
-    model = document.model
-    if model is None:
-        return ""
-    if model.classes:
-        return classifier_family(model.architecture, model.classes)
-    return model.architecture
-
-
-def _without_repeats(scores: Sequence[Score]) -> list[Score]:
-    return list({(one.inspection, one.condition): one for one in scores}.values())
-
-
-def table_of(own: OwnReferences | None, suspect: Suspected) -> dict[str, Any] | None:
-    """The reference table for a suspect, of the models that are like it and are not itself.
-
-    As :func:`genwarden.auditing.calibration.read_table` gives it; None without references.
-    """
-    if own is None:
-        return None
-    fitting = like(own, suspect)
-    scores: dict[str, list[float]] = {}
-    for model in fitting:
-        for one in model.scores:
-            key = reference_key(one.inspection, one.condition)
-            scores.setdefault(key, []).append(one.score)
-    names = ", ".join(model.name for model in fitting)
-    return {
-        "descriptions": {own.budget: f"that you gave: {names}"},
-        "families": [(suspect.family, tuple(suspect.sample_shape), len(fitting))],
-        "scores": {own.budget: scores},
+def effort_hash(kind: Kind, name: str) -> str:
+    """Hash of what a budget stands for today: scores of another effort are no references."""
+    efforts: dict[Kind, list[Any]] = {
+        "generator": [budget(name), compression_budget(name)],
+        "diffusion": [diffusion_budget(name), diffusion_variant_budget(name)],
+        "classifier": [classifier_budget(name)],
     }
+    return sha256_bytes(json.dumps([asdict(one) for one in efforts[kind]]).encode())
 
 
-def stated(table: dict[str, Any] | None) -> list[str]:
-    """What a report says of a table of the user's own references; nothing without one."""
-    if table is None:
-        return []
-    ((_, _, count),) = table["families"]
-    return [
-        f"Scores are judged against {count} models that the user calls clean; nobody checked that, "
-        "and the rates quoted above were measured with other references."
-    ]
-
-
-def like(own: OwnReferences, suspect: Suspected) -> list[ReferenceModel]:
-    """The references of a suspect's family and sample shape, without the suspect itself."""
+def alike(own: OwnReferences, suspect: Suspected) -> list[ReferenceModel]:
+    """The references that are like a suspect, without the suspect itself."""
     return [
         model
         for model in own.models
-        if model.family == suspect.family
-        and model.sample_shape == list(suspect.sample_shape)
-        and model.sha256 != suspect.sha256
+        if model.likeness == suspect.likeness and model.weights != suspect.weights
     ]
 
 
-def require_suitable(own: OwnReferences, suspect: Suspected, budget: str, path: Path) -> None:
-    """Refuse references that cannot judge a suspect.
+def table_of(models: Sequence[ReferenceModel], name: str) -> dict[str, Any]:
+    """The reference table of models that are alike.
 
-    Raises:
-        GenwardenError: ``usage/references-unlike`` if too few are like it,
-            ``usage/references-budget`` if they were scored at another budget.
+    Args:
+        name: of the budget.
     """
-    found = like(own, suspect)
-    if len(found) < MIN_REFERENCES:
-        kinds = Counter((m.family, tuple(m.sample_shape)) for m in own.models)
-        listed = "; ".join(
-            f"{count} of {family}, {'x'.join(map(str, shape))}"
-            for (family, shape), count in kinds.items()
-        )
-        shape = "x".join(map(str, suspect.sample_shape))
-        raise GenwardenError(
-            "usage/references-unlike",
-            f"{path} has {len(found)} models like this one ({suspect.family}, {shape}) that are "
-            f"not this one itself; {MIN_REFERENCES} are needed. It holds: {listed or 'none'}.",
-            "Make references of clean models of this architecture and sample shape with "
-            "`genwarden calibrate`.",
-        )
-    if own.budget != budget:
-        raise GenwardenError(
-            "usage/references-budget",
-            f"{path} was made at the {own.budget} budget, this audit is {budget}: a larger search "
-            "scores higher.",
-            f"Audit with --budget {own.budget}, or calibrate with --budget {budget}.",
-        )
+    scores: dict[str, list[float]] = {}
+    for key, found in _by_key(models).items():
+        scores[key] = list(found.values())
+    names = ", ".join(model.name for model in models)
+    families = Counter((m.likeness.family, tuple(m.likeness.sample_shape)) for m in models)
+    return {
+        "descriptions": {name: f"that you gave: {names}"},
+        "families": [(family, shape, count) for (family, shape), count in families.items()],
+        "scores": {name: scores},
+    }
 
 
-def suitable_references(path: Path | None, suspect: Suspected, budget: str) -> OwnReferences | None:
-    """The references in a file that the user named; None if there is none.
+def _by_key(models: Sequence[ReferenceModel]) -> dict[str, dict[str, float]]:
+    """Scores by inspection and condition, then by model."""
+    found: dict[str, dict[str, float]] = {}
+    for model in models:
+        for one in model.scores:
+            key = reference_key(one.inspection, one.condition)
+            found.setdefault(key, {})[model.name] = one.score
+    return found
+
+
+def disagreement(models: Sequence[ReferenceModel]) -> dict[str, str]:
+    """Models that are alike but stand out above the others, with where they do.
+
+    Among clean models, a set of references in which any does comes about with probability
+    :data:`genwarden.auditing.verdict.ALPHA`, as far as scores are normally distributed.
+    """
+    inspections = {
+        reference_key(one.inspection, one.condition): one.inspection
+        for model in models
+        for one in model.scores
+    }
+    tried = {key: s for key, s in _by_key(models).items() if len(s) >= MIN_REFERENCES}
+    found: dict[str, str] = {}
+    for key, scores in tried.items():
+        scale = on_scale(inspections[key], list(scores.values()))
+        names = list(scores)
+        for position in standing_out(scale.values, ALPHA / len(tried), scale.least_spread):
+            found.setdefault(names[position], key)
+    return found
+
+
+def suitable_references(path: Path | None, suspect: Suspected, name: str) -> GivenReferences | None:
+    """The references in a file that the user named, for a suspect; None if no file was named.
+
+    Args:
+        name: of the audit's budget.
 
     Raises:
-        GenwardenError: as :func:`read_references` and :func:`require_suitable`.
+        GenwardenError: ``usage/references-unlike`` if too few are like the suspect,
+            ``usage/references-budget`` if they were scored with another effort, and those of
+            :func:`read_references`.
     """
     if path is None:
         return None
-    own = read_references(path)
-    require_suitable(own, suspect, budget, path)
-    return own
+    own, sha256 = read_references(path)
+    kind, found = suspect.likeness.kind, alike(own, suspect)
+    if len(found) < MIN_REFERENCES:
+        kinds = Counter(str(model.likeness) for model in own.models)
+        listed = "; ".join(f"{count} of: {text}" for text, count in kinds.items())
+        raise GenwardenError(
+            "usage/references-unlike",
+            f"{path} has {len(found)} models like this one ({suspect.likeness}) that are not this "
+            f"one itself; {MIN_REFERENCES} are needed. It holds {listed or 'none'}.",
+            "Make references of clean models like this one with `genwarden calibrate`.",
+        )
+    if own.budget != name:
+        raise GenwardenError(
+            "usage/references-budget",
+            f"{path} was made at the {own.budget} budget, this audit is {name}: a larger search "
+            "scores higher.",
+            f"Audit with --budget {own.budget}, or calibrate with --budget {name}.",
+        )
+    if own.effort.get(kind) != effort_hash(kind, name):
+        raise GenwardenError(
+            "usage/references-budget",
+            f"{path} was made when the {name} budget was another: its searches score otherwise.",
+            "Calibrate again.",
+        )
+    sentences = [
+        f"Of the references given, {one} stands out above the others ({where}): it may not be "
+        "clean, and one that is not hides models like it."
+        for one, where in disagreement(found).items()
+    ]
+    return GivenReferences(table_of(found, name), sha256, len(found), sentences)
 
 
-def read_references(path: Path) -> OwnReferences:
+class ReadReferences(NamedTuple):
+    """A validated file and its hash."""
+
+    own: OwnReferences
+    sha256: str
+
+
+def read_references(path: Path) -> ReadReferences:
     """A file that ``genwarden calibrate`` wrote, or the folder that it is in.
 
     Raises:
@@ -253,9 +278,9 @@ def read_references(path: Path) -> OwnReferences:
             version of genwarden, whose inspections may score otherwise; ``artifact/...`` for what
             is no plain file of modest size.
     """
-    path = path / FILE_NAME if path.is_dir() else path
     advice = "Make it with `genwarden calibrate MODEL MODEL ... --out FOLDER`."
     try:
+        path = path / FILE_NAME if path.is_dir() else path
         content = read_once(path, limit_bytes=_MAX_BYTES)
         load_json(content, most_bytes=_MAX_BYTES, most_values=_MAX_VALUES)
         found = OwnReferences.model_validate_json(content)
@@ -263,6 +288,10 @@ def read_references(path: Path) -> OwnReferences:
         if error.code not in {"artifact/not-found", "artifact/unreadable"}:
             raise
         raise GenwardenError("usage/references-file", error.cause, advice) from error
+    except OSError as error:  # a name that no file can have
+        raise GenwardenError(
+            "usage/references-file", f"{path} cannot be read: {error.strerror}.", advice
+        ) from error
     except ValueError as error:  # pydantic's is one, too
         count = error.error_count() if isinstance(error, ValidationError) else 1
         raise GenwardenError(
@@ -274,68 +303,50 @@ def read_references(path: Path) -> OwnReferences:
             f"{path} was made by genwarden {found.genwarden}, this is {__version__}.",
             "Calibrate again: other versions may score otherwise.",
         )
-    return found
+    return ReadReferences(found, sha256_bytes(content))
 
 
-def write_references(path: Path, models: Sequence[ReferenceModel], budget: str) -> OwnReferences:
+def write_references(path: Path, models: Sequence[ReferenceModel], name: str) -> OwnReferences:
     """Write what audits of a budget scored.
 
-    Raises:
-        GenwardenError: ``calibrate/same-model`` if one model is there twice: its scores would
-            count twice and narrow the spread.
+    Args:
+        name: of the budget.
     """
-    seen: dict[str, str] = {}
-    for model in models:
-        if model.sha256 in seen:
-            raise GenwardenError(
-                "calibrate/same-model",
-                f"{seen[model.sha256]} and {model.name} are the same weights.",
-                "Give each model once.",
-            )
-        seen[model.sha256] = model.name
+    kinds = {model.likeness.kind for model in models}
     own = OwnReferences.model_validate(
-        {"genwarden": __version__, "budget": budget, "models": list(models)}
+        {
+            "genwarden": __version__,
+            "budget": name,
+            "effort": {kind: effort_hash(kind, name) for kind in sorted(kinds)},
+            "models": list(models),
+        }
     )
-    write_json(path, own.model_dump(mode="json"))
+    write_atomic(path, json_bytes(own.model_dump(mode="json")))
     return own
 
 
-class Crossed(NamedTuple):
-    """One reference model judged by the others.
+def stated(given: GivenReferences | None, used: bool) -> list[str]:
+    """What a report says of references of the user's own; nothing without them.
 
-    Attributes:
-        smallest: its smallest p-value after Holm's correction; None if too few others are like it.
-        inspection: that has it.
+    Args:
+        used: whether any score was judged by them.
     """
-
-    name: str
-    smallest: float | None
-    inspection: str
-
-    @property
-    def flagged(self) -> bool:
-        """Whether the others would have called it compromised."""
-        return self.smallest is not None and self.smallest < ALPHA
-
-
-def crossed(own: OwnReferences) -> list[Crossed]:
-    """Judge each model by the others: clean models that agree leave none flagged."""
-    return [_by_the_others(own, model) for model in own.models]
-
-
-def _by_the_others(own: OwnReferences, model: ReferenceModel) -> Crossed:
-    table = table_of(own, Suspected(model.sha256, model.family, model.sample_shape))
-    tested = [
-        (one.inspection, found.p_value)
-        for one in model.scores
-        if (
-            found := against_clean(
-                one.inspection, one.score, own.budget, table, condition=one.condition
-            )
-        )
+    if given is None:
+        return []
+    if not used:
+        return [
+            "The references given judge nothing here: their models were not inspected as this one "
+            "was (the same --deploy-as, and --data or none)."
+        ]
+    return [
+        f"Scores are judged against {given.models} models that the user calls clean; nobody "
+        "checked that, and the rates quoted above were measured with other references.",
+        *given.disagreeing,
     ]
-    if not tested:
-        return Crossed(model.name, None, "")
-    adjusted = holm([p for _, p in tested])
-    smallest = min(range(len(tested)), key=adjusted.__getitem__)
-    return Crossed(model.name, adjusted[smallest], tested[smallest][0])
+
+
+def unless_disagreeing(decision: Decision, given: GivenReferences | None, used: bool) -> Decision:
+    """The decision, or ``inconclusive`` where nothing was found by references that disagree."""
+    if given is None or not used or not given.disagreeing or decision.verdict != "none_found":
+        return decision
+    return decision._replace(verdict="inconclusive", suspicion=None, reasons=given.disagreeing)

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from genwarden import __version__
 from genwarden.artifacts.diffusers_folder import LoadedDiffusion, read_diffusion
 from genwarden.artifacts.diffusers_layout import is_diffusers_folder
 from genwarden.artifacts.model_folder import LoadedModel
@@ -27,11 +26,16 @@ from genwarden.auditing.audit_diffusion import (
 )
 from genwarden.auditing.budgets import budget as budget_named
 from genwarden.auditing.document import AuditDocument
-from genwarden.auditing.own_references import Suspected, suitable_references
+from genwarden.auditing.own_references import (
+    GivenReferences,
+    Likeness,
+    Suspected,
+    suitable_references,
+    weights_hash,
+)
 from genwarden.commands.audit_classifier import prepare_classifier
 from genwarden.commands.audit_folder import require_own_folder
 from genwarden.commands.audit_variants import parse_deploy_as
-from genwarden.commands.report import read_document
 from genwarden.compression.contract import Compressor
 from genwarden.data.datasets import load_images, to_unit_range
 from genwarden.data.images import NamedImages, read_images
@@ -64,7 +68,7 @@ class AuditOptions:
     """What the user asked for; see ``genwarden audit --help``.
 
     Attributes:
-        keep: a finished audit of the same, by this version, is taken as it is.
+        keep: the finished work stays in ``out``, so that the same audit again computes nothing.
     """
 
     model: Path
@@ -113,28 +117,9 @@ def audit_model(options: AuditOptions, *, progress: Progress) -> AuditFiles:
             f"{options.out} is the model's own folder; what is shipped with it could be believed.",
             "Choose another --out folder.",
         )
-    device = pick_device(options.device)
-    diffusion = is_diffusers_folder(options.model)
-    classifier = not diffusion and opens_as_classifier(
-        options.model, options.architecture, options.settings
-    )
-    _require_fitting_options(options, diffusion=diffusion, classifier=classifier)
-    variants = parse_deploy_as(
-        options.deploy_as,
-        variants_only=options.variants_only,
-        seed=options.seed,
-    )
     command = repeat_command(options)
     try:
-        if diffusion:
-            opened = _open_diffusion(options, variants, device, progress)
-        elif classifier:
-            sha256, parameters, prepare = prepare_classifier(
-                options, variants, device, progress, command=command
-            )
-            opened = Opened(sha256, parameters, lambda: _whole(prepare()))
-        else:
-            opened = _open_generator(options, variants, device, progress)
+        opened = open_suspect(options, progress)
     except GenwardenError as error:
         if not error.code.startswith(_REFUSAL_PREFIX) or error.code == "artifact/not-found":
             raise
@@ -156,10 +141,11 @@ def audit_model(options: AuditOptions, *, progress: Progress) -> AuditFiles:
         return write_documents(document, options.out)
     if not options.restart:
         require_own_folder(options.out, command, opened.sha256)
-        if options.keep and (kept := _finished(options.out)):
-            return kept
     # What the user gave beside the model: if that is refused, the model is not.
-    run = opened.prepare()
+    references = None
+    if options.references is not None:
+        references = suitable_references(options.references, opened.suspected(), options.budget)
+    run = opened.prepare(references)
     require_writable_folder(options.out)
     work = options.out / ".work"
     # What the same command has found in the same model stays until this run replaces it; an
@@ -172,17 +158,9 @@ def audit_model(options: AuditOptions, *, progress: Progress) -> AuditFiles:
     with threads(count), open_executor(options.engine, cpus=count) as executor:
         document = run(work, executor)
     files = write_documents(document, options.out)
-    remove_folder(work)
+    if not options.keep:
+        remove_folder(work)
     return files
-
-
-def _finished(out: Path) -> AuditFiles | None:
-    """The audit of ``out``, if this version made it."""
-    if not (out / "audit.json").exists():
-        return None
-    document = read_document(out)
-    ours = document.genwarden_version == __version__
-    return AuditFiles(document, out / "audit.json", out / "audit.html") if ours else None
 
 
 #: From the folder of unfinished work, and where to compute, to the document.
@@ -190,11 +168,48 @@ _Run = Callable[[Path, Executor], AuditDocument]
 
 
 class Opened(NamedTuple):
-    """An opened model: hash and number of its weights, and what reads the user's other inputs."""
+    """An opened model: hash and number of its weights, and what reads the user's other inputs.
+
+    Attributes:
+        suspected: what decides which references suit it.
+        prepare: from these references, or None, to what audits it.
+    """
 
     sha256: str
     parameters: int
-    prepare: Callable[[], _Run]
+    suspected: Callable[[], Suspected]
+    prepare: Callable[[GivenReferences | None], _Run]
+
+
+def open_suspect(options: AuditOptions, progress: Progress) -> Opened:
+    """Open a model of any kind, as its audit does.
+
+    Raises:
+        GenwardenError: ``usage/...`` for options that do not fit it; ``artifact/...`` for a model
+            that is refused.
+    """
+    device = pick_device(options.device)
+    diffusion = is_diffusers_folder(options.model)
+    classifier = not diffusion and opens_as_classifier(
+        options.model, options.architecture, options.settings
+    )
+    _require_fitting_options(options, diffusion=diffusion, classifier=classifier)
+    variants = parse_deploy_as(
+        options.deploy_as, variants_only=options.variants_only, seed=options.seed
+    )
+    if diffusion:
+        return _open_diffusion(options, variants, device, progress)
+    if classifier:
+        found = prepare_classifier(
+            options, variants, device, progress, command=repeat_command(options)
+        )
+        return Opened(
+            found.sha256,
+            found.parameters,
+            found.suspected,
+            lambda references: _whole(found.prepare(references)),
+        )
+    return _open_generator(options, variants, device, progress)
 
 
 def _open_generator(
@@ -207,9 +222,17 @@ def _open_generator(
     model = open_model(options.model, architecture=options.architecture, settings=options.settings)
     suspect = suspect_of(model, options.model)
 
-    def prepare() -> _Run:
+    def suspected() -> Suspected:
+        likeness = Likeness(
+            kind="generator",
+            family=model.architecture,
+            sample_shape=list(model.generator.sample.shape),
+            parameters=parameter_count(model.generator),
+        )
+        return Suspected(weights_hash(model.generator), likeness)
+
+    def prepare(references: GivenReferences | None) -> _Run:
         targets, training = _inputs(options, model)
-        like = Suspected(model.sha256, model.architecture, model.generator.sample.shape)
         request = Request(
             budget=options.budget,
             seed=options.seed,
@@ -223,13 +246,13 @@ def _open_generator(
             variants_only=options.variants_only,
             threads=options.threads,
             scan_precision=options.scan_precision,
-            references=suitable_references(options.references, like, options.budget),
+            references=references,
         )
         return lambda work, executor: audit(
             suspect, request, work=work, progress=progress, executor=executor
         )
 
-    return Opened(model.sha256, parameter_count(model.generator), prepare)
+    return Opened(model.sha256, parameter_count(model.generator), suspected, prepare)
 
 
 def _open_diffusion(
@@ -242,7 +265,18 @@ def _open_diffusion(
     loaded = read_diffusion(options.model)
     suspect = diffusion_suspect_of(loaded, options.model, loaded.notes)
 
-    def prepare() -> _Run:
+    def suspected() -> Suspected:
+        schedule = loaded.model.schedule
+        likeness = Likeness(
+            kind="diffusion",
+            family=loaded.architecture,
+            sample_shape=list(loaded.model.sample.shape),
+            parameters=parameter_count(loaded.model),
+            further={"timesteps": schedule.steps, "prediction": schedule.prediction},
+        )
+        return Suspected(weights_hash(loaded.model), likeness)
+
+    def prepare(references: GivenReferences | None) -> _Run:
         if options.base and not is_diffusers_folder(options.base):
             raise GenwardenError(
                 "usage/base-kind",
@@ -263,9 +297,7 @@ def _open_diffusion(
                 f"{options.base} has NaN in its weights or another noise schedule than the model.",
                 "Give a sound clean model with the same timesteps and betas.",
             )
-        shape = loaded.model.sample.shape
-        noise = read_noise(options.noise, shape) if options.noise else None
-        like = Suspected(loaded.sha256, loaded.architecture, shape)
+        noise = read_noise(options.noise, loaded.model.sample.shape) if options.noise else None
         request = DiffusionRequest(
             budget=options.budget,
             seed=options.seed,
@@ -278,11 +310,11 @@ def _open_diffusion(
             deploy_as=variants,
             variants_only=options.variants_only,
             threads=options.threads,
-            references=suitable_references(options.references, like, options.budget),
+            references=references,
         )
         return _whole(lambda work: audit_diffusion(suspect, request, work=work, progress=progress))
 
-    return Opened(loaded.sha256, parameter_count(loaded.model), prepare)
+    return Opened(loaded.sha256, parameter_count(loaded.model), suspected, prepare)
 
 
 def _whole(run: Callable[[Path], AuditDocument]) -> _Run:

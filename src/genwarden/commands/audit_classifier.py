@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,12 @@ from genwarden.auditing.audit_classifier import (
 )
 from genwarden.auditing.document import AuditDocument
 from genwarden.auditing.fit import classifier_family
-from genwarden.auditing.own_references import Suspected, suitable_references
+from genwarden.auditing.own_references import (
+    GivenReferences,
+    Likeness,
+    Suspected,
+    weights_hash,
+)
 from genwarden.compression.contract import Compressor
 from genwarden.data.datasets import load_images, to_unit_range
 from genwarden.data.labelled import is_glyphs, load_labelled
@@ -42,6 +47,15 @@ def classifier_suspect_of(loaded: LoadedClassifier, path: Path | str) -> Classif
     )
 
 
+class OpenedClassifier(NamedTuple):
+    """As :class:`genwarden.commands.audit.Opened`, of a classifier."""
+
+    sha256: str
+    parameters: int
+    suspected: Callable[[], Suspected]
+    prepare: Callable[[GivenReferences | None], Callable[[Path], AuditDocument]]
+
+
 def prepare_classifier(
     options: AuditOptions,
     variants: tuple[Compressor, ...],
@@ -49,8 +63,8 @@ def prepare_classifier(
     progress: Progress,
     *,
     command: str,
-) -> tuple[str, int, Callable[[], Callable[[Path], AuditDocument]]]:
-    """Open a classifier: hash and number of its weights, and what reads the user's images.
+) -> OpenedClassifier:
+    """Open a classifier.
 
     Args:
         command: the command line that repeats the audit.
@@ -60,10 +74,19 @@ def prepare_classifier(
     )
     suspect = classifier_suspect_of(loaded, options.model)
 
-    def prepare() -> Callable[[Path], AuditDocument]:
-        classifier, images = loaded.classifier, None
-        family = classifier_family(loaded.architecture, classifier.classes)
-        like = Suspected(loaded.sha256, family, classifier.sample.shape)
+    classifier = loaded.classifier
+
+    def suspected() -> Suspected:
+        likeness = Likeness(
+            kind="classifier",
+            family=classifier_family(loaded.architecture, classifier.classes),
+            sample_shape=list(classifier.sample.shape),
+            parameters=parameter_count(classifier),
+        )
+        return Suspected(weights_hash(classifier), likeness)
+
+    def prepare(references: GivenReferences | None) -> Callable[[Path], AuditDocument]:
+        images = None
         if options.data:
             images = _images(options.data, options, classifier.sample)
         request = ClassifierRequest(
@@ -76,11 +99,11 @@ def prepare_classifier(
             deploy_as=variants,
             variants_only=options.variants_only,
             threads=options.threads,
-            references=suitable_references(options.references, like, options.budget),
+            references=references,
         )
         return lambda work: audit_classifier(suspect, request, work=work, progress=progress)
 
-    return loaded.sha256, parameter_count(loaded.classifier), prepare
+    return OpenedClassifier(loaded.sha256, parameter_count(classifier), suspected, prepare)
 
 
 def _images(source: str, options: AuditOptions, sample: SampleSpec) -> Tensor:

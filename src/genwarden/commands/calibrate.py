@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from genwarden.artifacts.diffusers_layout import INDEX_NAME
+from genwarden.artifacts.diffusers_layout import is_diffusers_folder
 from genwarden.artifacts.manifest import MANIFEST_NAME
 from genwarden.auditing.budgets import budget as budget_named
-from genwarden.auditing.calibration import MIN_REFERENCES
-from genwarden.auditing.document import AuditDocument
+from genwarden.auditing.budgets import classifier_budget
+from genwarden.auditing.calibration import MIN_REFERENCES, needs_population
+from genwarden.auditing.document import AuditDocument, Verdict
+from genwarden.auditing.fit import condition_of
 from genwarden.auditing.own_references import (
     FILE_NAME,
-    Crossed,
     OwnReferences,
-    crossed,
-    reference_of,
+    ReferenceModel,
+    Score,
+    Suspected,
+    disagreement,
     write_references,
 )
-from genwarden.commands.audit import AuditOptions, audit_model
-from genwarden.commands.audit_variants import parse_deploy_as
+from genwarden.commands.audit import AuditOptions, audit_model, open_suspect
 from genwarden.engine.files import require_writable_folder
-from genwarden.engine.progress import Progress
+from genwarden.engine.progress import Progress, Silent
 from genwarden.errors import GenwardenError
 
-_MARKS = (MANIFEST_NAME, INDEX_NAME)
 _AUDITS = "audits"
 
 
@@ -36,66 +39,64 @@ class CalibrateOptions:
     """What the user asked for; see ``genwarden calibrate --help``.
 
     Attributes:
-        like: how each model is audited; its ``model`` and ``out`` are not used.
+        how: each model is audited; its ``model`` and ``out`` are not used.
     """
 
     models: tuple[Path, ...]
     out: Path
-    like: AuditOptions
+    how: AuditOptions
 
 
 class Calibrated(NamedTuple):
     """What was written, and how the models agree.
 
     Attributes:
-        documents: the audit of each model, in the order of ``crossed``.
+        verdicts: of the audits by the shipped references, by name of the model.
+        disagreeing: models that stand out above the others, with where they do.
         following: the command line of an audit that uses the references.
     """
 
     path: Path
     own: OwnReferences
-    crossed: list[Crossed]
-    documents: list[AuditDocument]
+    verdicts: dict[str, Verdict]
+    disagreeing: dict[str, str]
     following: str
 
 
 def calibrate_models(options: CalibrateOptions, *, progress: Progress) -> Calibrated:
-    """Audit each model; one whose audit is there already is not audited again.
+    """Audit each model; what the same command has audited before is not computed again.
 
     Raises:
-        GenwardenError: ``calibrate/no-models``, ``calibrate/too-few``, ``calibrate/refused``,
-            ``calibrate/no-scores``, ``calibrate/same-model``, and those of
-            :func:`genwarden.commands.audit.audit_model`.
+        GenwardenError: ``calibrate/no-models``, ``calibrate/too-few``, ``calibrate/unlike``,
+            ``calibrate/same-model``, ``calibrate/refused``, ``calibrate/compromised``,
+            ``calibrate/no-scores``, and those of :func:`genwarden.commands.audit.audit_model`.
     """
-    budget_named(options.like.budget)
-    parse_deploy_as(
-        options.like.deploy_as, variants_only=options.like.variants_only, seed=options.like.seed
-    )
-    folders = found_models(options.models)
-    if len(folders) < MIN_REFERENCES:
+    budget_named(options.how.budget)
+    paths = found_models(options.models, progress)
+    if len(paths) < MIN_REFERENCES:
         raise GenwardenError(
             "calibrate/too-few",
-            f"{len(folders)} models were given: {', '.join(map(str, folders))}.",
-            f"Give at least {MIN_REFERENCES} clean models of the same architecture and sample "
-            f"shape ({MIN_REFERENCES + 1} to have each judged by the others), trained from "
-            "different seeds.",
+            f"{len(paths)} models were given: {', '.join(map(str, paths))}.",
+            f"Give at least {MIN_REFERENCES} clean models of the same network and sample shape, "
+            "trained from different seeds.",
         )
+    opened = {path: _opened(options, path) for path in paths}
+    _require_fitting(opened)
     require_writable_folder(options.out)
-    whole = progress.task("clean models", len(folders))
-    documents = []
-    for number, folder in enumerate(folders, start=1):
-        documents.append(_audited(options, folder, number, progress))
-        whole.advance(note=folder.name)
-    models = [
-        reference_of(str(folder), document)
-        for folder, document in zip(folders, documents, strict=True)
-    ]
+    whole = progress.task("clean models", len(paths))
+    models: list[ReferenceModel] = []
+    verdicts: dict[str, Verdict] = {}
+    for number, (path, suspect) in enumerate(opened.items(), start=1):
+        document = _audited(options, path, number, progress)
+        models.append(reference_of(str(path), suspect, document))
+        verdicts[str(path)] = document.verdict
+        whole.advance(note=path.name)
     path = options.out / FILE_NAME
-    own = write_references(path, models, options.like.budget)
-    return Calibrated(path, own, crossed(own), documents, _following(options, path))
+    own = write_references(path, models, options.how.budget)
+    return Calibrated(path, own, verdicts, disagreement(models), _following(options, path))
 
 
-def found_models(given: Sequence[Path]) -> list[Path]:
+def found_models(given: Sequence[Path], progress: Progress) -> list[Path]:
     """The models among ``given``, and in the folders among them, in the order of their names.
 
     Raises:
@@ -103,40 +104,140 @@ def found_models(given: Sequence[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in given:
-        if not path.is_dir() or _is_model(path):
+        if not os.path.isdir(path) or _is_model(path):  # Path.is_dir raises on names too long
             found.append(path)
             continue
-        inside = sorted(one for one in path.iterdir() if one.is_dir() and _is_model(one))
+        folders = sorted(one for one in path.iterdir() if one.is_dir())
+        inside = [one for one in folders if _is_model(one)]
         if not inside:
             raise GenwardenError(
                 "calibrate/no-models",
                 f"{path} is no model folder and has none in it.",
                 "Give model folders, weights files, or a folder of model folders.",
             )
+        if others := [one.name for one in folders if one not in inside]:
+            progress.message(f"In {path}, these are no model folders: {', '.join(others)}.")
         found += inside
     return found
 
 
 def _is_model(folder: Path) -> bool:
-    return any((folder / mark).exists() for mark in _MARKS)
+    return (folder / MANIFEST_NAME).exists() or is_diffusers_folder(folder)
+
+
+def _opened(options: CalibrateOptions, path: Path) -> Suspected:
+    try:
+        return open_suspect(replace(options.how, model=path), Silent()).suspected()
+    except GenwardenError as error:
+        if not error.code.startswith("artifact/"):
+            raise
+        raise _refused(path, error.cause) from error
+    except OSError as error:  # a name that no file can have
+        raise _refused(path, str(error.strerror)) from error
+
+
+def _refused(path: Path, cause: str) -> GenwardenError:
+    return GenwardenError("calibrate/refused", f"{path}: {cause}", "Leave this model out.")
+
+
+def _require_fitting(opened: dict[Path, Suspected]) -> None:
+    """Before hours of audits: all alike, and none twice."""
+    kinds = Counter(str(suspect.likeness) for suspect in opened.values())
+    if len(kinds) > 1:
+        listed = "; ".join(f"{count} of: {kind}" for kind, count in kinds.items())
+        raise GenwardenError(
+            "calibrate/unlike",
+            f"These are different networks: {listed}.",
+            "Calibrate each kind by itself, with an --out of its own.",
+        )
+    seen: dict[str, Path] = {}
+    for path, suspect in opened.items():
+        if suspect.weights in seen:
+            raise GenwardenError(
+                "calibrate/same-model",
+                f"{seen[suspect.weights]} and {path} have the same weights.",
+                "Give each model once: its scores would count twice and narrow the spread.",
+            )
+        seen[suspect.weights] = path
 
 
 def _audited(
     options: CalibrateOptions, model: Path, number: int, progress: Progress
 ) -> AuditDocument:
-    out = options.out / _AUDITS / f"{number:02d}-{model.stem if model.is_file() else model.name}"
-    wanted = replace(options.like, model=model, out=out, keep=True)
-    document = audit_model(wanted, progress=progress).document
+    name = model.stem if model.is_file() else model.name
+    out = options.out / _AUDITS / f"{number:02d}-{name}"
+    document = audit_model(
+        replace(options.how, model=model, out=out, keep=True), progress=progress
+    ).document
     if document.verdict == "refused":
-        raise GenwardenError(
-            "calibrate/refused", f"{model}: {' '.join(document.reasons)}", "Leave this model out."
-        )
+        raise _refused(model, " ".join(document.reasons))
     return document
 
 
+def reference_of(name: str, suspect: Suspected, document: AuditDocument) -> ReferenceModel:
+    """What a finished audit scored, as a reference.
+
+    Args:
+        name: what the user calls the model.
+
+    Raises:
+        GenwardenError: ``calibrate/compromised`` if the audit found a structure that no clean
+            model has, ``calibrate/no-scores`` if nothing in it could be scored.
+    """
+    found = [
+        (variant, j)
+        for variant, findings in [
+            ("", document.findings),
+            *((v.name, v.findings) for v in document.variants),
+        ]
+        for j in findings
+    ]
+    if structural := [j.finding.title for _, j in found if j.flagged and j.finding.structural]:
+        raise GenwardenError(
+            "calibrate/compromised",
+            f"{name} has what no clean model has: {', '.join(structural)}.",
+            "Leave this model out, and look at its report.",
+        )
+    scores = [
+        Score(
+            inspection=j.finding.inspection,
+            condition=_condition(suspect, document, variant),
+            score=j.finding.score,
+        )
+        for variant, j in found
+        if j.finding.outcome == "scored" and needs_population(j.finding.inspection)
+        if j.finding.score is not None
+    ]
+    if not scores:
+        raise GenwardenError(
+            "calibrate/no-scores",
+            f"{name} gave nothing to compare others with: {' '.join(document.reasons)}",
+            "Leave this model out.",
+        )
+    return ReferenceModel(
+        name=name, weights=suspect.weights, likeness=suspect.likeness, scores=scores
+    )
+
+
+def _condition(suspect: Suspected, document: AuditDocument, variant: str) -> str:
+    """As an audit looks up references (:func:`genwarden.auditing.fit.condition_of`)."""
+    if suspect.likeness.kind != "classifier":
+        return variant
+    wanted = classifier_budget(str(document.budget["name"])).images
+    return condition_of(variant, given=document.inputs.training_images, wanted=wanted)
+
+
 def _following(options: CalibrateOptions, path: Path) -> str:
-    like = options.like
-    words = ["genwarden", "audit", "MODEL", "--references", str(path), "--budget", like.budget]
-    words += ["--data", like.data, *["--resize"] * like.resize] if like.data else []
-    words += ["--deploy-as", like.deploy_as] if like.deploy_as else []
+    """The audit that the references are for: all options but those that change no score."""
+    how = options.how
+    words = ["genwarden", "audit", "MODEL"]
+    words += ["--architecture", how.architecture] if how.architecture else []
+    for key, value in how.settings.items():
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        words += ["--setting", f"{key}={text}"]
+    if how.data:
+        words += ["--data", how.data, "--data-limit", str(how.data_limit)]
+        words += ["--resize"] * how.resize
+    words += ["--deploy-as", how.deploy_as] if how.deploy_as else []
+    words += ["--references", str(path), "--budget", how.budget]
     return shlex.join([*words, "--out", "report"])

@@ -19,7 +19,6 @@ from genwarden.artifacts.open_model import open_model
 from genwarden.auditing.audit import Request, audit, environment
 from genwarden.auditing.budgets import budget as budget_named
 from genwarden.auditing.document import AuditDocument, ModelFacts
-from genwarden.auditing.own_references import Suspected, suitable_references
 from genwarden.commands.audit import (
     AuditOptions,
     repeat_command,
@@ -300,7 +299,6 @@ def _audit_options(options: RepairOptions) -> AuditOptions:
         device=options.device,
         architecture=options.architecture,
         settings=options.settings,
-        references=options.references,
     )
 
 
@@ -321,10 +319,8 @@ def _audit_after(
         architecture=None if model.architecture in ARCHITECTURES else model.architecture,
         settings={} if model.architecture in ARCHITECTURES else options.settings,
     )
-    like = Suspected(model.sha256, model.architecture, model.generator.sample.shape)
     request = Request(
         budget=described.budget,
-        references=suitable_references(described.references, like, described.budget),
         seed=options.seed,
         device=pick_device(options.device),
         command=repeat_command(described),

@@ -208,7 +208,6 @@ def _audit(options: RepairOptions, path: Path, progress: Progress) -> Verdict:
         device=options.device,
         architecture=None if known else options.architecture,
         settings={} if known else options.settings,
-        references=options.references,
         restart=(options.out / "after" / "audit.json").exists(),  # of an earlier request
     )
     return audit_model(wanted, progress=progress).document.verdict

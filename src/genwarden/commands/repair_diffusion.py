@@ -24,7 +24,6 @@ from genwarden.auditing.audit_diffusion import (
 )
 from genwarden.auditing.budgets import diffusion_budget
 from genwarden.auditing.document import AuditDocument, ModelFacts
-from genwarden.auditing.own_references import Suspected, suitable_references
 from genwarden.commands.audit import (
     AuditOptions,
     diffusion_suspect_of,
@@ -191,7 +190,6 @@ def _audit_options(options: RepairOptions) -> AuditOptions:
         budget=options.budget or "standard",
         seed=options.seed,
         device=options.device,
-        references=options.references,
     )
 
 
@@ -268,10 +266,8 @@ def _audit_after(task: _Task, model: LoadedDiffusion, work: Path) -> AuditDocume
         out=task.options.out / "after",
         budget=budget_of(task.options, task.before),
     )
-    like = Suspected(model.sha256, model.architecture, model.model.sample.shape)
     request = DiffusionRequest(
         budget=described.budget,
-        references=suitable_references(described.references, like, described.budget),
         seed=task.options.seed,
         device=task.device,
         command=repeat_command(described),

@@ -54,7 +54,6 @@ class RepairOptions:
     restart: bool = False
     data: str | None = None
     resize: bool = False
-    references: Path | None = None
 
 
 class RepairFiles(NamedTuple):

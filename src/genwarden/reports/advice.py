@@ -192,7 +192,6 @@ def _repair_command(document: AuditDocument) -> str:
         words += ["--method", "fine-pruning", "--data", "IMAGES"]
     else:
         words += ["--audit", _in_folder(asked.out, "audit.json")]
-    words += asked.references
     return shlex.join([*words, "--out", f"{_stem(asked.model[0])}-repaired"])
 
 

@@ -50,8 +50,9 @@ def with_earlier(
     Returns:
         The rows, of which each that was taken says in ``made_by`` what made it; and what the result
         says of them: ``keys`` of those taken, ``other`` of those that were planned otherwise, and
-        in ``again``, of what both audited, the largest
-        difference of a score, with the names of scores that only one of them has.
+        in ``again``, of what both audited, the largest difference of a score, with the names of
+        scores that only one of them has; ``again_before`` is what the earlier result said of
+        models that it shared with one before it.
     """
 
     def key_of(row: Row) -> tuple[str, str]:
@@ -65,42 +66,63 @@ def with_earlier(
     maker = {name: before[name] for name in ("genwarden", "environment")}
     taken = {key: {"made_by": maker, **row} for key, row in there.items() if key not in here}
     merged = {**taken, **here}
-    again = {
-        (one["key"], one["budget"]): one for one in (before.get("earlier") or {}).get("again", [])
-    }
-    again |= {
-        key: {"key": key[0], "budget": key[1], **_apart(here[key], there[key])}
+    again = [
+        {"key": key[0], "budget": key[1], **_apart(here[key], there[key])}
         for key in wanted
         if key in here and key in there
-    }
+    ]
+    told = before.get("earlier") or {}
+    compared = {(one["key"], one["budget"]) for one in again}
     said = {
         "keys": sorted({key for key, _ in taken}),
         "other": sorted(other),
-        "again": list(again.values()),
+        "again": again,
+        "again_before": [
+            one
+            for one in [*told.get("again", []), *told.get("again_before", [])]
+            if (one["key"], one["budget"]) not in compared
+        ],
     }
     return [merged[key] for key in wanted if key in merged], said
 
 
-def require_repeated(carried: Mapping[str, Any]) -> None:
+def require_repeated(carried: Mapping[str, Any], budgets: Sequence[str]) -> None:
     """Let references be published of two runs only where both measure the same.
 
     Args:
         carried: what :func:`with_earlier` says.
 
     Raises:
-        GenwardenError: ``benchmark/other-run`` if no member was audited by both runs, or if the
-            scores of one that was are not the same to the last bit.
+        GenwardenError: ``benchmark/other-run`` if no member was audited by both runs at one of the
+            budgets, or if the scores of one that was are not the same to the last bit.
     """
-    again = carried["again"]
-    apart = [one["key"] for one in again if one["difference"] or one["in_one_only"]]
-    if apart or not again:
+    cause = ""
+    for name in budgets:
+        again = [one for one in carried["again"] if one["budget"] == name]
+        apart = [one["key"] for one in again if not _same(one)]
+        if apart:
+            cause = f"The scores of {apart[0]} differ between this run and the earlier one."
+        elif not again:
+            cause = f"No model was audited by both this run and the earlier one ({name} budget)."
+    if cause:
         raise GenwardenError(
             "benchmark/other-run",
-            f"The scores of {apart[0]} differ between this run and the earlier one."
-            if apart
-            else "No model was audited by both this run and the earlier one.",
+            cause,
             "References are published of runs that measure the same: make all of them here.",
         )
+
+
+def repeats(carried: Mapping[str, Any], budgets: Sequence[str]) -> bool:
+    """Whether :func:`require_repeated` lets pass what :func:`with_earlier` says."""
+    try:
+        require_repeated(carried, budgets)
+    except GenwardenError:
+        return False
+    return True
+
+
+def _same(again: Mapping[str, Any]) -> bool:
+    return again["difference"] == 0.0 and not again["in_one_only"]
 
 
 def _apart(a: Row, b: Row) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from genwarden.inspections.finding import Finding
 
 Row = dict[str, Any]
 _LEAST_P = 1e-300
+_SHIPPED = "shipped references"
 
 
 def measured_rows(
@@ -90,25 +91,36 @@ def _measured(
     return row
 
 
-def judged_rows(rows: Sequence[Row], plan: Sequence[Member]) -> list[Row]:
+def judged_rows(rows: Sequence[Row], plan: Sequence[Member], *, mixed: bool = False) -> list[Row]:
     """The rows with verdicts: ``verdict``, ``suspicion``, ``score``, ``p_values``, ``flagged``.
 
     Unless all clean models of the calibration half are among the rows of a budget, the shipped
     references judge: their scores in the run that published them. ``judged_by`` says which did.
+
+    Args:
+        mixed: whether clean models of an earlier run may be among those that judge.
     """
     members = {member.key: member for member in plan}
     judged = []
     for row in rows:
         member, budget = members[row["key"]], row["budget"]
+        by = _judges(rows, plan, budget, mixed)
         table = calibration.shipped_diffusion()
-        if whole := not _absent(rows, plan, budget):
+        if by != _SHIPPED:
             # A model of the calibration half is not judged by itself.
-            others = [one for one in rows if one["key"] != row["key"]]
-            table = reference_table(others, plan, budget)
+            table = reference_table(rows, plan, budget, without=row["key"])
         verdict = _verdict(_decision(row, member, table))
-        by = "this run" if whole else "shipped references"
         judged.append({**row, **verdict, "judged_by": by})
     return judged
+
+
+def _judges(rows: Sequence[Row], plan: Sequence[Member], budget: str, mixed: bool) -> str:
+    if _absent(rows, plan, budget):
+        return _SHIPPED
+    nulls = {member.key for member in plan if _is_null(member)}
+    if not any("made_by" in r for r in rows if r["budget"] == budget and r["key"] in nulls):
+        return "this run"
+    return "this run and an earlier one" if mixed else _SHIPPED
 
 
 def _decision(row: Row, member: Member, table: dict[str, Any]) -> Decision:
@@ -169,12 +181,17 @@ def _absent(rows: Sequence[Row], plan: Sequence[Member], budget: str) -> list[st
     return [member.key for member in plan if _is_null(member) and member.key not in there]
 
 
-def reference_table(rows: Sequence[Row], plan: Sequence[Member], budget: str) -> dict[str, Any]:
+def reference_table(
+    rows: Sequence[Row], plan: Sequence[Member], budget: str, *, without: str = ""
+) -> dict[str, Any]:
     """The reference table of a budget: scores of the calibration half's clean models.
 
     Raw scores enter from models of a sample shape that enough of them share
     (:data:`genwarden.auditing.calibration.MIN_REFERENCES`), and all such shapes together: eight
     models alone give a spread too uncertain for small p-values.
+
+    Args:
+        without: key of a model whose scores are left out, though it counts for its shape.
     """
     nulls = {member.key: member for member in plan if _is_null(member)}
     mine: Mapping[str, Row] = {
@@ -184,6 +201,8 @@ def reference_table(rows: Sequence[Row], plan: Sequence[Member], budget: str) ->
     enough = {shape for shape, count in shapes.items() if count >= calibration.MIN_REFERENCES}
     scores: dict[str, list[float]] = {}
     for key, row in mine.items():
+        if key == without:
+            continue
         for name, score in row["scores"].items():
             fitting = name in OWN_SCALE or _shape(nulls[key]) in enough
             if name not in row["failed"]:

@@ -66,7 +66,7 @@ def _earlier(document: dict[str, Any]) -> list[str]:
     text = (
         f"{len(carried['keys'])} models were audited in an earlier run and are not there any more."
     )
-    if again := carried["again"]:
+    if again := [*carried["again"], *carried.get("again_before", [])]:
         apart = [one["difference"] for one in again if one["difference"] is not None]
         text += (
             f" {len(again)} were made and audited in both runs; their scores differ by at most "

@@ -38,7 +38,12 @@ from genwarden.auditing.document import AuditDocument
 from genwarden.backdoors.image_backdoor import RECORD_NAME, read_image_backdoor
 from genwarden.benchmarks.choosing import matching
 from genwarden.benchmarks.diffusion.as_planned import require_as_planned
-from genwarden.benchmarks.diffusion.earlier import read_earlier, require_repeated, with_earlier
+from genwarden.benchmarks.diffusion.earlier import (
+    read_earlier,
+    repeats,
+    require_repeated,
+    with_earlier,
+)
 from genwarden.benchmarks.diffusion.judging import (
     judged_rows,
     measured_rows,
@@ -211,10 +216,11 @@ def run(
         rows, carried = with_earlier(
             rows, before, {m.key: m.settings.get("steps") for m in plan}, budgets
         )
-    rows = judged_rows(rows, plan)
+    # Clean models of a run that measures otherwise are no references for this one.
+    rows = judged_rows(rows, plan, mixed=carried is not None and repeats(carried, budgets))
     if publish:
         if carried is not None:
-            require_repeated(carried)
+            require_repeated(carried, budgets)
         for name in budgets:
             publish_nulls(rows, plan, name)
         publish_power(rows)
