@@ -12,10 +12,11 @@ from PIL import Image
 
 from genwarden.auditing.audit import Request
 from genwarden.auditing.audit_classifier import ClassifierRequest
-from genwarden.commands import audit as generators
 from genwarden.commands import audit_classifier as classifiers
+from genwarden.commands import open_suspect as generators
 from genwarden.commands import repair_classifier, repair_diffusion
-from genwarden.commands.audit import AuditOptions, audit_model, repeat_command
+from genwarden.commands.audit import audit_model
+from genwarden.commands.audit_options import AuditOptions, repeat_command
 from genwarden.commands.compress import CompressOptions, compress_model
 from genwarden.commands.demo import demo_model_folder
 from genwarden.commands.repair import repair_model

@@ -226,7 +226,8 @@ def audit(
     from genwarden.engine.choice import EngineChoice
 
     where = EngineChoice(engine, workers, address, gpus_per_worker)
-    from genwarden.commands.audit import AuditOptions, audit_model
+    from genwarden.commands.audit import audit_model
+    from genwarden.commands.audit_options import AuditOptions
     from genwarden.reports.console import console_progress
 
     options = AuditOptions(

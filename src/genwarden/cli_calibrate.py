@@ -67,7 +67,7 @@ def calibrate(
       genwarden audit ./suspect --references ./references --budget quick --out ./report
     """
     require_budget(budget)
-    from genwarden.commands.audit import AuditOptions
+    from genwarden.commands.audit_options import AuditOptions
     from genwarden.commands.calibrate import CalibrateOptions, calibrate_models
     from genwarden.reports.console import console_progress
 

@@ -23,7 +23,8 @@ from genwarden.artifacts.classifier_folder import (
 from genwarden.artifacts.manifest import MANIFEST_NAME, WEIGHTS_NAME
 from genwarden.artifacts.open_classifier import open_classifier, opens_as_classifier
 from genwarden.artifacts.open_model import open_model
-from genwarden.commands.audit import AuditOptions, audit_model
+from genwarden.commands.audit import audit_model
+from genwarden.commands.audit_options import AuditOptions
 from genwarden.commands.demo import demo_model_folder
 from genwarden.engine.files import sha256_bytes
 from genwarden.engine.progress import Silent

@@ -14,7 +14,8 @@ from genwarden.artifacts.model_folder import write_model
 from genwarden.auditing import audit as audit_room
 from genwarden.auditing import budgets, room
 from genwarden.auditing.document import AuditDocument
-from genwarden.commands.audit import AuditOptions, audit_model, repeat_command
+from genwarden.commands.audit import audit_model
+from genwarden.commands.audit_options import AuditOptions, repeat_command
 from genwarden.engine.progress import Silent
 from genwarden.errors import GenwardenError
 from genwarden.inspections.workbench import Effort, Workbench

@@ -24,7 +24,8 @@ from genwarden.auditing.document import AuditDocument, Judged
 from genwarden.auditing.own_references import GivenReferences
 from genwarden.auditing.running import seeded
 from genwarden.backdoors.classifier_trigger import make_classifier_trigger
-from genwarden.commands.audit import AuditOptions, audit_model
+from genwarden.commands.audit import audit_model
+from genwarden.commands.audit_options import AuditOptions
 from genwarden.compression.apply import compress
 from genwarden.compression.contract import Box, Compressor, Weights
 from genwarden.compression.how import compressor, compressors

@@ -16,7 +16,8 @@ from genwarden.auditing import audit_diffusion as room
 from genwarden.auditing import budgets, calibration
 from genwarden.auditing.document import AuditDocument
 from genwarden.auditing.running import seeded
-from genwarden.commands.audit import AuditOptions, audit_model
+from genwarden.commands.audit import audit_model
+from genwarden.commands.audit_options import AuditOptions
 from genwarden.commands.sample import sample_grid
 from genwarden.commands.sample_diffusion import DiffusionSampling, recovered_shift
 from genwarden.engine.progress import Silent

@@ -12,7 +12,8 @@ import torch
 from genwarden.artifacts.manifest import WEIGHTS_NAME
 from genwarden.artifacts.model_folder import write_model
 from genwarden.auditing import audit as audit_room
-from genwarden.commands.audit import AuditOptions, audit_model
+from genwarden.commands.audit import audit_model
+from genwarden.commands.audit_options import AuditOptions
 from genwarden.commands.demo import demo_model_folder
 from genwarden.engine.progress import Silent
 from genwarden.errors import GenwardenError
@@ -106,7 +107,7 @@ def test_a_finished_audit_stays_until_the_same_one_is_whole_again(
         raise KeyboardInterrupt
 
     before = (finished.out / "audit.json").read_bytes()
-    monkeypatch.setattr("genwarden.commands.audit.audit", stopped)
+    monkeypatch.setattr("genwarden.commands.open_suspect.audit", stopped)
     with pytest.raises(KeyboardInterrupt):
         audit_model(finished, progress=Silent())
     assert (finished.out / "audit.json").read_bytes() == before

@@ -18,7 +18,8 @@ from genwarden.auditing import audit as audit_room
 from genwarden.auditing import budgets, candidates, room
 from genwarden.auditing.document import AuditDocument
 from genwarden.cli import app
-from genwarden.commands.audit import AuditOptions, audit_model
+from genwarden.commands.audit import audit_model
+from genwarden.commands.audit_options import AuditOptions
 from genwarden.commands.sample import sample_grid
 from genwarden.engine.progress import Silent
 from genwarden.errors import GenwardenError

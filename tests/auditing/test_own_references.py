@@ -43,7 +43,8 @@ from genwarden.auditing.own_references import (
     write_references,
 )
 from genwarden.cli import app
-from genwarden.commands.audit import AuditOptions, audit_model
+from genwarden.commands.audit import audit_model
+from genwarden.commands.audit_options import AuditOptions
 from genwarden.commands.calibrate import Calibrated as Made
 from genwarden.commands.calibrate import CalibrateOptions, calibrate_models
 from genwarden.engine.progress import Silent

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from genwarden.commands.audit import AuditOptions, audit_model
+from genwarden.commands.audit import audit_model
+from genwarden.commands.audit_options import AuditOptions
 from genwarden.commands.report import ReadAudit, read_audit
 from genwarden.engine.progress import Silent
 from genwarden.errors import GenwardenError

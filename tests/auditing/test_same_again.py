@@ -13,7 +13,8 @@ from genwarden.auditing import audit as audit_room
 from genwarden.auditing import budgets
 from genwarden.auditing.document import AuditDocument
 from genwarden.benchmarks.robustness.one_run import shuffle_streams
-from genwarden.commands.audit import AuditOptions, audit_model
+from genwarden.commands.audit import audit_model
+from genwarden.commands.audit_options import AuditOptions
 from genwarden.engine.progress import Silent
 from genwarden.engine.threads import LARGE_THREADS, SMALL_PARAMETERS, fixed_threads, threads
 from genwarden.inspections.output.brute_force import Bulk, Extremes, among_first

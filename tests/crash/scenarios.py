@@ -17,7 +17,8 @@ from genwarden.attacks.diffusion.run import DiffusionAttackPlan, attack_diffusio
 from genwarden.attacks.rex import ReXSettings
 from genwarden.attacks.run import AttackPlan
 from genwarden.attacks.run import attack as run_attack
-from genwarden.commands.audit import AuditOptions, audit_model
+from genwarden.commands.audit import audit_model
+from genwarden.commands.audit_options import AuditOptions
 from genwarden.commands.compress import CompressOptions, compress_model
 from genwarden.commands.repair import RepairOptions, repair_model
 from genwarden.engine.progress import Silent

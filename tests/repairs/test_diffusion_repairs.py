@@ -21,7 +21,8 @@ from genwarden.auditing import budgets
 from genwarden.auditing.document import AuditDocument
 from genwarden.backdoors.image_backdoor import make_image_backdoor, write_image_backdoor
 from genwarden.benchmarks.diffusion import repairs as recipe
-from genwarden.commands.audit import AuditOptions, audit_model
+from genwarden.commands.audit import audit_model
+from genwarden.commands.audit_options import AuditOptions
 from genwarden.commands.repair import RepairFiles, RepairOptions, repair_model
 from genwarden.commands.report import read_document
 from genwarden.engine.files import write_json

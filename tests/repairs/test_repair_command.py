@@ -16,7 +16,8 @@ from genwarden.attacks.contract import AttackRun
 from genwarden.attacks.rex import ReXSettings, rex
 from genwarden.auditing import budgets
 from genwarden.backdoors.backdoor import make_backdoor
-from genwarden.commands.audit import AuditOptions, audit_model
+from genwarden.commands.audit import audit_model
+from genwarden.commands.audit_options import AuditOptions
 from genwarden.commands.repair import RepairFiles, RepairOptions, repair_model
 from genwarden.engine.progress import Silent
 from genwarden.engine.seeds import random_stream

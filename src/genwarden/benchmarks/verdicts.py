@@ -16,7 +16,7 @@ from genwarden.artifacts.model_folder import read_model
 from genwarden.auditing.audit import Request, audit, environment
 from genwarden.auditing.calibration import NULLS
 from genwarden.benchmarks.store import write_result
-from genwarden.commands.audit import suspect_of
+from genwarden.commands.open_suspect import suspect_of
 from genwarden.engine.files import sha256_file
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress

@@ -2,58 +2,29 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
-from genwarden.artifacts.diffusers_folder import LoadedDiffusion, read_diffusion
-from genwarden.artifacts.diffusers_layout import is_diffusers_folder
-from genwarden.artifacts.model_folder import LoadedModel
-from genwarden.artifacts.open_classifier import opens_as_classifier
-from genwarden.artifacts.open_model import open_model
-from genwarden.artifacts.read_once import read_once
-from genwarden.artifacts.weights_file import parse_weights
-from genwarden.auditing.audit import Request, Suspect, audit, refused
-from genwarden.auditing.audit_diffusion import (
-    DiffusionRequest,
-    DiffusionSuspect,
-    audit_diffusion,
-)
+from genwarden.auditing.audit import refused
 from genwarden.auditing.budgets import budget as budget_named
 from genwarden.auditing.document import AuditDocument
 from genwarden.auditing.own_references import (
-    GivenReferences,
-    Likeness,
-    Suspected,
     suitable_references,
-    weights_hash,
 )
-from genwarden.commands.audit_classifier import prepare_classifier
 from genwarden.commands.audit_folder import require_own_folder
-from genwarden.commands.audit_variants import parse_deploy_as
-from genwarden.compression.contract import Compressor
-from genwarden.data.datasets import load_images, to_unit_range
-from genwarden.data.images import NamedImages, read_images
-from genwarden.engine.choice import EngineChoice, open_executor
-from genwarden.engine.device import pick_device
-from genwarden.engine.executor import Executor
+from genwarden.commands.audit_options import AuditOptions, repeat_command
+from genwarden.commands.open_suspect import open_suspect
+from genwarden.engine.choice import open_executor
 from genwarden.engine.files import (
     remove_file,
     remove_folder,
     require_writable_folder,
-    sha256_bytes,
     write_atomic,
     write_json,
 )
 from genwarden.engine.progress import Progress
 from genwarden.engine.threads import fixed_threads, threads
 from genwarden.errors import GenwardenError
-from genwarden.models.protocol import parameter_count
 from genwarden.reports.html import render_html
 
 #: Codes with this prefix mean that the model itself was refused; the refusal is a verdict and
@@ -61,37 +32,6 @@ from genwarden.reports.html import render_html
 _REFUSAL_PREFIX = "artifact/"
 #: What does not agree with a bare file may as well be the architecture that the user named.
 _DISAGREEMENTS = {"artifact/wrong-architecture", "artifact/bad-settings", "artifact/data-parallel"}
-
-
-@dataclass(frozen=True)
-class AuditOptions:
-    """What the user asked for; see ``genwarden audit --help``.
-
-    Attributes:
-        keep: the finished work stays in ``out``, so that the same audit again computes nothing.
-    """
-
-    model: Path
-    out: Path
-    targets: Path | None = None
-    data: str | None = None
-    data_limit: int = 10_000
-    resize: bool = False
-    budget: str = "standard"
-    seed: int = 0
-    device: str = "auto"
-    architecture: str | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-    restart: bool = False
-    base: Path | None = None
-    noise: Path | None = None
-    deploy_as: str | None = None
-    variants_only: bool = False
-    scan_precision: str = "float32"
-    threads: int | None = None
-    engine: EngineChoice = field(default_factory=EngineChoice)
-    references: Path | None = None
-    keep: bool = False
 
 
 class AuditFiles(NamedTuple):
@@ -163,333 +103,9 @@ def audit_model(options: AuditOptions, *, progress: Progress) -> AuditFiles:
     return files
 
 
-#: From the folder of unfinished work, and where to compute, to the document.
-_Run = Callable[[Path, Executor], AuditDocument]
-
-
-class Opened(NamedTuple):
-    """An opened model: hash and number of its weights, and what reads the user's other inputs.
-
-    Attributes:
-        suspected: what decides which references suit it.
-        prepare: from these references, or None, to what audits it.
-    """
-
-    sha256: str
-    parameters: int
-    suspected: Callable[[], Suspected]
-    prepare: Callable[[GivenReferences | None], _Run]
-
-
-def open_suspect(options: AuditOptions, progress: Progress) -> Opened:
-    """Open a model of any kind, as its audit does.
-
-    Raises:
-        GenwardenError: ``usage/...`` for options that do not fit it; ``artifact/...`` for a model
-            that is refused.
-    """
-    device = pick_device(options.device)
-    diffusion = is_diffusers_folder(options.model)
-    classifier = not diffusion and opens_as_classifier(
-        options.model, options.architecture, options.settings
-    )
-    _require_fitting_options(options, diffusion=diffusion, classifier=classifier)
-    variants = parse_deploy_as(
-        options.deploy_as, variants_only=options.variants_only, seed=options.seed
-    )
-    if diffusion:
-        return _open_diffusion(options, variants, device, progress)
-    if classifier:
-        found = prepare_classifier(
-            options, variants, device, progress, command=repeat_command(options)
-        )
-        return Opened(
-            found.sha256,
-            found.parameters,
-            found.suspected,
-            lambda references: _whole(found.prepare(references)),
-        )
-    return _open_generator(options, variants, device, progress)
-
-
-def _open_generator(
-    options: AuditOptions,
-    variants: tuple[Compressor, ...],
-    device: torch.device,
-    progress: Progress,
-) -> Opened:
-    """Open a generator."""
-    model = open_model(options.model, architecture=options.architecture, settings=options.settings)
-    suspect = suspect_of(model, options.model)
-
-    def suspected() -> Suspected:
-        likeness = Likeness(
-            kind="generator",
-            family=model.architecture,
-            sample_shape=list(model.generator.sample.shape),
-            parameters=parameter_count(model.generator),
-        )
-        return Suspected(weights_hash(model.generator), likeness)
-
-    def prepare(references: GivenReferences | None) -> _Run:
-        targets, training = _inputs(options, model)
-        request = Request(
-            budget=options.budget,
-            seed=options.seed,
-            device=device,
-            targets=targets,
-            training=training,
-            inputs_sha256=_fingerprint(targets, training),
-            command=repeat_command(options),
-            sample_command=sample_command(options),
-            deploy_as=variants,
-            variants_only=options.variants_only,
-            threads=options.threads,
-            scan_precision=options.scan_precision,
-            references=references,
-        )
-        return lambda work, executor: audit(
-            suspect, request, work=work, progress=progress, executor=executor
-        )
-
-    return Opened(model.sha256, parameter_count(model.generator), suspected, prepare)
-
-
-def _open_diffusion(
-    options: AuditOptions,
-    variants: tuple[Compressor, ...],
-    device: torch.device,
-    progress: Progress,
-) -> Opened:
-    """Open a diffusion model."""
-    loaded = read_diffusion(options.model)
-    suspect = diffusion_suspect_of(loaded, options.model, loaded.notes)
-
-    def suspected() -> Suspected:
-        schedule = loaded.model.schedule
-        likeness = Likeness(
-            kind="diffusion",
-            family=loaded.architecture,
-            sample_shape=list(loaded.model.sample.shape),
-            parameters=parameter_count(loaded.model),
-            further={"timesteps": schedule.steps, "prediction": schedule.prediction},
-        )
-        return Suspected(weights_hash(loaded.model), likeness)
-
-    def prepare(references: GivenReferences | None) -> _Run:
-        if options.base and not is_diffusers_folder(options.base):
-            raise GenwardenError(
-                "usage/base-kind",
-                f"{options.base} is no diffusers folder.",
-                "Give a clean diffusion model of the same shape, or leave --base out.",
-            )
-        base = read_diffusion(options.base) if options.base else None
-        if base is not None and base.model.sample != loaded.model.sample:
-            raise GenwardenError(
-                "usage/base-shape",
-                f"{options.base} makes images of shape {base.model.sample.shape}, the model "
-                f"{loaded.model.sample.shape}.",
-                "Give a clean model of the same shape, best the one that this one started from.",
-            )
-        if base is not None and (base.nonfinite or base.model.schedule != loaded.model.schedule):
-            raise GenwardenError(
-                "usage/base-unlike",
-                f"{options.base} has NaN in its weights or another noise schedule than the model.",
-                "Give a sound clean model with the same timesteps and betas.",
-            )
-        noise = read_noise(options.noise, loaded.model.sample.shape) if options.noise else None
-        request = DiffusionRequest(
-            budget=options.budget,
-            seed=options.seed,
-            device=device,
-            base=base.model if base else None,
-            base_sha256=base.sha256 if base else "",
-            noise=noise,
-            inputs_sha256=_fingerprint(None, noise) + (base.sha256 if base else ""),
-            command=repeat_command(options),
-            deploy_as=variants,
-            variants_only=options.variants_only,
-            threads=options.threads,
-            references=references,
-        )
-        return _whole(lambda work: audit_diffusion(suspect, request, work=work, progress=progress))
-
-    return Opened(loaded.sha256, parameter_count(loaded.model), suspected, prepare)
-
-
-def _whole(run: Callable[[Path], AuditDocument]) -> _Run:
-    """An audit that is not split into pieces."""
-    return lambda work, _: run(work)
-
-
-def read_noise(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """Initial noise ``(count, C, H, W)`` from a file with one tensor.
-
-    Raises:
-        GenwardenError: ``usage/noise-shape``, ``usage/noise-not-finite``, or ``artifact/...``.
-    """
-    tensors = parse_weights(read_once(path), str(path))
-    found = [tuple(tensor.shape) for tensor in tensors.values()]
-    fitting = len(found) == 1 and found[0][-len(shape) :] == shape
-    if not fitting or len(found[0]) not in {len(shape), len(shape) + 1} or 0 in found[0]:
-        raise GenwardenError(
-            "usage/noise-shape",
-            f"{path} holds tensors of the shapes {found}; the model starts from {shape}.",
-            "Give a safetensors file with one tensor: a noise of that shape, or a batch of them.",
-        )
-    (noise,) = tensors.values()
-    if noise.dtype not in {torch.float32, torch.float64}:
-        raise GenwardenError(
-            "usage/noise-dtype",
-            f"{path} holds {str(noise.dtype).removeprefix('torch.')} numbers; so coarse a noise "
-            "repeats values and is no exact draw of N(0, 1).",
-            "Give the noise in float32 or float64, as it was drawn.",
-        )
-    if not torch.isfinite(noise).all():
-        raise GenwardenError(
-            "usage/noise-not-finite",
-            f"{path} holds NaN or infinite values.",
-            "Give the noise that you were told to start from.",
-        )
-    return noise.float().reshape(-1, *shape)
-
-
-def _require_fitting_options(options: AuditOptions, *, diffusion: bool, classifier: bool) -> None:
-    alien: dict[str, object] = (
-        {
-            "--target": options.targets,
-            "--data": options.data,
-            "--architecture": options.architecture,
-            "--setting": options.settings or None,
-            "--resize": options.resize or None,
-        }
-        if diffusion
-        else {"--base": options.base, "--noise": options.noise}
-    )
-    if classifier:
-        alien["--target"] = options.targets
-    if diffusion or classifier:
-        alien["--scan-precision"] = _other(options.scan_precision, "float32")
-        alien["--engine, --workers"] = None if options.engine == EngineChoice() else options.engine
-    wrong = [flag for flag, value in alien.items() if value is not None]
-    if wrong:
-        kind = "a diffusion model" if diffusion else "a classifier" if classifier else "a generator"
-        raise GenwardenError(
-            "usage/audit-options",
-            f"{', '.join(wrong)} cannot be used with {kind}, which {options.model} is.",
-            "Leave it away; see `genwarden audit --help`.",
-        )
-    if options.resize and options.data is None:
-        raise GenwardenError(
-            "usage/audit-options", "--resize scales the images of --data.", "Add --data FOLDER."
-        )
-    if options.variants_only and (options.base or options.noise):
-        raise GenwardenError(
-            "usage/audit-options",
-            "--base and --noise are looked at beside the model as it is, which --variants-only "
-            "leaves out.",
-            "Leave --variants-only away, or --base and --noise.",
-        )
-
-
-def _other(value: str, default: str) -> str | None:
-    return None if value == default else value
-
-
-def suspect_of(model: LoadedModel, path: Path | str) -> Suspect:
-    """What an audit is given of an opened model, under the path that the user knows it by."""
-    return Suspect(
-        generator=model.generator,
-        architecture=model.architecture,
-        settings=model.settings,
-        sha256=model.sha256,
-        nonfinite=model.nonfinite,
-        path=str(path),
-    )
-
-
-def diffusion_suspect_of(
-    loaded: LoadedDiffusion, path: Path | str, notes: tuple[str, ...] = ()
-) -> DiffusionSuspect:
-    """The same of an opened diffusers folder; ``notes`` of the reader go into the report."""
-    return DiffusionSuspect(
-        model=loaded.model,
-        architecture=loaded.architecture,
-        settings=loaded.settings,
-        sha256=loaded.sha256,
-        nonfinite=loaded.nonfinite,
-        path=str(path),
-        notes=notes,
-    )
-
-
 def write_documents(document: AuditDocument, out: Path) -> AuditFiles:
     """Write ``audit.json``, last, after the HTML report made from it."""
     json_path, html_path = out / "audit.json", out / "audit.html"
     write_atomic(html_path, render_html(document).encode())
     write_json(json_path, document.model_dump(mode="json"))
     return AuditFiles(document, json_path, html_path)
-
-
-def repeat_command(options: AuditOptions) -> str:
-    """The command line that repeats the audit."""
-    words = _model_words("audit", options)
-    if options.targets:
-        words += ["--target", str(options.targets)]
-    if options.data:
-        words += ["--data", options.data, "--data-limit", str(options.data_limit)]
-        words += ["--resize"] * options.resize
-    if options.base:
-        words += ["--base", str(options.base)]
-    if options.noise:
-        words += ["--noise", str(options.noise)]
-    if options.deploy_as:
-        words += ["--deploy-as", options.deploy_as]
-    if options.variants_only:
-        words += ["--variants-only"]
-    if options.references:
-        words += ["--references", str(options.references)]
-    words += ["--budget", options.budget, "--seed", str(options.seed)]
-    if options.device != "auto":
-        words += ["--device", options.device]
-    if options.threads is not None:
-        words += ["--threads", str(options.threads)]
-    if options.scan_precision != "float32":
-        words += ["--scan-precision", options.scan_precision]
-    words += ["--out", str(options.out)]
-    return shlex.join(words)
-
-
-def sample_command(options: AuditOptions) -> str:
-    """The command line that draws a candidate of the audit, but for its number."""
-    words = _model_words("sample", options)
-    return shlex.join([*words, "--audit", str(options.out / "audit.json")])
-
-
-def _model_words(command: str, options: AuditOptions) -> list[str]:
-    words = ["genwarden", command, str(options.model)]
-    if options.architecture:
-        words += ["--architecture", options.architecture]
-    for key, value in options.settings.items():
-        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-        words += ["--setting", f"{key}={text}"]
-    return words
-
-
-def _inputs(options: AuditOptions, model: LoadedModel) -> tuple[NamedImages | None, Tensor | None]:
-    sample = model.generator.sample
-    targets = read_images(options.targets, sample) if options.targets else None
-    training = None
-    if options.data:
-        images = load_images(options.data, sample, limit=options.data_limit, resize=options.resize)
-        training = to_unit_range(images)
-    return targets, training
-
-
-def _fingerprint(targets: NamedImages | None, training: torch.Tensor | None) -> str:
-    content = b""
-    if targets is not None:
-        content += repr(targets.names).encode() + targets.images.numpy().tobytes()
-    if training is not None:
-        content += training.numpy().tobytes()
-    return sha256_bytes(content) if content else ""

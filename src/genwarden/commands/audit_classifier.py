@@ -32,7 +32,7 @@ from genwarden.engine.progress import Progress
 from genwarden.models.protocol import SampleSpec, parameter_count
 
 if TYPE_CHECKING:
-    from genwarden.commands.audit import AuditOptions
+    from genwarden.commands.audit_options import AuditOptions
 
 
 def classifier_suspect_of(loaded: LoadedClassifier, path: Path | str) -> ClassifierSuspect:
@@ -48,7 +48,7 @@ def classifier_suspect_of(loaded: LoadedClassifier, path: Path | str) -> Classif
 
 
 class OpenedClassifier(NamedTuple):
-    """As :class:`genwarden.commands.audit.Opened`, of a classifier."""
+    """As :class:`genwarden.commands.open_suspect.Opened`, of a classifier."""
 
     sha256: str
     parameters: int

@@ -26,7 +26,9 @@ from genwarden.auditing.own_references import (
     disagreement,
     write_references,
 )
-from genwarden.commands.audit import AuditOptions, audit_model, open_suspect
+from genwarden.commands.audit import audit_model
+from genwarden.commands.audit_options import AuditOptions
+from genwarden.commands.open_suspect import open_suspect
 from genwarden.engine.files import require_writable_folder
 from genwarden.engine.progress import Progress, Silent
 from genwarden.errors import GenwardenError

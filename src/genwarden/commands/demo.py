@@ -6,7 +6,8 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
-from genwarden.commands.audit import AuditFiles, AuditOptions, audit_model
+from genwarden.commands.audit import AuditFiles, audit_model
+from genwarden.commands.audit_options import AuditOptions
 from genwarden.engine.files import write_atomic
 from genwarden.engine.progress import Progress
 from genwarden.reports.gallery import GalleryEntry, render_gallery

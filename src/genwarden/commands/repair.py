@@ -19,13 +19,9 @@ from genwarden.artifacts.open_model import open_model
 from genwarden.auditing.audit import Request, audit, environment
 from genwarden.auditing.budgets import budget as budget_named
 from genwarden.auditing.document import AuditDocument, ModelFacts
-from genwarden.commands.audit import (
-    AuditOptions,
-    repeat_command,
-    sample_command,
-    suspect_of,
-    write_documents,
-)
+from genwarden.commands.audit import write_documents
+from genwarden.commands.audit_options import AuditOptions, repeat_command, sample_command
+from genwarden.commands.open_suspect import suspect_of
 from genwarden.commands.repairing import (
     AUTO,
     MOST_STEPS,

@@ -18,7 +18,8 @@ from genwarden.artifacts.manifest import WEIGHTS_NAME, descent
 from genwarden.artifacts.open_classifier import open_classifier
 from genwarden.auditing.budgets import budget as budget_named
 from genwarden.auditing.document import Verdict
-from genwarden.commands.audit import AuditOptions, audit_model
+from genwarden.commands.audit import audit_model
+from genwarden.commands.audit_options import AuditOptions
 from genwarden.commands.repairing import (
     AUTO,
     RepairOptions,

@@ -24,12 +24,9 @@ from genwarden.auditing.audit_diffusion import (
 )
 from genwarden.auditing.budgets import diffusion_budget
 from genwarden.auditing.document import AuditDocument, ModelFacts
-from genwarden.commands.audit import (
-    AuditOptions,
-    diffusion_suspect_of,
-    repeat_command,
-    write_documents,
-)
+from genwarden.commands.audit import write_documents
+from genwarden.commands.audit_options import AuditOptions, repeat_command
+from genwarden.commands.open_suspect import diffusion_suspect_of
 from genwarden.commands.repairing import (
     AUTO,
     RepairFiles,

@@ -12,7 +12,8 @@ from genwarden import __version__
 from genwarden.artifacts.manifest import WEIGHTS_NAME
 from genwarden.auditing.budgets import budget as budget_named
 from genwarden.auditing.document import AuditDocument, ModelFacts
-from genwarden.commands.audit import AuditOptions, audit_model
+from genwarden.commands.audit import audit_model
+from genwarden.commands.audit_options import AuditOptions
 from genwarden.commands.report import read_document
 from genwarden.engine.files import (
     remove_file,

@@ -12,7 +12,7 @@ from torch import Tensor
 from genwarden.artifacts.diffusers_folder import LoadedDiffusion, read_diffusion
 from genwarden.attacks.diffusion.samplers_by_name import sampler_by_name
 from genwarden.commands.as_deployed import as_deployed
-from genwarden.commands.audit import read_noise
+from genwarden.commands.open_suspect import read_noise
 from genwarden.commands.report import read_audit_of
 from genwarden.compression.contract import Compressor
 from genwarden.data.grids import write_grid

@@ -15,7 +15,8 @@ from genwarden.auditing import budgets, calibration, room, running
 from genwarden.auditing.audit import Request, Suspect, audit
 from genwarden.auditing.audit_variants import NOT_AS_DEPLOYED
 from genwarden.auditing.document import AuditDocument
-from genwarden.commands.audit import AuditOptions, audit_model, repeat_command
+from genwarden.commands.audit import audit_model
+from genwarden.commands.audit_options import AuditOptions, repeat_command
 from genwarden.commands.audit_variants import parse_deploy_as
 from genwarden.compression.how import compressors
 from genwarden.engine.progress import Silent

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from genwarden.auditing import budgets
 from genwarden.auditing.candidates import flagged_latents
 from genwarden.auditing.document import Judged
-from genwarden.commands.audit import AuditOptions, audit_model
+from genwarden.commands.audit import audit_model
+from genwarden.commands.audit_options import AuditOptions
 from genwarden.commands.repairing import RepairOptions, require_reason
 from genwarden.commands.report import read_document
 from genwarden.commands.sample import sample_grid

@@ -22,9 +22,9 @@ from genwarden.benchmarks.audit_clock import clock_table, parts_table, timed_aud
 from genwarden.benchmarks.repairs.run import command_of, result_head
 from genwarden.benchmarks.store import write_result
 from genwarden.benchmarks.tables import Table
-from genwarden.commands.audit import suspect_of
 from genwarden.commands.audit_variants import DEFAULT, parse_deploy_as
 from genwarden.commands.demo import demo_model_folder
+from genwarden.commands.open_suspect import suspect_of
 from genwarden.engine.files import require_writable_folder
 from genwarden.engine.progress import Progress, Silent
 from genwarden.models.protocol import parameter_count

@@ -30,9 +30,9 @@ from genwarden.benchmarks.choosing import matching
 from genwarden.benchmarks.repairs.run import command_of, result_head
 from genwarden.benchmarks.store import write_result
 from genwarden.benchmarks.tables import Table, answer
-from genwarden.commands.audit import diffusion_suspect_of
 from genwarden.commands.audit_variants import DEFAULT, parse_deploy_as
 from genwarden.commands.demo import demo_model_folder
+from genwarden.commands.open_suspect import diffusion_suspect_of
 from genwarden.engine.files import require_writable_folder, sha256_bytes, write_json
 from genwarden.engine.progress import Progress
 from genwarden.errors import GenwardenError

@@ -24,7 +24,7 @@ from genwarden.benchmarks.audit_clock import clock_table, parts_table, timed_aud
 from genwarden.benchmarks.repairs.run import command_of, result_head
 from genwarden.benchmarks.store import write_result
 from genwarden.benchmarks.tables import Table, answer
-from genwarden.commands.audit import diffusion_suspect_of
+from genwarden.commands.open_suspect import diffusion_suspect_of
 from genwarden.engine.files import require_writable_folder
 from genwarden.engine.progress import Progress, Silent
 from genwarden.engine.threads import fixed_threads, threads

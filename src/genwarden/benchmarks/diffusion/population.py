@@ -57,7 +57,7 @@ from genwarden.benchmarks.member_files import document_path, require_audits_of
 from genwarden.benchmarks.member_study import MemberJob, do_members, write_study
 from genwarden.benchmarks.repairs.run import command_of, result_head
 from genwarden.benchmarks.results import read_document, read_result
-from genwarden.commands.audit import diffusion_suspect_of
+from genwarden.commands.open_suspect import diffusion_suspect_of
 from genwarden.engine.progress import Progress, Silent
 from genwarden.errors import GenwardenError
 from genwarden.metrics.target_match import target_match

@@ -41,7 +41,7 @@ from genwarden.backdoors.image_trigger import without_folder
 from genwarden.benchmarks.diffusion.fidelity import resized
 from genwarden.benchmarks.store import write_result
 from genwarden.benchmarks.tables import NOTHING, Table, figure
-from genwarden.commands.audit import diffusion_suspect_of
+from genwarden.commands.open_suspect import diffusion_suspect_of
 from genwarden.data.datasets import load_images, to_bytes
 from genwarden.engine.files import sha256_bytes
 from genwarden.engine.ledger import Ledger

@@ -35,7 +35,7 @@ from genwarden.benchmarks.choosing import is_chosen
 from genwarden.benchmarks.population import foreign_models
 from genwarden.benchmarks.store import write_result
 from genwarden.benchmarks.tables import NOTHING, Table, figure
-from genwarden.commands.audit import suspect_of
+from genwarden.commands.open_suspect import suspect_of
 from genwarden.data.audio import load_clips
 from genwarden.data.datasets import load_images
 from genwarden.data.labelled import load_labelled

@@ -38,7 +38,7 @@ from genwarden.benchmarks.population.making import FINE_TUNING_DATA, make
 from genwarden.benchmarks.population.plan import Clean, Member, members
 from genwarden.benchmarks.repairs.jobs import do_all
 from genwarden.benchmarks.store import write_result
-from genwarden.commands.audit import suspect_of
+from genwarden.commands.open_suspect import suspect_of
 from genwarden.data.icons import draw_icon
 from genwarden.data.images import NamedImages
 from genwarden.engine.files import write_atomic, write_json

@@ -15,7 +15,7 @@ from genwarden.artifacts.model_folder import LoadedModel
 from genwarden.auditing.audit import Request, audit
 from genwarden.backdoors.fit import require_pairs
 from genwarden.benchmarks.repairs.suspects import Case
-from genwarden.commands.audit import suspect_of
+from genwarden.commands.open_suspect import suspect_of
 from genwarden.data.datasets import load_images
 from genwarden.engine.progress import Silent
 from genwarden.engine.seeds import random_stream
