@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from genwarden import __version__, cli, registry, start
 from genwarden.cli_options import EXIT_CODES, parse_settings
@@ -55,6 +58,18 @@ def test_large_tensors_get_huge_pages_unless_the_user_says_otherwise(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env
     )
     assert f"pages: {expected}" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("command", ["audit", "repair", "calibrate", "benchmark run"])
+def test_help_is_wrapped_once_at_the_width_of_the_terminal(command: str) -> None:
+    shown = CliRunner().invoke(cli.app, [*command.split(), "--help"], env={"COLUMNS": "80"})
+    text = shown.output.split("\u256d")[0]  # up to the first frame
+    paragraphs = [part.splitlines() for part in re.split(r"\n\s*\n", text) if part.strip()]
+    assert len(paragraphs) > 3
+    for lines in paragraphs:
+        for line, following in pairwise(one.strip() for one in lines):
+            # The next word would not have fitted: nobody broke the line before its end.
+            assert len(line) + len(following.split()[0]) >= 76, (line, following)
 
 
 def test_list_names_every_registered_method() -> None:

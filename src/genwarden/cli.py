@@ -30,6 +30,7 @@ from genwarden.cli_options import (
     Seed,
     Settings,
     Workers,
+    flowed,
     parse_settings,
     print_methods,
 )
@@ -490,3 +491,8 @@ def _print_next(document: AuditDocument) -> None:
 
     text, commands = advice(document)
     typer.echo(visible("\n        -> ".join([f"Next:   {text}", *commands])))
+
+
+for _group in (app, benchmark_app):
+    for _command in _group.registered_commands:
+        _command.help = flowed(getattr(_command.callback, "__doc__", None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -81,6 +82,19 @@ ScanPrecision = Annotated[
 
 #: As in ``auditing.budgets``, which needs torch.
 BUDGETS = ("quick", "standard", "thorough")
+
+
+def flowed(text: str | None) -> str:
+    """A docstring with one line per paragraph: the terminal wraps it to its own width.
+
+    >>> flowed("One sentence\\n    on two lines.\\n\\n      genwarden list")
+    'One sentence on two lines.\\n\\n  genwarden list'
+    """
+    paragraphs = inspect.cleandoc(text or "").split("\n\n")
+    return "\n\n".join(
+        paragraph[: len(paragraph) - len(paragraph.lstrip())] + " ".join(paragraph.split())
+        for paragraph in paragraphs
+    )
 
 
 def require_budget(name: str) -> None:
