@@ -64,7 +64,7 @@ def test_large_tensors_get_huge_pages_unless_the_user_says_otherwise(
 def test_help_is_wrapped_once_at_the_width_of_the_terminal(command: str) -> None:
     shown = CliRunner().invoke(cli.app, [*command.split(), "--help"], env={"COLUMNS": "80"})
     text = shown.output.split("\u256d")[0]  # up to the first frame
-    paragraphs = [part.splitlines() for part in re.split(r"\n\s*\n", text) if part.strip()]
+    paragraphs = [part.splitlines() for part in re.split(r"\n\s*\n", text.strip())]
     assert len(paragraphs) > 3
     for lines in paragraphs:
         for line, following in pairwise(one.strip() for one in lines):
