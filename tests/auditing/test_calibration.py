@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy.special import stdtr
 
 from genwarden.auditing import calibration
 from genwarden.auditing.calibration import MIN_REFERENCES, calibrate, predictive_p
@@ -156,3 +157,34 @@ def test_score_over_many_targets_is_corrected_for_their_number(
     calibration.clear_cache()
     assert one is not None
     assert ten == pytest.approx(10 * one)
+
+
+def test_a_score_is_compared_with_its_own_shape_and_the_spread_of_all() -> None:
+    small, large = (
+        [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7],
+        [5.0, 5.1, 5.2, 5.3, 5.4, 5.5, 5.6, 5.7],
+    )
+    table = {
+        "descriptions": {"quick": "both"},
+        "families": [["unet2d", [1, 8, 8], 8], ["unet2d", [1, 16, 16], 8]],
+        "scores": {"quick": {"trigger-search": [*small, *large]}},
+        "groups": {"quick": {"trigger-search": {"1x8x8": small, "1x16x16": large}}},
+    }
+
+    def p(score: float, shape: tuple[int, ...]) -> float:
+        found = calibration.against_clean(
+            "trigger-search", score, "quick", table, sample_shape=shape
+        )
+        assert found is not None
+        return found.p_value
+
+    # 3 is far above the small models and far below the large ones.
+    assert p(3.0, (1, 8, 8)) < 1e-7
+    assert p(3.0, (1, 16, 16)) > 0.99
+    assert 0.4 < p(3.0, (1, 32, 32)) < 0.6  # no group: all together, as far as that may judge
+    # Both groups have the same spread: the t is that of one, the degrees of freedom are those of
+    # both.
+    spread = (sum((x - 0.35) ** 2 for x in small) / 7) ** 0.5
+    t = (1.2 - 0.35) / (spread * (1 + 1 / 8) ** 0.5)
+    assert p(1.2, (1, 8, 8)) == pytest.approx(float(stdtr(14, -t)))
+    assert p(1.2, (1, 8, 8)) < calibration.predictive_p(1.2, small)

@@ -8,12 +8,18 @@ half of a network moves it further than rounding to eight bits. With n clean sco
 that of a new draw from the same normal law (Student-t prediction, n - 1 degrees of freedom), so a
 small n makes it more cautious by itself. The law is an assumption: the finding says so and shows
 the clean scores.
+
+Where a table has ``groups`` (models by sample shape), a score is compared with the mean of its own
+group, and the spread within groups is taken to be the same in all (as in a one-way analysis of
+variance): clean scores of another size lie elsewhere, and eight models alone would give a spread
+too uncertain for small p-values.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +31,8 @@ from genwarden.registry import all_inspections
 
 #: Fewer clean scores than this give no p-value at all.
 MIN_REFERENCES = 8
+#: In a group one may be left out, to be judged by the others.
+_MIN_GROUP = MIN_REFERENCES - 1
 #: Clean scores that happen to be nearly equal must not make a tiny deviation significant. A row of
 #: the registry whose scores have a finer scale says so (``least_spread``).
 _LEAST_SPREAD = 0.05
@@ -37,11 +45,13 @@ class References(NamedTuple):
 
     Attributes:
         elsewhere: of the same inspection, by condition, under all other conditions of the table.
+        others: of other models, by group, which share the spread and not the mean.
     """
 
     values: list[float]
     description: str
     elsewhere: tuple[list[float], ...] = ()
+    others: tuple[list[float], ...] = ()
 
 
 NULLS = Path(__file__).parent / "nulls" / "generators.json"
@@ -101,10 +111,12 @@ def references(
     table: dict[str, Any] | None = None,
     *,
     condition: str = "",
+    sample_shape: Sequence[int] = (),
 ) -> References:
     """Clean scores for an inspection; those of the nearest budget if there are none for this one.
 
     Args:
+        sample_shape: of the model: its group, where the table has any.
         condition: under which the models were inspected, where the table tells conditions apart;
             scores of another condition never stand in.
 
@@ -121,12 +133,28 @@ def references(
             if order.index(name) < order.index(budget):
                 note += " (a smaller search: this p-value may be too small)"
             under = f", {condition}" if condition else ""
+            groups = table.get("groups", {}).get(name, {}).get(inspection, {})
+            own = groups.get(group_key(sample_shape), [])
+            if len(own) >= _MIN_GROUP:
+                others = tuple(g for key, g in groups.items() if key != group_key(sample_shape))
+                shared = sum(map(len, others))
+                return References(
+                    [float(v) for v in own],
+                    f"{len(own)} clean reference models of this sample shape ({described}){note}; "
+                    f"their spread shared with {shared} of other shapes",
+                    others=others,
+                )
             return References(
                 [float(v) for v in values],
                 f"{len(values)} clean reference models ({described}){under}{note}",
                 _elsewhere(table["scores"][name], inspection, condition),
             )
     return References([], "no clean reference scores")
+
+
+def group_key(sample_shape: Sequence[int]) -> str:
+    """Under which name ``groups`` of a table has the models of a sample shape."""
+    return "x".join(map(str, sample_shape))
 
 
 def _elsewhere(
@@ -155,12 +183,13 @@ def calibrate(
     table: dict[str, Any] | None = None,
     *,
     condition: str = "",
+    sample_shape: Sequence[int] = (),
 ) -> Finding:
     """Give a scored finding that needs clean models its p-value.
 
     Args:
         table: clean scores in place of the shipped ones, as :func:`read_table` gives them.
-        condition: as in :func:`references`.
+        condition: as in :func:`references`, and ``sample_shape``.
 
     A score that is the highest over several given targets is corrected for their number
     (Bonferroni), since the references were scored with one target each.
@@ -171,7 +200,13 @@ def calibrate(
         return finding
     targets = int(finding.budget.get("targets", 1))
     found = against_clean(
-        finding.inspection, finding.score, budget, table, condition=condition, targets=targets
+        finding.inspection,
+        finding.score,
+        budget,
+        table,
+        condition=condition,
+        sample_shape=sample_shape,
+        targets=targets,
     )
     if found is None:
         return finding
@@ -194,6 +229,7 @@ def against_clean(
     table: dict[str, Any] | None = None,
     *,
     condition: str = "",
+    sample_shape: Sequence[int] = (),
     targets: int = 1,
 ) -> AgainstClean | None:
     """A score of an inspection beside those of clean models; None without enough of them.
@@ -201,7 +237,7 @@ def against_clean(
     Args:
         targets: over which the score is the highest; other arguments as in :func:`calibrate`.
     """
-    found = references(inspection, budget, table, condition=condition)
+    found = references(inspection, budget, table, condition=condition, sample_shape=sample_shape)
     if not found.values:
         return None
     clean = on_scale(inspection, [score, *found.values])
@@ -211,6 +247,7 @@ def against_clean(
         clean.values[1:],
         clean.least_spread,
         prior_variance=sum(elsewhere) / len(elsewhere) if elsewhere else None,
+        others=[on_scale(inspection, values).values for values in found.others],
     )
     moderated = ", its spread moderated by that under the other conditions" if elsewhere else ""
     corrected = f"; Bonferroni over {targets} targets" if targets > 1 else ""
@@ -271,6 +308,7 @@ def predictive_p(
     least_spread: float = _LEAST_SPREAD,
     *,
     prior_variance: float | None = None,
+    others: Sequence[list[float]] = (),
 ) -> float:
     """Upper-tail probability of ``score`` as one more draw beside the clean scores.
 
@@ -279,14 +317,18 @@ def predictive_p(
         prior_variance: mean variance of clean scores elsewhere. Where it is larger than that of
             these few, which happens to be small now and then, their mean counts; no degrees of
             freedom are claimed for it.
+        others: clean scores of other groups, whose means are their own and whose spread is this
+            one's: its degrees of freedom are those of all groups.
     """
-    n = len(clean)
-    mean, variance = sum(clean) / n, _variance(clean)
+    n, groups = len(clean), [clean, *(group for group in others if len(group) > 1)]
+    freedom = sum(len(group) - 1 for group in groups)
+    mean = sum(clean) / n
+    variance = sum((len(group) - 1) * _variance(group) for group in groups) / freedom
     if prior_variance is not None:
         variance = max(variance, (variance + prior_variance) / 2)
     spread = max(math.sqrt(variance), least_spread)
     t = (score - mean) / (spread * math.sqrt(1 + 1 / n))
-    return max(float(stdtr(n - 1, -t)), 1e-300)
+    return max(float(stdtr(freedom, -t)), 1e-300)
 
 
 def _variance(values: list[float]) -> float:

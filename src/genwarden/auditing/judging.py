@@ -64,7 +64,9 @@ def calibrated(
             judged.append(calibrate(finding, budget, own, condition=mine))
             by_own.add(name)
         elif fits(name, architecture, sample_shape, table):
-            judged.append(calibrate(finding, budget, table, condition=condition))
+            judged.append(
+                calibrate(finding, budget, table, condition=condition, sample_shape=sample_shape)
+            )
         else:
             judged.append(unjudged(finding))
             unfit.add(name)

@@ -17,6 +17,7 @@ from typing import Any
 
 from genwarden.artifacts.diffusers_folder import ARCHITECTURE
 from genwarden.auditing import calibration
+from genwarden.auditing.calibration import group_key
 from genwarden.auditing.fit import OWN_SCALE
 from genwarden.auditing.judging import judge
 from genwarden.auditing.power import DIFFUSION_POWER, read_power
@@ -187,8 +188,7 @@ def reference_table(
     """The reference table of a budget: scores of the calibration half's clean models.
 
     Raw scores enter from models of a sample shape that enough of them share
-    (:data:`genwarden.auditing.calibration.MIN_REFERENCES`), and all such shapes together: eight
-    models alone give a spread too uncertain for small p-values.
+    (:data:`genwarden.auditing.calibration.MIN_REFERENCES`), in a group for each such shape.
 
     Args:
         without: key of a model whose scores are left out, though it counts for its shape.
@@ -200,17 +200,24 @@ def reference_table(
     shapes = Counter(_shape(nulls[key]) for key in mine)
     enough = {shape for shape, count in shapes.items() if count >= calibration.MIN_REFERENCES}
     scores: dict[str, list[float]] = {}
+    groups: dict[str, dict[str, list[float]]] = {}
     for key, row in mine.items():
         if key == without:
             continue
+        shape = _shape(nulls[key])
         for name, score in row["scores"].items():
-            fitting = name in OWN_SCALE or _shape(nulls[key]) in enough
-            if name not in row["failed"]:
-                scores.setdefault(name, []).extend([score] if fitting else [])
+            if name in row["failed"]:
+                continue
+            kept = scores.setdefault(name, [])
+            if name in OWN_SCALE or shape in enough:
+                kept.append(score)
+            if shape in enough:
+                groups.setdefault(name, {}).setdefault(group_key(shape), []).append(score)
     return {
         "descriptions": {budget: "the clean models of the study's calibration half"},
         "families": [(ARCHITECTURE, shape, count) for shape, count in sorted(shapes.items())],
         "scores": {budget: dict(sorted(scores.items()))},
+        "groups": {budget: dict(sorted(groups.items()))},
     }
 
 
@@ -242,6 +249,7 @@ def publish_nulls(rows: Sequence[Row], plan: Sequence[Member], budget: str) -> N
             "descriptions": {**previous["descriptions"], budget: described},
             "families": table["families"],
             "scores": {**previous["scores"], **table["scores"]},
+            "groups": {**previous.get("groups", {}), **table["groups"]},
         },
     )
 
