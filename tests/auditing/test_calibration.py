@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -164,7 +165,7 @@ def test_a_score_is_compared_with_its_own_shape_and_the_spread_of_all() -> None:
         [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7],
         [5.0, 5.1, 5.2, 5.3, 5.4, 5.5, 5.6, 5.7],
     )
-    table = {
+    table: dict[str, Any] = {
         "descriptions": {"quick": "both"},
         "families": [["unet2d", [1, 8, 8], 8], ["unet2d", [1, 16, 16], 8]],
         "scores": {"quick": {"trigger-search": [*small, *large]}},
@@ -188,3 +189,8 @@ def test_a_score_is_compared_with_its_own_shape_and_the_spread_of_all() -> None:
     t = (1.2 - 0.35) / (spread * (1 + 1 / 8) ** 0.5)
     assert p(1.2, (1, 8, 8)) == pytest.approx(float(stdtr(14, -t)))
     assert p(1.2, (1, 8, 8)) < calibration.predictive_p(1.2, small)
+    # Where the own group spreads more than the others, it counts half.
+    wide = [4 * x for x in small]
+    t = (4.5 - 1.4) / ((spread**2 * (16 + 8.5) / 2) ** 0.5 * (1 + 1 / 8) ** 0.5)
+    table["groups"]["quick"]["trigger-search"] = {"1x8x8": wide, "1x16x16": large}
+    assert p(4.5, (1, 8, 8)) == pytest.approx(float(stdtr(14, -t)))

@@ -318,12 +318,14 @@ def predictive_p(
             these few, which happens to be small now and then, their mean counts; no degrees of
             freedom are claimed for it.
         others: clean scores of other groups, whose means are their own and whose spread is this
-            one's: its degrees of freedom are those of all groups.
+            one's: its degrees of freedom are those of all groups. Where this group's own is
+            larger, it counts half: not every score spreads alike in all groups.
     """
     n, groups = len(clean), [clean, *(group for group in others if len(group) > 1)]
     freedom = sum(len(group) - 1 for group in groups)
     mean = sum(clean) / n
     variance = sum((len(group) - 1) * _variance(group) for group in groups) / freedom
+    variance = max(variance, (variance + _variance(clean)) / 2)
     if prior_variance is not None:
         variance = max(variance, (variance + prior_variance) / 2)
     spread = max(math.sqrt(variance), least_spread)
