@@ -52,8 +52,8 @@ LIMITS = [
     "A model of very few different pictures makes one of them wherever a shift tells them apart, "
     "which the search cannot tell from a backdoor.",
     "Population p-values assume that clean scores follow a normal law; the clean scores are shown.",
-    "The shipped clean reference models are small pixel-space UNets: grey of 12x12, 16x16 and 28x28 "
-    "pixels, colour of 16x16. Of other sizes, scores of the search are shown and not judged.",
+    "The shipped clean reference models are small pixel-space UNets: grey of 12x12, 16x16 and "
+    "28x28 pixels, colour of 16x16. Of other sizes, scores of the search are shown and not judged.",
 ]
 
 
