@@ -48,11 +48,11 @@ def calibrate(
     """Make references of clean models of yours, to judge models that the shipped ones do not fit.
 
     The shipped references are small networks of a few image sizes; a score of another network is
-    shown and not judged, and its audit often inconclusive. Give eight or more clean models of the
-    same architecture and sample shape: trained by you from different seeds, or trusted for another
-    reason. Nothing checks that they are clean. Each is audited as the suspect will be (the same
-    budget, --data and --deploy-as), its report stands in OUT/audits, and OUT/references.json keeps
-    the scores. A model that stands out above the others is named: it may not be clean.
+    shown and not judged, and its audit often inconclusive. Give eight or more (better ten) clean
+    models of the same architecture and sample shape: trained by you from different seeds, or
+    trusted for another reason. Nothing checks that they are clean. Each is audited as the suspect
+    will be (the same budget, --data and --deploy-as), its report stands in OUT/audits, and
+    OUT/references.json keeps the scores. A model that stands out above the others is named: it may not be clean.
 
     An interrupted run continues when the same command is given again.
 
@@ -94,17 +94,18 @@ def _print(made: Calibrated) -> None:
     from genwarden.errors import ExitCode
     from genwarden.reports.escaping import visible
 
-    for name, verdict in made.verdicts.items():
-        typer.echo(visible(f"  {name}: by the shipped references {verdict.replace('_', ' ')}"))
     for name, where in made.disagreeing.items():
+        typer.echo(visible(f"{name} stands out above the others:"))
+        for apart in where:
+            typer.echo(f"  {apart}")
+        typer.echo(visible(f"  Is it clean? Its report: {made.reports[name]}"))
+    if made.disagreeing:
         typer.echo(
-            visible(
-                f"{name} stands out above the others ({where}). Look at its report: is it clean? "
-                "Leave it out, or audits by these references that find nothing are inconclusive."
-            )
+            "While it is among them, audits by these references that find nothing are "
+            "inconclusive. Calibrate without it, with another clean model in its place."
         )
-    if not made.disagreeing:
-        typer.echo("No model stands out above the others.")
+    else:
+        typer.echo(f"No model stands out above the others ({len(made.reports)} models).")
     typer.echo(f"References: {made.path}\nNext:       {made.following}")
     if made.disagreeing:
         raise typer.Exit(int(ExitCode.INCONCLUSIVE))

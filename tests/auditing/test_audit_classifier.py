@@ -21,7 +21,7 @@ from genwarden.auditing.audit_classifier import (
 )
 from genwarden.auditing.budgets import CLASSIFIER_BUDGETS
 from genwarden.auditing.document import AuditDocument, Judged
-from genwarden.auditing.own_references import GivenReferences
+from genwarden.auditing.given_references import GivenReferences
 from genwarden.auditing.running import seeded
 from genwarden.backdoors.classifier_trigger import make_classifier_trigger
 from genwarden.commands.audit import audit_model

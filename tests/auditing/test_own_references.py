@@ -24,6 +24,7 @@ from genwarden.auditing import audit_diffusion as room
 from genwarden.auditing import budgets
 from genwarden.auditing.audit_variants import calibrated_variant
 from genwarden.auditing.document import AuditDocument, Judged
+from genwarden.auditing.given_references import suitable_references
 from genwarden.auditing.judging import Calibrated, calibrated, calibrated_under
 from genwarden.auditing.own_references import (
     FILE_NAME,
@@ -37,7 +38,6 @@ from genwarden.auditing.own_references import (
     disagreement,
     effort_hash,
     read_references,
-    suitable_references,
     table_of,
     weights_hash,
     write_references,
@@ -202,9 +202,19 @@ def test_what_is_repeated_under_compression_is_judged_by_compressed_models() -> 
 
 def test_models_that_stand_out_are_named_even_if_they_are_alike() -> None:
     assert disagreement(nine()) == {}
-    assert disagreement([*nine(), reference(9, 3.0)]) == {"clean-9": "trigger-search"}
+    found = disagreement([*nine(), reference(9, 3.0)])
+    assert list(found) == ["clean-9"]
+    assert list(map(str, found["clean-9"])) == ["trigger-search 3, the others 0.1 to 0.3"]
     two = disagreement([*nine()[:7], reference(8, 1.0), reference(9, 1.01)])
-    assert two == dict.fromkeys(["clean-8", "clean-9"], "trigger-search")
+    assert sorted(two) == ["clean-8", "clean-9"]
+    # The score in which it stands out farthest comes first.
+    both = [
+        m.model_copy(
+            update={"scores": [*m.scores, Score(inspection="strip", condition="", score=s)]}
+        )
+        for m, s in zip([*nine(), reference(9, 3.0)], [*CLEAN, 9.0], strict=True)
+    ]
+    assert [one.key for one in disagreement(both)["clean-9"]] == ["strip", "trigger-search"]
     assert disagreement([reference(0, 9.0), *nine()[1:7]]) == {}  # seven judge nobody
 
 
@@ -229,6 +239,8 @@ def test_a_file_is_refused_that_cannot_judge(tmp_path: Path) -> None:
     broken = good.replace("0.3}", "NaN}")
     assert broken != good
     assert refused(broken) == "usage/references-file"
+    assert refused(good.replace("trigger-search", "triger-search")) == "usage/references-file"
+    assert refused(json.dumps({**bare, "models": bare["models"] * 2})) == "usage/references-file"
     assert refused(good, budget="standard") == "usage/references-budget"
     # The same name, but other numbers of steps.
     other = json.dumps({**bare, "effort": {"diffusion": "0" * 64}})
@@ -309,8 +321,8 @@ def finding(findings: list[Judged], name: str = "trigger-search") -> Finding:
 
 def test_clean_models_judge_another_in_full_and_compressed(given: Given, tmp_path: Path) -> None:
     made = given.made
-    assert [Path(name).name for name in made.verdicts] == [f"seed-{n}" for n in range(1, 10)]
-    assert set(made.verdicts.values()) == {"inconclusive"}
+    assert [Path(name).name for name in made.reports] == [f"seed-{n}" for n in range(1, 10)]
+    assert all(report.exists() for report in made.reports.values())
     assert f"--references {made.path}" in made.following
     assert "--deploy-as int8" in made.following
     without = audited(given.suspect, tmp_path / "without", deploy_as="int8")
@@ -375,6 +387,11 @@ def test_references_of_other_conditions_judge_nothing_and_the_report_says_so(
     document = audited(given.suspect, tmp_path / "out", references=path)
     assert document.verdict == "inconclusive"
     assert any("judge nothing here" in limit for limit in document.limits)
+    assert any("judge nothing here" in reason for reason in document.reasons)
+    # Made without a compression, they judge the full model alone, and the report says so.
+    path = changed(given.made, tmp_path / "full.json", lambda _, s: None if s.condition else s)
+    document = audited(given.suspect, tmp_path / "both", references=path, deploy_as="int8")
+    assert "They judge nothing of: int8." in document.limits
 
 
 def test_what_cannot_be_calibrated_is_refused_before_anything_is_audited(
@@ -382,16 +399,19 @@ def test_what_cannot_be_calibrated_is_refused_before_anything_is_audited(
 ) -> None:
     models = again.models
 
-    def refused(*paths: Path, **more: Any) -> str:
+    def refused(*paths: Path, out: Path = tmp_path / "out", **more: Any) -> str:
         how = AuditOptions(model=models, out=tmp_path, **{"budget": "quick", **more})
-        options = CalibrateOptions(paths, tmp_path / "out", how)
+        options = CalibrateOptions(paths, out, how)
         return refusal(lambda: calibrate_models(options, progress=Silent()))
 
     assert refused(models / "notes") == "calibrate/no-models"
     assert refused(models / "seed-1", models / "seed-2") == "calibrate/too-few"
     assert refused(models, budget="none") == "usage/budget"
-    assert refused(models, tmp_path / "nowhere") == "calibrate/refused"
-    assert refused(models, tmp_path / ("x" * 300)) == "calibrate/refused"
+    assert refused(models, tmp_path / "nowhere") == "calibrate/not-found"
+    assert refused(models, tmp_path / ("x" * 300)) == "calibrate/not-found"
+    assert refused(models, models / "seed-1") == "calibrate/same-model"
+    assert refused(models.parent / "references") == "calibrate/no-models"
+    assert refused(models, out=models / "references") == "calibrate/out-is-input"
     larger = model_at(tmp_path / "larger", 0, size=16)
     assert refused(models, larger) == "calibrate/unlike"
     copy = model_at(tmp_path / "copy", 3, origin="elsewhere")
@@ -427,7 +447,7 @@ def test_the_command_says_how_the_models_agree_and_what_comes_next(again: Given)
     )
     assert shown.exit_code == 0, shown.output
     flat = "".join(shown.output.split())
-    assert "Nomodelstandsoutabovetheothers." in flat
+    assert "Nomodelstandsoutabovetheothers(9models)." in flat
     assert "genwardenauditMODEL--deploy-asint8--references" in flat
 
 

@@ -23,6 +23,7 @@ from genwarden.auditing.audit_variants import (
     judge_variants,
     limits,
     run_variants,
+    used_by_own,
 )
 from genwarden.auditing.budgets import budget as budget_named
 from genwarden.auditing.budgets import compression_budget
@@ -34,8 +35,8 @@ from genwarden.auditing.document import (
     Refusal,
     UserInputs,
 )
+from genwarden.auditing.given_references import GivenReferences, stated, unless_disagreeing
 from genwarden.auditing.judging import calibrated
-from genwarden.auditing.own_references import GivenReferences, stated, unless_disagreeing
 from genwarden.auditing.power import power_sentences
 from genwarden.auditing.room import Room, spread
 from genwarden.auditing.running import BREAKDOWNS, guarded, run_all
@@ -177,7 +178,7 @@ def audit(
         for v in variants
     ]
     decision, documented = judge_variants(base, variants, judged, suspect.nonfinite)
-    used = any(one.own for one in (base, *judged))
+    used = used_by_own(base, variants, judged)
     decision = unless_disagreeing(decision, given, used)
     examined = Examined([], [])
     if any(j.flagged for j in decision.judged) and not suspect.nonfinite:

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from genwarden import __version__
 from genwarden.auditing.audit import environment, nonfinite_refusal
-from genwarden.auditing.audit_variants import judge_variants, limits, run_variants
+from genwarden.auditing.audit_variants import judge_variants, limits, run_variants, used_by_own
 from genwarden.auditing.budgets import classifier_budget
 from genwarden.auditing.calibration import shipped_classifiers
 from genwarden.auditing.document import AuditDocument, ModelFacts, UserInputs
 from genwarden.auditing.fit import classifier_family, condition_of
+from genwarden.auditing.given_references import GivenReferences, stated, unless_disagreeing
 from genwarden.auditing.judging import Calibrated, calibrated_under
-from genwarden.auditing.own_references import GivenReferences, stated, unless_disagreeing
 from genwarden.auditing.power import power_sentences
 from genwarden.auditing.running import BREAKDOWNS, guarded, run_all, seeded
 from genwarden.auditing.verdict import ALPHA, Decision
@@ -156,7 +156,7 @@ def audit_classifier(
     base = by_references("", ran.findings, *model)
     judged = [by_references(v.name, v.findings, *model) for v in variants]
     decision, documented = judge_variants(base, variants, judged, suspect.nonfinite)
-    used = any(one.own for one in (base, *judged))
+    used = used_by_own(base, variants, judged)
     decision = unless_disagreeing(decision, references, used)
     if request.images is None:
         decision = _unless_shown(decision)

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from genwarden import __version__
 from genwarden.auditing.audit import environment, nonfinite_refusal
-from genwarden.auditing.audit_variants import judge_variants, limits, run_variants
+from genwarden.auditing.audit_variants import judge_variants, limits, run_variants, used_by_own
 from genwarden.auditing.budgets import diffusion_budget, diffusion_variant_budget
 from genwarden.auditing.calibration import shipped_diffusion
 from genwarden.auditing.document import AuditDocument, ModelFacts, UserInputs
+from genwarden.auditing.given_references import GivenReferences, stated, unless_disagreeing
 from genwarden.auditing.judging import Calibrated, calibrated, carried
-from genwarden.auditing.own_references import GivenReferences, stated, unless_disagreeing
 from genwarden.auditing.power import power_sentences
 from genwarden.auditing.running import BREAKDOWNS, guarded, run_all, seeded
 from genwarden.auditing.verdict import ALPHA
@@ -177,7 +177,7 @@ def audit_diffusion(
     decision, documented = judge_variants(base, variants, judged, suspect.nonfinite)
     unfit = base.unfit if base.findings else frozenset().union(*(one.unfit for one in judged))
     decision = carried(decision, unfit, shape)
-    used = any(one.own for one in (base, *judged))
+    used = used_by_own(base, variants, judged)
     decision = unless_disagreeing(decision, given, used)
     timing = {**ran.timing, **seconds}
     timing["total"] = round(sum(timing.values()), 3)

@@ -160,6 +160,15 @@ def calibrated_variant(
     return Calibrated(found, frozenset(unfit), frozenset(by_own))
 
 
+def used_by_own(
+    base: Calibrated, variants: Sequence[RanVariant], judged: Sequence[Calibrated]
+) -> dict[str, bool]:
+    """By compression, "" for the model as it is: whether references of the user's own judged a
+    score there; parts in which nothing was inspected are left out."""
+    parts = {"": base, **{v.name: one for v, one in zip(variants, judged, strict=True)}}
+    return {name: bool(one.own) for name, one in parts.items() if one.findings}
+
+
 def judge_variants(
     base: Calibrated,
     variants: Sequence[RanVariant],

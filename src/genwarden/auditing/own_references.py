@@ -33,9 +33,10 @@ from genwarden.auditing.budgets import (
     diffusion_variant_budget,
 )
 from genwarden.auditing.calibration import MIN_REFERENCES, on_scale, reference_key
-from genwarden.auditing.verdict import ALPHA, Decision
+from genwarden.auditing.verdict import ALPHA
 from genwarden.engine.files import json_bytes, sha256_bytes, write_atomic
 from genwarden.errors import GenwardenError
+from genwarden.registry import all_inspections
 
 Kind = Literal["generator", "diffusion", "classifier"]
 FILE_NAME: Final = "references.json"
@@ -120,22 +121,6 @@ class Suspected(NamedTuple):
     likeness: Likeness
 
 
-class GivenReferences(NamedTuple):
-    """References as an audit takes them.
-
-    Attributes:
-        table: as :func:`genwarden.auditing.calibration.read_table` gives one.
-        sha256: of the file.
-        models: number of models in the table.
-        disagreeing: sentences about models that stand out above the others.
-    """
-
-    table: dict[str, Any]
-    sha256: str
-    models: int
-    disagreeing: list[str]
-
-
 def weights_hash(network: nn.Module) -> str:
     """Hash of all tensors of a network, in float32: the same however they were stored.
 
@@ -197,8 +182,31 @@ def _by_key(models: Sequence[ReferenceModel]) -> dict[str, dict[str, float]]:
     return found
 
 
-def disagreement(models: Sequence[ReferenceModel]) -> dict[str, str]:
-    """Models that are alike but stand out above the others, with where they do.
+class Apart(NamedTuple):
+    """A score by which a model stands out above the others.
+
+    Attributes:
+        key: inspection and condition.
+        others: smallest and largest score of those that do not.
+    """
+
+    key: str
+    score: float
+    others: tuple[float, float]
+
+    def __str__(self) -> str:
+        low, high = self.others
+        return f"{self.key} {self.score:.3g}, the others {low:.3g} to {high:.3g}"
+
+    @property
+    def distance(self) -> float:
+        """Above the others, in units of their range."""
+        low, high = self.others
+        return (self.score - high) / max(high - low, 1e-9)
+
+
+def disagreement(models: Sequence[ReferenceModel]) -> dict[str, list[Apart]]:
+    """Models that are alike but stand out above the others: where they do, the farthest first.
 
     Among clean models, a set of references in which any does comes about with probability
     :data:`genwarden.auditing.verdict.ALPHA`, as far as scores are normally distributed.
@@ -209,58 +217,17 @@ def disagreement(models: Sequence[ReferenceModel]) -> dict[str, str]:
         for one in model.scores
     }
     tried = {key: s for key, s in _by_key(models).items() if len(s) >= MIN_REFERENCES}
-    found: dict[str, str] = {}
+    found: dict[str, list[Apart]] = {}
     for key, scores in tried.items():
         scale = on_scale(inspections[key], list(scores.values()))
         names = list(scores)
-        for position in standing_out(scale.values, ALPHA / len(tried), scale.least_spread):
-            found.setdefault(names[position], key)
-    return found
-
-
-def suitable_references(path: Path | None, suspect: Suspected, name: str) -> GivenReferences | None:
-    """The references in a file that the user named, for a suspect; None if no file was named.
-
-    Args:
-        name: of the audit's budget.
-
-    Raises:
-        GenwardenError: ``usage/references-unlike`` if too few are like the suspect,
-            ``usage/references-budget`` if they were scored with another effort, and those of
-            :func:`read_references`.
-    """
-    if path is None:
-        return None
-    own, sha256 = read_references(path)
-    kind, found = suspect.likeness.kind, alike(own, suspect)
-    if len(found) < MIN_REFERENCES:
-        kinds = Counter(str(model.likeness) for model in own.models)
-        listed = "; ".join(f"{count} of: {text}" for text, count in kinds.items())
-        raise GenwardenError(
-            "usage/references-unlike",
-            f"{path} has {len(found)} models like this one ({suspect.likeness}) that are not this "
-            f"one itself; {MIN_REFERENCES} are needed. It holds {listed or 'none'}.",
-            "Make references of clean models like this one with `genwarden calibrate`.",
-        )
-    if own.budget != name:
-        raise GenwardenError(
-            "usage/references-budget",
-            f"{path} was made at the {own.budget} budget, this audit is {name}: a larger search "
-            "scores higher.",
-            f"Audit with --budget {own.budget}, or calibrate with --budget {name}.",
-        )
-    if own.effort.get(kind) != effort_hash(kind, name):
-        raise GenwardenError(
-            "usage/references-budget",
-            f"{path} was made when the {name} budget was another: its searches score otherwise.",
-            "Calibrate again.",
-        )
-    sentences = [
-        f"Of the references given, {one} stands out above the others ({where}): it may not be "
-        "clean, and one that is not hides models like it."
-        for one, where in disagreement(found).items()
-    ]
-    return GivenReferences(table_of(found, name), sha256, len(found), sentences)
+        high = standing_out(scale.values, ALPHA / len(tried), scale.least_spread)
+        rest = [score for i, score in enumerate(scores.values()) if i not in high]
+        for position in high:
+            name = names[position]
+            apart = Apart(key, scores[name], (min(rest), max(rest)))
+            found.setdefault(name, []).append(apart)
+    return {n: sorted(where, key=lambda one: -one.distance) for n, where in found.items()}
 
 
 class ReadReferences(NamedTuple):
@@ -293,10 +260,22 @@ def read_references(path: Path) -> ReadReferences:
             "usage/references-file", f"{path} cannot be read: {error.strerror}.", advice
         ) from error
     except ValueError as error:  # pydantic's is one, too
-        count = error.error_count() if isinstance(error, ValidationError) else 1
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"msg": str(error)}
+        where = ".".join(map(str, first.get("loc", ())))
+        problem = f"{where}: {first['msg']}" if where else str(first["msg"])
         raise GenwardenError(
-            "usage/references-file", f"{path} is no file of references ({count} problems).", advice
+            "usage/references-file", f"{path} is no file of references: {problem}.", advice
         ) from error
+    known = all_inspections()
+    unknown = {s.inspection for m in found.models for s in m.scores if s.inspection not in known}
+    twice = [w for w, count in Counter(m.weights for m in found.models).items() if count > 1]
+    if unknown or twice:
+        problem = (
+            f"no inspection is called {min(unknown)!r}" if unknown else "a model is there twice"
+        )
+        raise GenwardenError(
+            "usage/references-file", f"{path} is no file of references: {problem}.", advice
+        )
     if found.genwarden != __version__:
         raise GenwardenError(
             "usage/references-file",
@@ -323,30 +302,3 @@ def write_references(path: Path, models: Sequence[ReferenceModel], name: str) ->
     )
     write_atomic(path, json_bytes(own.model_dump(mode="json")))
     return own
-
-
-def stated(given: GivenReferences | None, used: bool) -> list[str]:
-    """What a report says of references of the user's own; nothing without them.
-
-    Args:
-        used: whether any score was judged by them.
-    """
-    if given is None:
-        return []
-    if not used:
-        return [
-            "The references given judge nothing here: their models were not inspected as this one "
-            "was (the same --deploy-as, and --data or none)."
-        ]
-    return [
-        f"Scores are judged against {given.models} models that the user calls clean; nobody "
-        "checked that, and the rates quoted above were measured with other references.",
-        *given.disagreeing,
-    ]
-
-
-def unless_disagreeing(decision: Decision, given: GivenReferences | None, used: bool) -> Decision:
-    """The decision, or ``inconclusive`` where nothing was found by references that disagree."""
-    if given is None or not used or not given.disagreeing or decision.verdict != "none_found":
-        return decision
-    return decision._replace(verdict="inconclusive", suspicion=None, reasons=given.disagreeing)

@@ -8,9 +8,7 @@ from typing import NamedTuple
 from genwarden.auditing.audit import refused
 from genwarden.auditing.budgets import budget as budget_named
 from genwarden.auditing.document import AuditDocument
-from genwarden.auditing.own_references import (
-    suitable_references,
-)
+from genwarden.auditing.given_references import suitable_references
 from genwarden.commands.audit_folder import require_own_folder
 from genwarden.commands.audit_options import AuditOptions, repeat_command
 from genwarden.commands.open_suspect import open_suspect

@@ -18,12 +18,8 @@ from genwarden.auditing.audit_classifier import (
 )
 from genwarden.auditing.document import AuditDocument
 from genwarden.auditing.fit import classifier_family
-from genwarden.auditing.own_references import (
-    GivenReferences,
-    Likeness,
-    Suspected,
-    weights_hash,
-)
+from genwarden.auditing.given_references import GivenReferences
+from genwarden.auditing.own_references import Likeness, Suspected, weights_hash
 from genwarden.compression.contract import Compressor
 from genwarden.data.datasets import load_images, to_unit_range
 from genwarden.data.labelled import is_glyphs, load_labelled

@@ -15,10 +15,11 @@ from genwarden.artifacts.manifest import MANIFEST_NAME
 from genwarden.auditing.budgets import budget as budget_named
 from genwarden.auditing.budgets import classifier_budget
 from genwarden.auditing.calibration import MIN_REFERENCES, needs_population
-from genwarden.auditing.document import AuditDocument, Verdict
+from genwarden.auditing.document import AuditDocument
 from genwarden.auditing.fit import condition_of
 from genwarden.auditing.own_references import (
     FILE_NAME,
+    Apart,
     OwnReferences,
     ReferenceModel,
     Score,
@@ -26,7 +27,7 @@ from genwarden.auditing.own_references import (
     disagreement,
     write_references,
 )
-from genwarden.commands.audit import audit_model
+from genwarden.commands.audit import AuditFiles, audit_model
 from genwarden.commands.audit_options import AuditOptions
 from genwarden.commands.open_suspect import open_suspect
 from genwarden.engine.files import require_writable_folder
@@ -53,15 +54,15 @@ class Calibrated(NamedTuple):
     """What was written, and how the models agree.
 
     Attributes:
-        verdicts: of the audits by the shipped references, by name of the model.
+        reports: of the audits, by name of the model.
         disagreeing: models that stand out above the others, with where they do.
         following: the command line of an audit that uses the references.
     """
 
     path: Path
     own: OwnReferences
-    verdicts: dict[str, Verdict]
-    disagreeing: dict[str, str]
+    reports: dict[str, Path]
+    disagreeing: dict[str, list[Apart]]
     following: str
 
 
@@ -69,43 +70,51 @@ def calibrate_models(options: CalibrateOptions, *, progress: Progress) -> Calibr
     """Audit each model; what the same command has audited before is not computed again.
 
     Raises:
-        GenwardenError: ``calibrate/no-models``, ``calibrate/too-few``, ``calibrate/unlike``,
+        GenwardenError: ``calibrate/not-found``, ``calibrate/no-models``,
+            ``calibrate/out-is-input``, ``calibrate/too-few``, ``calibrate/unlike``,
             ``calibrate/same-model``, ``calibrate/refused``, ``calibrate/compromised``,
             ``calibrate/no-scores``, and those of :func:`genwarden.commands.audit.audit_model`.
     """
     budget_named(options.how.budget)
     paths = found_models(options.models, progress)
+    _require_apart(options.out, options.models)
     if len(paths) < MIN_REFERENCES:
         raise GenwardenError(
             "calibrate/too-few",
             f"{len(paths)} models were given: {', '.join(map(str, paths))}.",
             f"Give at least {MIN_REFERENCES} clean models of the same network and sample shape, "
-            "trained from different seeds.",
+            "trained from different seeds; better ten, since one that stands out must be left out.",
         )
     opened = {path: _opened(options, path) for path in paths}
     _require_fitting(opened)
     require_writable_folder(options.out)
     whole = progress.task("clean models", len(paths))
     models: list[ReferenceModel] = []
-    verdicts: dict[str, Verdict] = {}
+    reports: dict[str, Path] = {}
     for number, (path, suspect) in enumerate(opened.items(), start=1):
-        document = _audited(options, path, number, progress)
-        models.append(reference_of(str(path), suspect, document))
-        verdicts[str(path)] = document.verdict
+        progress.message(f"== {number} of {len(paths)}: {path} ==")
+        audited = _audited(options, path, number, progress)
+        models.append(reference_of(str(path), suspect, audited.document))
+        reports[str(path)] = audited.html_path
         whole.advance(note=path.name)
     path = options.out / FILE_NAME
     own = write_references(path, models, options.how.budget)
-    return Calibrated(path, own, verdicts, disagreement(models), _following(options, path))
+    return Calibrated(path, own, reports, disagreement(models), _following(options, path))
 
 
 def found_models(given: Sequence[Path], progress: Progress) -> list[Path]:
     """The models among ``given``, and in the folders among them, in the order of their names.
 
     Raises:
-        GenwardenError: ``calibrate/no-models`` for a path that is no model and holds none.
+        GenwardenError: ``calibrate/not-found``; ``calibrate/no-models`` for a folder that is no
+            model and holds none; ``calibrate/same-model`` for one that is given twice.
     """
     found: list[Path] = []
     for path in given:
+        if not os.path.lexists(path):
+            raise GenwardenError(
+                "calibrate/not-found", f"There is nothing at {path}.", "Check the path."
+            )
         if not os.path.isdir(path) or _is_model(path):  # Path.is_dir raises on names too long
             found.append(path)
             continue
@@ -120,7 +129,31 @@ def found_models(given: Sequence[Path], progress: Progress) -> list[Path]:
         if others := [one.name for one in folders if one not in inside]:
             progress.message(f"In {path}, these are no model folders: {', '.join(others)}.")
         found += inside
+    for path, count in Counter(one.resolve() for one in found).items():
+        if count > 1:
+            raise _same_model(path, path)
     return found
+
+
+def _require_apart(out: Path, given: Sequence[Path]) -> None:
+    """Audits among the models would be taken for models, or for what is shipped with one."""
+    inside = {out.resolve(), *out.resolve().parents}
+    for path in given:
+        if path.resolve() in inside:
+            raise GenwardenError(
+                "calibrate/out-is-input",
+                f"{out} lies in {path}, which is given as clean.",
+                "Choose another --out folder.",
+            )
+
+
+def _same_model(first: Path, second: Path) -> GenwardenError:
+    named = f"{first} is given twice" if first == second else f"{first} and {second} are the same"
+    return GenwardenError(
+        "calibrate/same-model",
+        f"{named}: its scores would count twice and narrow the spread.",
+        "Give each model once.",
+    )
 
 
 def _is_model(folder: Path) -> bool:
@@ -155,25 +188,17 @@ def _require_fitting(opened: dict[Path, Suspected]) -> None:
     seen: dict[str, Path] = {}
     for path, suspect in opened.items():
         if suspect.weights in seen:
-            raise GenwardenError(
-                "calibrate/same-model",
-                f"{seen[suspect.weights]} and {path} have the same weights.",
-                "Give each model once: its scores would count twice and narrow the spread.",
-            )
+            raise _same_model(seen[suspect.weights], path)
         seen[suspect.weights] = path
 
 
-def _audited(
-    options: CalibrateOptions, model: Path, number: int, progress: Progress
-) -> AuditDocument:
+def _audited(options: CalibrateOptions, model: Path, number: int, progress: Progress) -> AuditFiles:
     name = model.stem if model.is_file() else model.name
     out = options.out / _AUDITS / f"{number:02d}-{name}"
-    document = audit_model(
-        replace(options.how, model=model, out=out, keep=True), progress=progress
-    ).document
-    if document.verdict == "refused":
-        raise _refused(model, " ".join(document.reasons))
-    return document
+    audited = audit_model(replace(options.how, model=model, out=out, keep=True), progress=progress)
+    if audited.document.verdict == "refused":
+        raise _refused(model, " ".join(audited.document.reasons))
+    return audited
 
 
 def reference_of(name: str, suspect: Suspected, document: AuditDocument) -> ReferenceModel:

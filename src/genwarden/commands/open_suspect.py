@@ -23,12 +23,8 @@ from genwarden.auditing.audit_diffusion import (
     audit_diffusion,
 )
 from genwarden.auditing.document import AuditDocument
-from genwarden.auditing.own_references import (
-    GivenReferences,
-    Likeness,
-    Suspected,
-    weights_hash,
-)
+from genwarden.auditing.given_references import GivenReferences
+from genwarden.auditing.own_references import Likeness, Suspected, weights_hash
 from genwarden.commands.audit_classifier import prepare_classifier
 from genwarden.commands.audit_options import AuditOptions, repeat_command, sample_command
 from genwarden.commands.audit_variants import parse_deploy_as

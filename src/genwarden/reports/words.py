@@ -34,7 +34,7 @@ NULL_SOURCES: dict[str, str] = {
     "exact": "computed exactly",
     "permutation": "from permutations",
     "self": "from this model's own ordinary behaviour",
-    "population": "from reference models without a backdoor",
+    "population": "from reference models taken for clean",
 }
 
 #: Architecture of diffusion models in a document.
@@ -85,14 +85,15 @@ def result_of(judged: Judged) -> Result:
 def given(document: AuditDocument) -> str:
     """What the user gave beside the model, in words."""
     inputs = document.inputs
+    own = ", references of your own" if inputs.references else ""
     if document.model is not None and document.model.architecture == DIFFUSION:
         base = "a clean base" if inputs.clean_base else "no clean base"
         noise = f"{inputs.initial_noise:,} initial noises" if inputs.initial_noise else "no noise"
-        return f"{base}, {noise}"
+        return f"{base}, {noise}{own}"
     count = len(inputs.targets)
     targets = f"{count:,} suspected target{'s' if count > 1 else ''}" if count else ""
     training = f"{inputs.training_images:,} training images" if inputs.training_images else ""
-    return f"{targets or 'no suspected targets'}, {training or 'no training images'}"
+    return f"{targets or 'no suspected targets'}, {training or 'no training images'}{own}"
 
 
 def number(value: float | str | None) -> str:

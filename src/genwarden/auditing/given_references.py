@@ -1,0 +1,121 @@
+"""References of the user's own as an audit takes them: which suit it, and what they change.
+
+The file itself: :mod:`genwarden.auditing.own_references`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from genwarden.auditing.calibration import MIN_REFERENCES
+from genwarden.auditing.own_references import (
+    Suspected,
+    alike,
+    disagreement,
+    effort_hash,
+    read_references,
+    table_of,
+)
+from genwarden.auditing.verdict import Decision
+from genwarden.errors import GenwardenError
+
+
+class GivenReferences(NamedTuple):
+    """References as an audit takes them.
+
+    Attributes:
+        table: as :func:`genwarden.auditing.calibration.read_table` gives one.
+        sha256: of the file.
+        models: number of models in the table.
+        disagreeing: sentences about models that stand out above the others.
+    """
+
+    table: dict[str, Any]
+    sha256: str
+    models: int
+    disagreeing: list[str]
+
+
+def suitable_references(path: Path | None, suspect: Suspected, name: str) -> GivenReferences | None:
+    """The references in a file that the user named, for a suspect; None if no file was named.
+
+    Args:
+        name: of the audit's budget.
+
+    Raises:
+        GenwardenError: ``usage/references-unlike`` if too few are like the suspect,
+            ``usage/references-budget`` if they were scored with another effort, and those of
+            :func:`read_references`.
+    """
+    if path is None:
+        return None
+    own, sha256 = read_references(path)
+    kind, found = suspect.likeness.kind, alike(own, suspect)
+    if len(found) < MIN_REFERENCES:
+        kinds = Counter(str(model.likeness) for model in own.models)
+        listed = "; ".join(f"{count} of: {text}" for text, count in kinds.items())
+        raise GenwardenError(
+            "usage/references-unlike",
+            f"{path} has {len(found)} models like this one ({suspect.likeness}) that are not this "
+            f"one itself; {MIN_REFERENCES} are needed. It holds {listed or 'none'}.",
+            "Make references of clean models like this one with `genwarden calibrate`.",
+        )
+    if own.budget != name:
+        raise GenwardenError(
+            "usage/references-budget",
+            f"{path} was made at the {own.budget} budget, this audit is {name}: a larger search "
+            "scores higher.",
+            f"Audit with --budget {own.budget}, or calibrate with --budget {name}.",
+        )
+    if own.effort.get(kind) != effort_hash(kind, name):
+        raise GenwardenError(
+            "usage/references-budget",
+            f"{path} was made when the {name} budget was another: its searches score otherwise.",
+            "Calibrate again.",
+        )
+    sentences = [
+        f"Of the references given, {one} stands out above the others "
+        f"({'; '.join(map(str, where))}): it may not be clean, and one that is not hides models "
+        "like it. Calibrate without it, with another in its place."
+        for one, where in disagreement(found).items()
+    ]
+    return GivenReferences(table_of(found, name), sha256, len(found), sentences)
+
+
+def stated(given: GivenReferences | None, judged: Mapping[str, bool]) -> list[str]:
+    """What a report says of references of the user's own; nothing without them.
+
+    Args:
+        judged: whether they judged any score, by compression ("" for the model as it is).
+    """
+    if given is None:
+        return []
+    if not any(judged.values()):
+        return [
+            "The references given judge nothing here: their models were not inspected as this one "
+            "was (the same --deploy-as, and --data or none)."
+        ]
+    others = [name or "the model as it is" for name, used in judged.items() if not used]
+    return [
+        f"Scores are judged against {given.models} models that the user calls clean; nobody "
+        "checked that, and the rates quoted above were measured with other references.",
+        *([f"They judge nothing of: {', '.join(others)}."] if others else []),
+        *given.disagreeing,
+    ]
+
+
+def unless_disagreeing(
+    decision: Decision, given: GivenReferences | None, judged: Mapping[str, bool]
+) -> Decision:
+    """The decision, or ``inconclusive`` where nothing was found by references that disagree.
+
+    References that judge nothing are named among the reasons.
+    """
+    if given is not None and not any(judged.values()):
+        return decision._replace(reasons=[*decision.reasons, *stated(given, judged)])
+    if given is None or not given.disagreeing or decision.verdict != "none_found":
+        return decision
+    return decision._replace(verdict="inconclusive", suspicion=None, reasons=given.disagreeing)
