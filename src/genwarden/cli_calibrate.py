@@ -52,7 +52,8 @@ def calibrate(
     models of the same architecture and sample shape: trained by you from different seeds, or
     trusted for another reason. Nothing checks that they are clean. Each is audited as the suspect
     will be (the same budget, --data and --deploy-as), its report stands in OUT/audits, and
-    OUT/references.json keeps the scores. A model that stands out above the others is named: it may not be clean.
+    OUT/references.json keeps the scores. A model that stands out above the others is named: it may
+    not be clean.
 
     An interrupted run continues when the same command is given again.
 

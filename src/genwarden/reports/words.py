@@ -34,7 +34,7 @@ NULL_SOURCES: dict[str, str] = {
     "exact": "computed exactly",
     "permutation": "from permutations",
     "self": "from this model's own ordinary behaviour",
-    "population": "from reference models taken for clean",
+    "population": "from reference models held to have no backdoor",
 }
 
 #: Architecture of diffusion models in a document.
