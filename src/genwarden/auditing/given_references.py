@@ -39,8 +39,8 @@ class GivenReferences(NamedTuple):
     disagreeing: list[str]
 
 
-def suitable_references(path: Path | None, suspect: Suspected, name: str) -> GivenReferences | None:
-    """The references in a file that the user named, for a suspect; None if no file was named.
+def suitable_references(path: Path, suspect: Suspected, name: str) -> GivenReferences:
+    """The references in a file, for a suspect.
 
     Args:
         name: of the audit's budget.
@@ -50,8 +50,6 @@ def suitable_references(path: Path | None, suspect: Suspected, name: str) -> Giv
             ``usage/references-budget`` if they were scored with another effort, and those of
             :func:`read_references`.
     """
-    if path is None:
-        return None
     own, sha256 = read_references(path)
     kind, found = suspect.likeness.kind, alike(own, suspect)
     if len(found) < MIN_REFERENCES:

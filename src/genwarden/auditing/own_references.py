@@ -268,7 +268,10 @@ def read_references(path: Path) -> ReadReferences:
         ) from error
     known = all_inspections()
     unknown = {s.inspection for m in found.models for s in m.scores if s.inspection not in known}
-    twice = [w for w, count in Counter(m.weights for m in found.models).items() if count > 1]
+    twice = any(
+        len(set(each)) < len(found.models)
+        for each in ([m.weights for m in found.models], [m.name for m in found.models])
+    )
     if unknown or twice:
         problem = (
             f"no inspection is called {min(unknown)!r}" if unknown else "a model is there twice"
