@@ -20,7 +20,7 @@ from genwarden.cli_options import (
 )
 
 if TYPE_CHECKING:
-    from genwarden.commands.calibrate import Calibrated
+    from genwarden.commands.calibrate import MadeReferences
 
 
 def calibrate(
@@ -91,7 +91,7 @@ def calibrate(
     _print(made)
 
 
-def _print(made: Calibrated) -> None:
+def _print(made: MadeReferences) -> None:
     from genwarden.errors import ExitCode
     from genwarden.reports.escaping import visible
 

@@ -45,8 +45,7 @@ from genwarden.auditing.own_references import (
 from genwarden.cli import app
 from genwarden.commands.audit import audit_model
 from genwarden.commands.audit_options import AuditOptions
-from genwarden.commands.calibrate import Calibrated as Made
-from genwarden.commands.calibrate import CalibrateOptions, calibrate_models
+from genwarden.commands.calibrate import CalibrateOptions, MadeReferences, calibrate_models
 from genwarden.engine.progress import Silent
 from genwarden.errors import GenwardenError
 from genwarden.inspections.finding import Finding
@@ -282,11 +281,11 @@ class Given(NamedTuple):
     """A folder of nine clean models, what was made of them, and a tenth to judge."""
 
     models: Path
-    made: Made
+    made: MadeReferences
     suspect: Path
 
 
-def make(models: Path, out: Path, **more: Any) -> Made:
+def make(models: Path, out: Path, **more: Any) -> MadeReferences:
     how = AuditOptions(model=models, out=out, budget="quick", **{"deploy_as": "int8", **more})
     return calibrate_models(CalibrateOptions((models,), out, how), progress=Silent())
 
@@ -357,7 +356,7 @@ def test_a_copy_of_a_reference_is_not_judged_by_itself(given: Given, tmp_path: P
     assert any("8 models that the user calls clean" in limit for limit in document.limits)
 
 
-def changed(made: Made, path: Path, change: Callable[[int, Score], Score | None]) -> Path:
+def changed(made: MadeReferences, path: Path, change: Callable[[int, Score], Score | None]) -> Path:
     models = [
         m.model_copy(
             update={"scores": [new for s in m.scores if (new := change(number, s)) is not None]}
@@ -388,7 +387,7 @@ def test_references_of_other_conditions_judge_nothing_and_the_report_says_so(
     assert document.verdict == "inconclusive"
     assert any("judge nothing here" in limit for limit in document.limits)
     assert any("judge nothing here" in reason for reason in document.reasons)
-    # Made without a compression, they judge the full model alone, and the report says so.
+    # MadeReferences without a compression, they judge the full model alone, and the report says so.
     path = changed(given.made, tmp_path / "full.json", lambda _, s: None if s.condition else s)
     document = audited(given.suspect, tmp_path / "both", references=path, deploy_as="int8")
     assert "They judge nothing of: int8." in document.limits

@@ -50,7 +50,7 @@ class CalibrateOptions:
     how: AuditOptions
 
 
-class Calibrated(NamedTuple):
+class MadeReferences(NamedTuple):
     """What was written, and how the models agree.
 
     Attributes:
@@ -66,7 +66,7 @@ class Calibrated(NamedTuple):
     following: str
 
 
-def calibrate_models(options: CalibrateOptions, *, progress: Progress) -> Calibrated:
+def calibrate_models(options: CalibrateOptions, *, progress: Progress) -> MadeReferences:
     """Audit each model; what the same command has audited before is not computed again.
 
     Raises:
@@ -99,7 +99,7 @@ def calibrate_models(options: CalibrateOptions, *, progress: Progress) -> Calibr
         whole.advance(note=path.name)
     path = options.out / FILE_NAME
     own = write_references(path, models, options.how.budget)
-    return Calibrated(path, own, reports, disagreement(models), _following(options, path))
+    return MadeReferences(path, own, reports, disagreement(models), _following(options, path))
 
 
 def found_models(given: Sequence[Path], progress: Progress) -> list[Path]:
