@@ -34,8 +34,9 @@ from genwarden.auditing.budgets import (
 )
 from genwarden.auditing.calibration import MIN_REFERENCES, on_scale, reference_key
 from genwarden.auditing.verdict import ALPHA
-from genwarden.engine.files import json_bytes, sha256_bytes, write_atomic
+from genwarden.engine.files import sha256_bytes, write_json
 from genwarden.errors import GenwardenError
+from genwarden.models.protocol import parameter_count
 from genwarden.registry import all_inspections
 
 Kind = Literal["generator", "diffusion", "classifier"]
@@ -43,6 +44,7 @@ FILE_NAME: Final = "references.json"
 #: Far above what thousands of models need; a larger file is not read.
 _MAX_BYTES = 50_000_000
 _MAX_VALUES = 1_000_000
+_ADVICE = "Make it with `genwarden calibrate MODEL MODEL ... --out FOLDER`."
 
 
 class _Strict(BaseModel):
@@ -133,6 +135,24 @@ def weights_hash(network: nn.Module) -> str:
         described = f"{name} {tuple(tensor.shape)} {sha256_bytes(plain.numpy().tobytes())}\n"
         content += described.encode()
     return sha256_bytes(content)
+
+
+def suspected_of(
+    kind: Kind,
+    network: nn.Module,
+    family: str,
+    sample_shape: Sequence[int],
+    **further: int | str,
+) -> Suspected:
+    """An opened network as references are chosen for it; arguments as in :class:`Likeness`."""
+    likeness = Likeness(
+        kind=kind,
+        family=family,
+        sample_shape=list(sample_shape),
+        parameters=parameter_count(network),
+        further=further,
+    )
+    return Suspected(weights_hash(network), likeness)
 
 
 def effort_hash(kind: Kind, name: str) -> str:
@@ -245,7 +265,6 @@ def read_references(path: Path) -> ReadReferences:
             version of genwarden, whose inspections may score otherwise; ``artifact/...`` for what
             is no plain file of modest size.
     """
-    advice = "Make it with `genwarden calibrate MODEL MODEL ... --out FOLDER`."
     try:
         path = path / FILE_NAME if path.is_dir() else path
         content = read_once(path, limit_bytes=_MAX_BYTES)
@@ -254,18 +273,16 @@ def read_references(path: Path) -> ReadReferences:
     except GenwardenError as error:
         if error.code not in {"artifact/not-found", "artifact/unreadable"}:
             raise
-        raise GenwardenError("usage/references-file", error.cause, advice) from error
+        raise GenwardenError("usage/references-file", error.cause, _ADVICE) from error
     except OSError as error:  # a name that no file can have
         raise GenwardenError(
-            "usage/references-file", f"{path} cannot be read: {error.strerror}.", advice
+            "usage/references-file", f"{path} cannot be read: {error.strerror}.", _ADVICE
         ) from error
     except ValueError as error:  # pydantic's is one, too
         first = error.errors()[0] if isinstance(error, ValidationError) else {"msg": str(error)}
         where = ".".join(map(str, first.get("loc", ())))
         problem = f"{where}: {first['msg']}" if where else str(first["msg"])
-        raise GenwardenError(
-            "usage/references-file", f"{path} is no file of references: {problem}.", advice
-        ) from error
+        raise _no_references(path, problem) from error
     known = all_inspections()
     unknown = {s.inspection for m in found.models for s in m.scores if s.inspection not in known}
     twice = any(
@@ -276,9 +293,7 @@ def read_references(path: Path) -> ReadReferences:
         problem = (
             f"no inspection is called {min(unknown)!r}" if unknown else "a model is there twice"
         )
-        raise GenwardenError(
-            "usage/references-file", f"{path} is no file of references: {problem}.", advice
-        )
+        raise _no_references(path, problem)
     if found.genwarden != __version__:
         raise GenwardenError(
             "usage/references-file",
@@ -286,6 +301,12 @@ def read_references(path: Path) -> ReadReferences:
             "Calibrate again: other versions may score otherwise.",
         )
     return ReadReferences(found, sha256_bytes(content))
+
+
+def _no_references(path: Path, problem: str) -> GenwardenError:
+    return GenwardenError(
+        "usage/references-file", f"{path} is no file of references: {problem}.", _ADVICE
+    )
 
 
 def write_references(path: Path, models: Sequence[ReferenceModel], name: str) -> OwnReferences:
@@ -303,5 +324,5 @@ def write_references(path: Path, models: Sequence[ReferenceModel], name: str) ->
             "models": list(models),
         }
     )
-    write_atomic(path, json_bytes(own.model_dump(mode="json")))
+    write_json(path, own.model_dump(mode="json"))
     return own

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,19 +14,17 @@ from genwarden.auditing.audit_classifier import (
     ClassifierSuspect,
     audit_classifier,
 )
-from genwarden.auditing.document import AuditDocument
 from genwarden.auditing.fit import classifier_family
 from genwarden.auditing.given_references import GivenReferences
-from genwarden.auditing.own_references import Likeness, Suspected, weights_hash
+from genwarden.auditing.own_references import Suspected, suspected_of
+from genwarden.commands.audit_options import AuditOptions, repeat_command
+from genwarden.commands.opened import Opened, Run, whole
 from genwarden.compression.contract import Compressor
 from genwarden.data.datasets import load_images, to_unit_range
 from genwarden.data.labelled import is_glyphs, load_labelled
 from genwarden.engine.files import sha256_bytes
 from genwarden.engine.progress import Progress
 from genwarden.models.protocol import SampleSpec, parameter_count
-
-if TYPE_CHECKING:
-    from genwarden.commands.audit_options import AuditOptions
 
 
 def classifier_suspect_of(loaded: LoadedClassifier, path: Path | str) -> ClassifierSuspect:
@@ -43,45 +39,24 @@ def classifier_suspect_of(loaded: LoadedClassifier, path: Path | str) -> Classif
     )
 
 
-class OpenedClassifier(NamedTuple):
-    """As :class:`genwarden.commands.open_suspect.Opened`, of a classifier."""
-
-    sha256: str
-    parameters: int
-    suspected: Callable[[], Suspected]
-    prepare: Callable[[GivenReferences | None], Callable[[Path], AuditDocument]]
-
-
-def prepare_classifier(
+def open_classifier_suspect(
     options: AuditOptions,
     variants: tuple[Compressor, ...],
     device: torch.device,
     progress: Progress,
-    *,
-    command: str,
-) -> OpenedClassifier:
-    """Open a classifier.
-
-    Args:
-        command: the command line that repeats the audit.
-    """
+) -> Opened:
+    """Open a classifier."""
     loaded = open_classifier(
         options.model, architecture=options.architecture, settings=options.settings
     )
     suspect = classifier_suspect_of(loaded, options.model)
-
     classifier = loaded.classifier
 
     def suspected() -> Suspected:
-        likeness = Likeness(
-            kind="classifier",
-            family=classifier_family(loaded.architecture, classifier.classes),
-            sample_shape=list(classifier.sample.shape),
-            parameters=parameter_count(classifier),
-        )
-        return Suspected(weights_hash(classifier), likeness)
+        family = classifier_family(loaded.architecture, classifier.classes)
+        return suspected_of("classifier", classifier, family, classifier.sample.shape)
 
-    def prepare(references: GivenReferences | None) -> Callable[[Path], AuditDocument]:
+    def prepare(references: GivenReferences | None) -> Run:
         images = None
         if options.data:
             images = _images(options.data, options, classifier.sample)
@@ -91,15 +66,15 @@ def prepare_classifier(
             device=device,
             images=images,
             inputs_sha256="" if images is None else sha256_bytes(images.numpy().tobytes()),
-            command=command,
+            command=repeat_command(options),
             deploy_as=variants,
             variants_only=options.variants_only,
             threads=options.threads,
             references=references,
         )
-        return lambda work: audit_classifier(suspect, request, work=work, progress=progress)
+        return whole(lambda work: audit_classifier(suspect, request, work=work, progress=progress))
 
-    return OpenedClassifier(loaded.sha256, parameter_count(classifier), suspected, prepare)
+    return Opened(loaded.sha256, parameter_count(classifier), suspected, prepare)
 
 
 def _images(source: str, options: AuditOptions, sample: SampleSpec) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from genwarden.auditing.own_references import (
     write_references,
 )
 from genwarden.commands.audit import AuditFiles, audit_model
-from genwarden.commands.audit_options import AuditOptions
+from genwarden.commands.audit_options import AuditOptions, repeat_command
 from genwarden.commands.open_suspect import open_suspect
 from genwarden.engine.files import require_writable_folder
 from genwarden.engine.progress import Progress, Silent
@@ -99,7 +98,10 @@ def calibrate_models(options: CalibrateOptions, *, progress: Progress) -> MadeRe
         whole.advance(note=path.name)
     path = options.out / FILE_NAME
     own = write_references(path, models, options.how.budget)
-    return MadeReferences(path, own, reports, disagreement(models), _following(options, path))
+    following = repeat_command(
+        replace(options.how, model=Path("MODEL"), out=Path("report"), references=path)
+    )
+    return MadeReferences(path, own, reports, disagreement(models), following)
 
 
 def found_models(given: Sequence[Path], progress: Progress) -> list[Path]:
@@ -252,19 +254,3 @@ def _condition(suspect: Suspected, document: AuditDocument, variant: str) -> str
         return variant
     wanted = classifier_budget(str(document.budget["name"])).images
     return condition_of(variant, given=document.inputs.training_images, wanted=wanted)
-
-
-def _following(options: CalibrateOptions, path: Path) -> str:
-    """The audit that the references are for: all options but those that change no score."""
-    how = options.how
-    words = ["genwarden", "audit", "MODEL"]
-    words += ["--architecture", how.architecture] if how.architecture else []
-    for key, value in how.settings.items():
-        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-        words += ["--setting", f"{key}={text}"]
-    if how.data:
-        words += ["--data", how.data, "--data-limit", str(how.data_limit)]
-        words += ["--resize"] * how.resize
-    words += ["--deploy-as", how.deploy_as] if how.deploy_as else []
-    words += ["--references", str(path), "--budget", how.budget]
-    return shlex.join([*words, "--out", "report"])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,41 +20,21 @@ from genwarden.auditing.audit_diffusion import (
     DiffusionSuspect,
     audit_diffusion,
 )
-from genwarden.auditing.document import AuditDocument
 from genwarden.auditing.given_references import GivenReferences
-from genwarden.auditing.own_references import Likeness, Suspected, weights_hash
-from genwarden.commands.audit_classifier import prepare_classifier
+from genwarden.auditing.own_references import Suspected, suspected_of
+from genwarden.commands.audit_classifier import open_classifier_suspect
 from genwarden.commands.audit_options import AuditOptions, repeat_command, sample_command
 from genwarden.commands.audit_variants import parse_deploy_as
+from genwarden.commands.opened import Opened, Run, whole
 from genwarden.compression.contract import Compressor
 from genwarden.data.datasets import load_images, to_unit_range
 from genwarden.data.images import NamedImages, read_images
 from genwarden.engine.choice import EngineChoice
 from genwarden.engine.device import pick_device
-from genwarden.engine.executor import Executor
-from genwarden.engine.files import (
-    sha256_bytes,
-)
+from genwarden.engine.files import sha256_bytes
 from genwarden.engine.progress import Progress
 from genwarden.errors import GenwardenError
 from genwarden.models.protocol import parameter_count
-
-#: From the folder of unfinished work, and where to compute, to the document.
-_Run = Callable[[Path, Executor], AuditDocument]
-
-
-class Opened(NamedTuple):
-    """An opened model: hash and number of its weights, and what reads the user's other inputs.
-
-    Attributes:
-        suspected: what decides which references suit it.
-        prepare: from these references, or None, to what audits it.
-    """
-
-    sha256: str
-    parameters: int
-    suspected: Callable[[], Suspected]
-    prepare: Callable[[GivenReferences | None], _Run]
 
 
 def open_suspect(options: AuditOptions, progress: Progress) -> Opened:
@@ -78,15 +56,7 @@ def open_suspect(options: AuditOptions, progress: Progress) -> Opened:
     if diffusion:
         return _open_diffusion(options, variants, device, progress)
     if classifier:
-        found = prepare_classifier(
-            options, variants, device, progress, command=repeat_command(options)
-        )
-        return Opened(
-            found.sha256,
-            found.parameters,
-            found.suspected,
-            lambda references: _whole(found.prepare(references)),
-        )
+        return open_classifier_suspect(options, variants, device, progress)
     return _open_generator(options, variants, device, progress)
 
 
@@ -101,15 +71,10 @@ def _open_generator(
     suspect = suspect_of(model, options.model)
 
     def suspected() -> Suspected:
-        likeness = Likeness(
-            kind="generator",
-            family=model.architecture,
-            sample_shape=list(model.generator.sample.shape),
-            parameters=parameter_count(model.generator),
-        )
-        return Suspected(weights_hash(model.generator), likeness)
+        sample = model.generator.sample
+        return suspected_of("generator", model.generator, model.architecture, sample.shape)
 
-    def prepare(references: GivenReferences | None) -> _Run:
+    def prepare(references: GivenReferences | None) -> Run:
         targets, training = _inputs(options, model)
         request = Request(
             budget=options.budget,
@@ -145,16 +110,16 @@ def _open_diffusion(
 
     def suspected() -> Suspected:
         schedule = loaded.model.schedule
-        likeness = Likeness(
-            kind="diffusion",
-            family=loaded.architecture,
-            sample_shape=list(loaded.model.sample.shape),
-            parameters=parameter_count(loaded.model),
-            further={"timesteps": schedule.steps, "prediction": schedule.prediction},
+        return suspected_of(
+            "diffusion",
+            loaded.model,
+            loaded.architecture,
+            loaded.model.sample.shape,
+            timesteps=schedule.steps,
+            prediction=schedule.prediction,
         )
-        return Suspected(weights_hash(loaded.model), likeness)
 
-    def prepare(references: GivenReferences | None) -> _Run:
+    def prepare(references: GivenReferences | None) -> Run:
         if options.base and not is_diffusers_folder(options.base):
             raise GenwardenError(
                 "usage/base-kind",
@@ -190,14 +155,9 @@ def _open_diffusion(
             threads=options.threads,
             references=references,
         )
-        return _whole(lambda work: audit_diffusion(suspect, request, work=work, progress=progress))
+        return whole(lambda work: audit_diffusion(suspect, request, work=work, progress=progress))
 
     return Opened(loaded.sha256, parameter_count(loaded.model), suspected, prepare)
-
-
-def _whole(run: Callable[[Path], AuditDocument]) -> _Run:
-    """An audit that is not split into pieces."""
-    return lambda work, _: run(work)
 
 
 def read_noise(path: Path, shape: tuple[int, ...]) -> Tensor:

@@ -96,15 +96,7 @@ def require_repeated(carried: Mapping[str, Any], budgets: Sequence[str]) -> None
         GenwardenError: ``benchmark/other-run`` if no member was audited by both runs at one of the
             budgets, or if the scores of one that was are not the same to the last bit.
     """
-    cause = ""
-    for name in budgets:
-        again = [one for one in carried["again"] if one["budget"] == name]
-        apart = [one["key"] for one in again if not _same(one)]
-        if apart:
-            cause = f"The scores of {apart[0]} differ between this run and the earlier one."
-        elif not again:
-            cause = f"No model was audited by both this run and the earlier one ({name} budget)."
-    if cause:
+    if cause := _apart_in(carried, budgets):
         raise GenwardenError(
             "benchmark/other-run",
             cause,
@@ -114,11 +106,19 @@ def require_repeated(carried: Mapping[str, Any], budgets: Sequence[str]) -> None
 
 def repeats(carried: Mapping[str, Any], budgets: Sequence[str]) -> bool:
     """Whether :func:`require_repeated` lets pass what :func:`with_earlier` says."""
-    try:
-        require_repeated(carried, budgets)
-    except GenwardenError:
-        return False
-    return True
+    return not _apart_in(carried, budgets)
+
+
+def _apart_in(carried: Mapping[str, Any], budgets: Sequence[str]) -> str:
+    """Why two runs do not measure the same, or cannot be known to; "" if they do."""
+    for name in budgets:
+        again = [one for one in carried["again"] if one["budget"] == name]
+        apart = [one["key"] for one in again if not _same(one)]
+        if apart:
+            return f"The scores of {apart[0]} differ between this run and the earlier one."
+        if not again:
+            return f"No model was audited by both this run and the earlier one ({name} budget)."
+    return ""
 
 
 def _same(again: Mapping[str, Any]) -> bool:

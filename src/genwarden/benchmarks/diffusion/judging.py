@@ -17,7 +17,6 @@ from typing import Any
 
 from genwarden.artifacts.diffusers_folder import ARCHITECTURE
 from genwarden.auditing import calibration
-from genwarden.auditing.calibration import group_key
 from genwarden.auditing.fit import OWN_SCALE
 from genwarden.auditing.judging import judge
 from genwarden.auditing.power import DIFFUSION_POWER, read_power
@@ -102,10 +101,11 @@ def judged_rows(rows: Sequence[Row], plan: Sequence[Member], *, mixed: bool = Fa
         mixed: whether clean models of an earlier run may be among those that judge.
     """
     members = {member.key: member for member in plan}
+    judges = {b: _judges(rows, plan, b, mixed) for b in {row["budget"] for row in rows}}
     judged = []
     for row in rows:
         member, budget = members[row["key"]], row["budget"]
-        by = _judges(rows, plan, budget, mixed)
+        by = judges[budget]
         table = calibration.shipped_diffusion()
         if by != _SHIPPED:
             # A model of the calibration half is not judged by itself.
@@ -212,7 +212,9 @@ def reference_table(
             if name in OWN_SCALE or shape in enough:
                 kept.append(score)
             if shape in enough:
-                groups.setdefault(name, {}).setdefault(group_key(shape), []).append(score)
+                groups.setdefault(name, {}).setdefault(calibration.group_key(shape), []).append(
+                    score
+                )
     return {
         "descriptions": {budget: "the clean models of the study's calibration half"},
         "families": [(ARCHITECTURE, shape, count) for shape, count in sorted(shapes.items())],
