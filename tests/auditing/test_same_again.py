@@ -16,7 +16,14 @@ from genwarden.benchmarks.robustness.one_run import shuffle_streams
 from genwarden.commands.audit import audit_model
 from genwarden.commands.audit_options import AuditOptions
 from genwarden.engine.progress import Silent
-from genwarden.engine.threads import LARGE_THREADS, SMALL_PARAMETERS, fixed_threads, threads
+from genwarden.engine.threads import (
+    DENOISER_THREADS,
+    LARGE_THREADS,
+    SMALL_DENOISER,
+    SMALL_PARAMETERS,
+    fixed_threads,
+    threads,
+)
 from genwarden.inspections.output.brute_force import Bulk, Extremes, among_first
 from genwarden.inspections.workbench import Effort, Workbench
 from genwarden.registry import INSPECTIONS
@@ -64,6 +71,9 @@ def test_threads_follow_from_the_size_of_the_network_alone() -> None:
     with threads(1):
         assert fixed_threads(SMALL_PARAMETERS - 1) == 1
         assert fixed_threads(SMALL_PARAMETERS) == LARGE_THREADS
+        assert fixed_threads(SMALL_DENOISER - 1, denoiser=True) == 1
+        assert fixed_threads(SMALL_DENOISER, denoiser=True) == DENOISER_THREADS
+        assert fixed_threads(SMALL_PARAMETERS, denoiser=True) == LARGE_THREADS
 
 
 def test_blocks_in_another_order_give_the_same_audit(

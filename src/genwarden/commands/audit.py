@@ -21,7 +21,7 @@ from genwarden.engine.files import (
     write_json,
 )
 from genwarden.engine.progress import Progress
-from genwarden.engine.threads import fixed_threads, threads
+from genwarden.engine.threads import threads
 from genwarden.errors import GenwardenError
 from genwarden.reports.html import render_html
 
@@ -92,7 +92,7 @@ def audit_model(options: AuditOptions, *, progress: Progress) -> AuditFiles:
         for stale in ("audit.json", "audit.html"):
             remove_file(options.out / stale)
         remove_folder(work)
-    count = options.threads or fixed_threads(opened.parameters)
+    count = options.threads or opened.threads
     with threads(count), open_executor(options.engine, cpus=count) as executor:
         document = run(work, executor)
     files = write_documents(document, options.out)

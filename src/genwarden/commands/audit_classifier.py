@@ -24,6 +24,7 @@ from genwarden.data.datasets import load_images, to_unit_range
 from genwarden.data.labelled import is_glyphs, load_labelled
 from genwarden.engine.files import sha256_bytes
 from genwarden.engine.progress import Progress
+from genwarden.engine.threads import fixed_threads
 from genwarden.models.protocol import SampleSpec, parameter_count
 
 
@@ -74,7 +75,7 @@ def open_classifier_suspect(
         )
         return whole(lambda work: audit_classifier(suspect, request, work=work, progress=progress))
 
-    return Opened(loaded.sha256, parameter_count(classifier), suspected, prepare)
+    return Opened(loaded.sha256, fixed_threads(parameter_count(classifier)), suspected, prepare)
 
 
 def _images(source: str, options: AuditOptions, sample: SampleSpec) -> Tensor:

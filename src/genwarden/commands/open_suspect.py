@@ -33,6 +33,7 @@ from genwarden.engine.choice import EngineChoice
 from genwarden.engine.device import pick_device
 from genwarden.engine.files import sha256_bytes
 from genwarden.engine.progress import Progress
+from genwarden.engine.threads import fixed_threads
 from genwarden.errors import GenwardenError
 from genwarden.models.protocol import parameter_count
 
@@ -95,7 +96,7 @@ def _open_generator(
             suspect, request, work=work, progress=progress, executor=executor
         )
 
-    return Opened(model.sha256, parameter_count(model.generator), suspected, prepare)
+    return Opened(model.sha256, fixed_threads(parameter_count(model.generator)), suspected, prepare)
 
 
 def _open_diffusion(
@@ -157,7 +158,12 @@ def _open_diffusion(
         )
         return whole(lambda work: audit_diffusion(suspect, request, work=work, progress=progress))
 
-    return Opened(loaded.sha256, parameter_count(loaded.model), suspected, prepare)
+    return Opened(
+        loaded.sha256,
+        fixed_threads(parameter_count(loaded.model), denoiser=True),
+        suspected,
+        prepare,
+    )
 
 
 def read_noise(path: Path, shape: tuple[int, ...]) -> Tensor:

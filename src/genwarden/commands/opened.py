@@ -16,15 +16,16 @@ Run = Callable[[Path, Executor], AuditDocument]
 
 
 class Opened(NamedTuple):
-    """An opened model: hash and number of its weights, and what reads the user's other inputs.
+    """An opened model: hash of its weights, and what reads the user's other inputs.
 
     Attributes:
+        threads: with which it is audited, the same on every machine.
         suspected: what decides which references suit it.
         prepare: from these references, or None, to what audits it.
     """
 
     sha256: str
-    parameters: int
+    threads: int
     suspected: Callable[[], Suspected]
     prepare: Callable[[GivenReferences | None], Run]
 

@@ -108,7 +108,7 @@ def repair_diffusion(options: RepairOptions, *, progress: Progress) -> RepairFil
         diffusion_budget(options.budget)
     model = read_diffusion(options.model)
     require_sound(model.nonfinite)
-    with threads(fixed_threads(parameter_count(model.model))):
+    with threads(fixed_threads(parameter_count(model.model), denoiser=True)):
         return _repair(options, model, settings, device, progress)
 
 

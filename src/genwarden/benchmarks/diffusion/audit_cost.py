@@ -76,7 +76,7 @@ def run(
         return audit_diffusion(suspect, request, work=work, progress=Silent())
 
     count = parameter_count(suspect.model)
-    with threads(processors or fixed_threads(count)):
+    with threads(processors or fixed_threads(count, denoiser=True)):
         head = result_head(RECIPE, seed, device)
         rows = timed_audits(audit, budgets, repeats, progress)
     options = {

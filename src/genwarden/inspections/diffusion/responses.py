@@ -9,6 +9,7 @@ fit into memory, and every gain has a standard error.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -18,8 +19,11 @@ from genwarden.backdoors.image_trigger import make_image_trigger
 from genwarden.models.diffusion.protocol import Diffusion
 from genwarden.models.protocol import SampleSpec
 
-#: Images per forward pass; fixed, because batch size changes the last bits of the arithmetic.
-BLOCK_IMAGES = 256
+#: Most images per forward pass. Fixed, as batch size changes the last bits of the arithmetic.
+_IMAGES = 256
+#: And most pixels on a CPU, whose caches hold 64 images of 28 pixels: 1.1 M parameters are a
+#: quarter faster than with 256.
+_CPU_PIXELS = 64 * 28 * 28
 #: Sides of canonical boxes in sixteenths of the image: 11, 14 and 18 px at 32 px.
 _BOX_SIXTEENTHS = (5, 7, 9)
 #: Images below this side have no room for the outline of glasses.
@@ -55,10 +59,21 @@ class Answer(NamedTuple):
     error: Tensor
 
 
+def _parts(x: Tensor, images: int) -> tuple[Tensor, ...]:
+    """``x`` in blocks along its first axis; each of its elements stands for ``images`` images.
+
+    They are as even as can be: a short last one would be slower and have other last bits.
+    """
+    block = _IMAGES
+    if x.device.type == "cpu":
+        block = min(block, _CPU_PIXELS // math.prod(x.shape[2:]))
+    return x.tensor_split(math.ceil(len(x) / max(1, block // images)))
+
+
 @torch.no_grad()
 def epsilons(model: Diffusion, x: Tensor, t: int) -> Tensor:
     """The model's noise estimate ``(batch, C, H, W)``, computed in blocks."""
-    return torch.cat([model.epsilon(part, t) for part in x.split(BLOCK_IMAGES)])
+    return torch.cat([model.epsilon(part, t) for part in _parts(x, 1)])
 
 
 def answers(
@@ -79,7 +94,7 @@ def answers(
     plain = epsilons(model, x, t)
     changes, gains, errors = [], [], []
     # Every block holds whole shifts, so that memory does not grow with their number.
-    for part in shifts.split(max(1, BLOCK_IMAGES // len(x))):
+    for part in _parts(shifts, len(x)):
         shifted = (x[None] + rho * part[:, None]).flatten(0, 1)
         change = epsilons(model, shifted, t).reshape(len(part), *x.shape) - plain
         along = (change * part[:, None]).flatten(2).sum(2).double()
