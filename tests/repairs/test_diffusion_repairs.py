@@ -20,6 +20,7 @@ from genwarden.artifacts.diffusers_folder import read_diffusion, write_diffusion
 from genwarden.auditing import budgets
 from genwarden.auditing.document import AuditDocument
 from genwarden.backdoors.image_backdoor import make_image_backdoor, write_image_backdoor
+from genwarden.benchmarks.diffusion import repair_tables
 from genwarden.benchmarks.diffusion import repairs as recipe
 from genwarden.commands.audit import audit_model
 from genwarden.commands.audit_options import AuditOptions
@@ -508,12 +509,12 @@ def test_the_recipe_measures_every_repair_and_defence_beside_the_clean_base(
     assert repaired["fid_before"] == repaired["fid_clean"]
     assert repaired["fid"] != repaired["fid_before"]
     assert repaired["seconds"] > 0
-    (table,) = recipe.tables(document, "result")
+    (table,) = repair_tables.tables(document, "result")
     assert [row[0] for row in table.rows] == ["none", *methods]
     assert "box:3" in table.notes[0]
 
     def forbidden(*_: Any, **__: Any) -> Any:
         raise AssertionError("every row is kept")
 
-    monkeypatch.setattr(recipe, "_judged", forbidden)
+    monkeypatch.setattr(recipe, "judged", forbidden)
     recipe.run(tmp_path / "out", progress=Silent(), **keep, **options)

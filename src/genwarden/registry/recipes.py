@@ -99,7 +99,7 @@ RECIPES = table_of(
         "diffusion-repairs",
         f"{_B}.diffusion.repairs:run",
         "every repair and run-time defence of diffusion models: target MSE, FID, cost",
-        {"tables": f"{_B}.diffusion.repairs:tables"},
+        {"tables": f"{_B}.diffusion.repair_tables:tables"},
     ),
     Row(
         "diffusion-samplers",
