@@ -279,17 +279,28 @@ def demo(
     ),
     seed: Seed = 0,
     restart: Restart = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            min=1,
+            help="Models at a time; default one per processor, at most three. With 1 every "
+            "audit's own progress is shown.",
+        ),
+    ] = None,
 ) -> None:
     """Audit six small shipped models (two as trained, four with a backdoor), target unknown.
 
     The exit code is 0 when all six audits ran, whatever they found.
     """
-    from genwarden.commands.demo import demo_model_folder, run_demo
+    from genwarden.commands.demo import demo_model_folder, demo_workers, run_demo
     from genwarden.reports.console import OUT, console_progress
     from genwarden.reports.summary import verdict_table
 
     with console_progress() as progress:
-        results, page = run_demo(out, seed=seed, restart=restart, progress=progress)
+        results, page = run_demo(
+            out, seed=seed, restart=restart, workers=workers or demo_workers(), progress=progress
+        )
     OUT.print(verdict_table([(r.name, r.description, r.files.document) for r in results]))
     typer.echo(f"Reports side by side: {page}")
     typer.echo(f"Models of the demo:   {demo_model_folder('')}")
