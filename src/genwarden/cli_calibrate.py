@@ -43,6 +43,15 @@ def calibrate(
     setting: Settings = None,
     seed: Seed = 0,
     device: Device = "auto",
+    workers: Annotated[
+        int,
+        typer.Option(
+            "--workers",
+            min=1,
+            help="Models at a time, each in a process of its own. With 1 every audit's own "
+            "progress is shown.",
+        ),
+    ] = 1,
     restart: Restart = False,
 ) -> None:
     """Make references of clean models of yours, to judge models that the shipped ones do not fit.
@@ -87,7 +96,9 @@ def calibrate(
         restart=restart,
     )
     with console_progress() as progress:
-        made = calibrate_models(CalibrateOptions(tuple(models), out, how), progress=progress)
+        made = calibrate_models(
+            CalibrateOptions(tuple(models), out, how, workers), progress=progress
+        )
     _print(made)
 
 

@@ -26,8 +26,8 @@ from genwarden.auditing.own_references import (
     disagreement,
     write_references,
 )
-from genwarden.commands.audit import AuditFiles, audit_model
 from genwarden.commands.audit_options import AuditOptions, repeat_command
+from genwarden.commands.audit_several import audit_several
 from genwarden.commands.open_suspect import open_suspect
 from genwarden.engine.files import require_writable_folder
 from genwarden.engine.progress import Progress, Silent
@@ -42,11 +42,13 @@ class CalibrateOptions:
 
     Attributes:
         how: each model is audited; its ``model`` and ``out`` are not used.
+        workers: models at a time.
     """
 
     models: tuple[Path, ...]
     out: Path
     how: AuditOptions
+    workers: int = 1
 
 
 class MadeReferences(NamedTuple):
@@ -72,7 +74,8 @@ def calibrate_models(options: CalibrateOptions, *, progress: Progress) -> MadeRe
         GenwardenError: ``calibrate/not-found``, ``calibrate/no-models``,
             ``calibrate/out-is-input``, ``calibrate/too-few``, ``calibrate/unlike``,
             ``calibrate/same-model``, ``calibrate/refused``, ``calibrate/compromised``,
-            ``calibrate/no-scores``, and those of :func:`genwarden.commands.audit.audit_model`.
+            ``calibrate/no-scores``, and those of
+            :func:`genwarden.commands.audit_several.audit_several`.
     """
     budget_named(options.how.budget)
     paths = found_models(options.models, progress)
@@ -87,15 +90,19 @@ def calibrate_models(options: CalibrateOptions, *, progress: Progress) -> MadeRe
     opened = {path: _opened(options, path) for path in paths}
     _require_fitting(opened)
     require_writable_folder(options.out)
-    whole = progress.task("clean models", len(paths))
-    models: list[ReferenceModel] = []
+    wanted = {
+        str(path): replace(options.how, model=path, out=_folder(options, path, number), keep=True)
+        for number, path in enumerate(paths, start=1)
+    }
+    suspects = {str(path): suspect for path, suspect in opened.items()}
+    found: dict[str, ReferenceModel] = {}
     reports: dict[str, Path] = {}
-    for number, (path, suspect) in enumerate(opened.items(), start=1):
-        progress.message(f"== {number} of {len(paths)}: {path} ==")
-        audited = _audited(options, path, number, progress)
-        models.append(reference_of(str(path), suspect, audited.document))
-        reports[str(path)] = audited.html_path
-        whole.advance(note=path.name)
+    for name, files in audit_several(wanted, workers=options.workers, progress=progress):
+        if files.document.verdict == "refused":
+            raise _refused(name, " ".join(files.document.reasons))
+        found[name] = reference_of(name, suspects[name], files.document)
+        reports[name] = files.html_path
+    models = [found[name] for name in wanted]
     path = options.out / FILE_NAME
     own = write_references(path, models, options.how.budget)
     following = repeat_command(
@@ -173,7 +180,7 @@ def _opened(options: CalibrateOptions, path: Path) -> Suspected:
         raise _refused(path, str(error.strerror)) from error
 
 
-def _refused(path: Path, cause: str) -> GenwardenError:
+def _refused(path: Path | str, cause: str) -> GenwardenError:
     return GenwardenError("calibrate/refused", f"{path}: {cause}", "Leave this model out.")
 
 
@@ -194,13 +201,9 @@ def _require_fitting(opened: dict[Path, Suspected]) -> None:
         seen[suspect.weights] = path
 
 
-def _audited(options: CalibrateOptions, model: Path, number: int, progress: Progress) -> AuditFiles:
+def _folder(options: CalibrateOptions, model: Path, number: int) -> Path:
     name = model.stem if model.is_file() else model.name
-    out = options.out / _AUDITS / f"{number:02d}-{name}"
-    audited = audit_model(replace(options.how, model=model, out=out, keep=True), progress=progress)
-    if audited.document.verdict == "refused":
-        raise _refused(model, " ".join(audited.document.reasons))
-    return audited
+    return options.out / _AUDITS / f"{number:02d}-{name}"
 
 
 def reference_of(name: str, suspect: Suspected, document: AuditDocument) -> ReferenceModel:

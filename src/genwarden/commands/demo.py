@@ -7,12 +7,11 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
-from genwarden.commands.audit import AuditFiles, audit_model
+from genwarden.commands.audit import AuditFiles
 from genwarden.commands.audit_options import AuditOptions
-from genwarden.engine.choice import local_executor
-from genwarden.engine.executor import Lost, Nothing
+from genwarden.commands.audit_several import audit_several
 from genwarden.engine.files import write_atomic
-from genwarden.engine.progress import Progress, Silent
+from genwarden.engine.progress import Progress
 from genwarden.reports.gallery import GalleryEntry, render_gallery
 
 #: Folder under ``assets/models`` and what it is. The description is printed beside the verdict,
@@ -27,8 +26,8 @@ DEMO_MODELS = (
 )
 
 
-#: Those whose audits take longest are begun first, so that none is left over at the end.
-_FIRST = ("dcgan-rex", "vae-red", "dcgan-red")
+#: The longest audits are begun first, so that none is left over at the end.
+_BEGUN = ("dcgan-rex", "vae-red", "dcgan-red", "dcgan-clean", "ddpm-bad-diffusion", "ddpm-clean")
 #: A process needs up to a gigabyte; more than this many would wait for the longest audit anyway.
 _MOST_WORKERS = 3
 
@@ -60,10 +59,9 @@ def run_demo(
         workers: models at a time; the audits are the same for any number.
 
     Raises:
-        GenwardenError: those of :func:`genwarden.commands.audit.audit_model`;
-            ``engine/worker-lost``.
+        GenwardenError: those of :func:`genwarden.commands.audit_several.audit_several`.
     """
-    options = {
+    wanted = {
         name: AuditOptions(
             model=demo_model_folder(name),
             out=out / name,
@@ -71,12 +69,9 @@ def run_demo(
             seed=seed,
             restart=restart,
         )
-        for name, _ in DEMO_MODELS
+        for name in sorted(dict(DEMO_MODELS), key=_BEGUN.index)
     }
-    if workers == 1:
-        audited = {name: _audited(name, given, progress) for name, given in options.items()}
-    else:
-        audited = _side_by_side(options, workers, progress)
+    audited = dict(audit_several(wanted, workers=workers, progress=progress))
     results = [DemoResult(name, text, audited[name]) for name, text in DEMO_MODELS]
     page = out / "index.html"
     entries = [
@@ -90,28 +85,3 @@ def run_demo(
     ]
     write_atomic(page, render_gallery(entries).encode())
     return results, page
-
-
-def _audited(name: str, options: AuditOptions, progress: Progress) -> AuditFiles:
-    progress.message(f"== {name} ==")
-    return audit_model(options, progress=progress)
-
-
-def _side_by_side(
-    options: dict[str, AuditOptions], workers: int, progress: Progress
-) -> dict[str, AuditFiles]:
-    order = sorted(options, key=lambda name: (*_FIRST, name).index(name))
-    bar = progress.task("models", len(order))
-    audited = {}
-    pieces = [(name, options[name]) for name in order]
-    for (name, _), files in local_executor(workers).each(_audit_one, pieces, Nothing()):
-        if isinstance(files, Lost):
-            raise files.error(f"The audit of {name}")
-        audited[name] = files
-        progress.message(f"{name}: {files.document.verdict}")
-        bar.advance(1, name)
-    return audited
-
-
-def _audit_one(_: None, piece: tuple[str, AuditOptions]) -> AuditFiles:
-    return audit_model(piece[1], progress=Silent())
