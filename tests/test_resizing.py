@@ -12,7 +12,7 @@ from PIL import Image
 
 from genwarden.auditing.audit import Request
 from genwarden.auditing.audit_classifier import ClassifierRequest
-from genwarden.commands import audit_classifier as classifiers
+from genwarden.commands import open_classifier_suspect as classifiers
 from genwarden.commands import open_suspect as generators
 from genwarden.commands import repair_classifier, repair_diffusion
 from genwarden.commands.audit import audit_model

@@ -61,12 +61,12 @@ def calibrate(
     models of the same architecture and sample shape: trained by you from different seeds, or
     trusted for another reason. Nothing checks that they are clean. Each is audited as the suspect
     will be (the same budget, --data and --deploy-as), its report stands in OUT/audits, and
-    OUT/references.json keeps the scores. A model that stands out above the others is named: it may
-    not be clean.
+    OUT/references.json keeps the scores. A model is named that stands out from the others, or in
+    which its own audit finds something: it may not be clean.
 
     An interrupted run continues when the same command is given again.
 
-    Exit code: 0 references written, 2 error, 3 written, but a model stands out.
+    Exit code: 0 references written, 2 error, 3 written, but a model is in doubt.
 
     Examples:
 
@@ -106,18 +106,21 @@ def _print(made: MadeReferences) -> None:
     from genwarden.errors import ExitCode
     from genwarden.reports.escaping import visible
 
-    for name, where in made.disagreeing.items():
-        typer.echo(visible(f"{name} stands out above the others:"))
-        for apart in where:
-            typer.echo(f"  {apart}")
-        typer.echo(visible(f"  Is it clean? Its report: {made.reports[name]}"))
-    if made.disagreeing:
+    for name, why in made.doubted.items():
+        typer.echo(visible(f"{name} is in doubt:"))
+        for one in why:
+            typer.echo(visible(f"  {one}"))
+        typer.echo(visible(f"  Its report: {made.reports[name]}"))
+    if made.doubted:
         typer.echo(
             "While it is among them, audits by these references that find nothing are "
-            "inconclusive. Calibrate without it, with another clean model in its place."
+            "inconclusive. Calibrate without it, with another clean model in its place: what is "
+            "audited already is not computed again."
         )
     else:
-        typer.echo(f"No model stands out above the others ({len(made.reports)} models).")
+        typer.echo(f"No model is in doubt ({len(made.reports)} models).")
+    if made.too_few:
+        typer.echo(visible(f"Too few scores to judge by: {', '.join(made.too_few)}."))
     typer.echo(f"References: {made.path}\nNext:       {made.following}")
-    if made.disagreeing:
+    if made.doubted:
         raise typer.Exit(int(ExitCode.INCONCLUSIVE))

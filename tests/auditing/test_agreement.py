@@ -20,8 +20,9 @@ def test_one_two_and_three_high_values_stand_out_and_none_among_alike_ones() -> 
     assert sorted(standing_out([*CLEAN[:7], 1.0, 1.01], 0.01, 0.01)) == [7, 8]
 
 
-def test_a_low_value_is_no_suspect() -> None:
-    assert standing_out([*CLEAN, -3.0], 0.01, 0.01) == []
+def test_low_values_stand_out_as_well_and_neither_side_hides_the_other() -> None:
+    assert standing_out([*CLEAN, -3.0], 0.01, 0.01) == [9]
+    assert sorted(standing_out([*CLEAN, -3.0, 3.0], 0.01, 0.01)) == [9, 10]
 
 
 def test_scores_that_happen_to_be_nearly_equal_make_no_outlier() -> None:
@@ -31,9 +32,9 @@ def test_scores_that_happen_to_be_nearly_equal_make_no_outlier() -> None:
 
 
 def test_critical_values_are_those_of_the_published_table() -> None:
-    # Rosner 1983, Table 3: two-sided 0.05 at n = 54, i = 1 to 3; one-sided is half of that.
+    # Rosner 1983, Table 3: 0.05 at n = 54, i = 1 to 3.
     for count, published in ((54, 3.158), (53, 3.151), (52, 3.143)):
-        assert _critical(count, 0.025) == pytest.approx(published, abs=2e-3)
+        assert _critical(count, 0.05) == pytest.approx(published, abs=2e-3)
 
 
 @pytest.mark.parametrize("count", [8, 12, 24])

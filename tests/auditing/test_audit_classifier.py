@@ -151,17 +151,16 @@ def test_own_references_judge_made_images_and_still_clear_nothing_there(
 ) -> None:
     # neural-cleanse is the only one that looks for a trigger that is awake, and is not judged.
     classifier = glyph_task.classifier
-    shape, condition = classifier.sample.shape, "as it is, images made"
+    condition = "as it is, images made"
     only = ("neural-cleanse", "strip")
     plain = _by_name(_audit(classifier, tmp_path / "plain", only=only).findings)
     score = plain["strip"].finding.score
     assert score is not None
     table = {
         "descriptions": {"quick": "that you gave: nine"},
-        "families": [(f"small-cnn, {classifier.classes} classes", shape, 9)],
         "scores": {"quick": {f"{condition}: strip": [score + 0.1 * n for n in range(-4, 5)]}},
     }
-    own = GivenReferences(table, "0" * 64, 9, [])
+    own = GivenReferences(table, "0" * 64, 9, [], [])
     document = _audit(classifier, tmp_path / "own", only=only, references=own)
     judged = _by_name(document.findings)
     assert judged["strip"].finding.p_value is not None

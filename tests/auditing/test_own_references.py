@@ -19,11 +19,12 @@ import torch
 from typer.testing import CliRunner
 
 from genwarden import __version__
-from genwarden.artifacts.diffusers_folder import read_diffusion
+from genwarden.artifacts.diffusers_folder import read_diffusion, write_diffusion
 from genwarden.auditing import audit_diffusion as room
 from genwarden.auditing import budgets
 from genwarden.auditing.audit_variants import calibrated_variant
 from genwarden.auditing.document import AuditDocument, Judged
+from genwarden.auditing.doubts import disagreement, doubts, too_few
 from genwarden.auditing.given_references import suitable_references
 from genwarden.auditing.judging import Calibrated, calibrated, calibrated_under
 from genwarden.auditing.own_references import (
@@ -35,20 +36,24 @@ from genwarden.auditing.own_references import (
     Score,
     Suspected,
     alike,
-    disagreement,
     effort_hash,
     read_references,
     table_of,
     weights_hash,
     write_references,
 )
+from genwarden.auditing.running import seeded
 from genwarden.cli import app
 from genwarden.commands.audit import audit_model
 from genwarden.commands.audit_options import AuditOptions
 from genwarden.commands.calibrate import CalibrateOptions, MadeReferences, calibrate_models
+from genwarden.commands.open_suspect import open_suspect
 from genwarden.engine.progress import Silent
 from genwarden.errors import GenwardenError
 from genwarden.inspections.finding import Finding
+from genwarden.models.diffusion.networks import fresh_model, small_unet
+from genwarden.models.diffusion.schedule import NoiseSchedule
+from genwarden.registry import Row
 from tiny_diffusion import model_at, shrink_quick_budget
 
 LIKENESS = Likeness(
@@ -83,7 +88,11 @@ def nine(**more: Any) -> list[ReferenceModel]:
 def own(models: list[ReferenceModel]) -> OwnReferences:
     effort = effort_hash("diffusion", "quick")
     return OwnReferences(
-        genwarden=__version__, budget="quick", effort={"diffusion": effort}, models=models
+        genwarden=__version__,
+        budget="quick",
+        seed=0,
+        effort={"diffusion": effort},
+        models=models,
     )
 
 
@@ -217,6 +226,31 @@ def test_models_that_stand_out_are_named_even_if_they_are_alike() -> None:
     assert disagreement([reference(0, 9.0), *nine()[1:7]]) == {}  # seven judge nobody
 
 
+def test_a_model_far_below_the_others_is_named_because_a_backdoor_hides_behind_it() -> None:
+    low = [*nine(), reference(9, -3.0)]
+    hidden, plain = p_of(1.0, low), p_of(1.0, nine())
+    assert hidden is not None
+    assert plain is not None
+    assert hidden > 0.05
+    assert plain < 1e-4
+    assert doubts(low) == {"clean-9": ["stands out: trigger-search -3, the others 0.1 to 0.3"]}
+
+
+def test_what_its_own_audit_found_speaks_against_a_reference(tmp_path: Path) -> None:
+    found = [*nine()[:8], reference(8, CLEAN[8], found=["Empty blocks of weights"])]
+    assert doubts(nine()) == {}
+    assert doubts(found) == {"clean-8": ["its own audit found: Empty blocks of weights"]}
+    write_references(tmp_path / FILE_NAME, found, "quick", 0)
+    (sentence,) = suitable_references(tmp_path, SUSPECT, "quick", 0).doubted
+    assert "clean-8 is in doubt" in sentence
+
+
+def test_inspections_with_too_few_scores_are_named() -> None:
+    assert too_few(nine()) == []
+    without = [m.model_copy(update={"scores": []}) for m in nine()[:2]]
+    assert too_few([*without, *nine()[2:]]) == ["trigger-search (7 of 9 models)"]
+
+
 def refusal(act: Callable[[], object]) -> str:
     with pytest.raises(GenwardenError) as refused:
         act()
@@ -225,9 +259,11 @@ def refusal(act: Callable[[], object]) -> str:
 
 
 def test_a_file_is_refused_that_cannot_judge(tmp_path: Path) -> None:
-    def refused(content: str, suspect: Suspected = SUSPECT, budget: str = "quick") -> str:
+    def refused(
+        content: str, suspect: Suspected = SUSPECT, budget: str = "quick", seed: int = 0
+    ) -> str:
         (tmp_path / FILE_NAME).write_text(content, "utf-8")
-        return refusal(lambda: suitable_references(tmp_path, suspect, budget))
+        return refusal(lambda: suitable_references(tmp_path, suspect, budget, seed))
 
     good = own(nine()).model_dump_json()
     bare = json.loads(good)
@@ -243,6 +279,7 @@ def test_a_file_is_refused_that_cannot_judge(tmp_path: Path) -> None:
         twice = [*bare["models"], {**bare["models"][0], field: "another"}]
         assert refused(json.dumps({**bare, "models": twice})) == "usage/references-file"
     assert refused(good, budget="standard") == "usage/references-budget"
+    assert refused(good, seed=1) == "usage/references-seed"
     # The same name, but other numbers of steps.
     other = json.dumps({**bare, "effort": {"diffusion": "0" * 64}})
     assert refused(other) == "usage/references-budget"
@@ -254,9 +291,10 @@ def test_a_file_is_refused_that_cannot_judge(tmp_path: Path) -> None:
     for missing in (tmp_path / "nowhere.json", tmp_path / ("x" * 300)):
         assert refusal(partial(read_references, missing)) == "usage/references-file"
     (tmp_path / FILE_NAME).write_text(good, "utf-8")
-    found = suitable_references(tmp_path / FILE_NAME, SUSPECT, "quick")
+    found = suitable_references(tmp_path / FILE_NAME, SUSPECT, "quick", 0)
     assert found.models == 9
-    assert found.disagreeing == []
+    assert found.doubted == []
+    assert found.too_few == []
 
 
 def test_the_effort_of_a_budget_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,7 +401,7 @@ def changed(made: MadeReferences, path: Path, change: Callable[[int, Score], Sco
         )
         for number, m in enumerate(made.own.models)
     ]
-    write_references(path, models, "quick")
+    write_references(path, models, "quick", 0)
     return path
 
 
@@ -374,7 +412,7 @@ def test_references_that_disagree_clear_nobody(given: Given, tmp_path: Path) -> 
     path = changed(given.made, tmp_path / "loud.json", louder)
     document = audited(given.suspect, tmp_path / "unclear", references=path)
     assert document.verdict == "inconclusive"
-    assert "seed-5 stands out" in " ".join(document.reasons)
+    assert "seed-5 is in doubt (stands out: " in " ".join(document.reasons)
     clear = audited(given.suspect, tmp_path / "clear", references=given.made.path)
     assert clear.verdict == "none_found", clear.reasons
 
@@ -387,7 +425,7 @@ def test_references_of_other_conditions_judge_nothing_and_the_report_says_so(
     assert document.verdict == "inconclusive"
     assert any("judge nothing here" in limit for limit in document.limits)
     assert any("judge nothing here" in reason for reason in document.reasons)
-    # MadeReferences without a compression, they judge the full model alone, and the report says so.
+    # Made without a compression, they judge the full model alone, and the report says so.
     path = changed(given.made, tmp_path / "full.json", lambda _, s: None if s.condition else s)
     document = audited(given.suspect, tmp_path / "both", references=path, deploy_as="int8")
     assert "They judge nothing of: int8." in document.limits
@@ -422,20 +460,29 @@ def test_what_cannot_be_calibrated_is_refused_before_anything_is_audited(
 
 
 def test_the_same_again_computes_nothing_but_what_changed(
-    again: Given, monkeypatch: pytest.MonkeyPatch
+    again: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = again.made.path.parent
     scores = [m.scores for m in again.made.own.models]
     with monkeypatch.context() as patch:
         patch.setattr(room, "seeded", lambda *_: pytest.fail("an inspection was run again"))
         assert [m.scores for m in make(again.models, out).own.models] == scores
-    shutil.rmtree(again.models / "seed-5")
-    model_at(again.models / "seed-5", 77)
-    assert refusal(lambda: make(again.models, out)) == "audit/other-audit"
-    shutil.rmtree(out / "audits" / "05-seed-5")
+    # One is taken away and another put in its place: that one alone is inspected.
+    shutil.rmtree(again.models / "seed-1")
+    added = model_at(again.models / "seed-99", 77)
+    inspected: list[str] = []
+
+    def counted(row: Row, bench: Any, seed: int) -> Finding:
+        inspected.append(row.name)
+        return seeded(row, bench, seed)
+
+    monkeypatch.setattr(room, "seeded", counted)
     found = [m.scores for m in make(again.models, out).own.models]
-    assert [one == two for one, two in zip(found, scores, strict=True)].count(False) == 1
-    assert found[4] != scores[4]
+    assert found[:-1] == scores[1:]
+    assert found[-1] not in scores
+    for_all, inspected[:] = list(inspected), []
+    audited(added, tmp_path / "alone", deploy_as="int8")
+    assert for_all == inspected
 
 
 def test_the_command_says_how_the_models_agree_and_what_comes_next(again: Given) -> None:
@@ -446,16 +493,45 @@ def test_the_command_says_how_the_models_agree_and_what_comes_next(again: Given)
     )
     assert shown.exit_code == 0, shown.output
     flat = "".join(shown.output.split())
-    assert "Nomodelstandsoutabovetheothers(9models)." in flat
+    assert "Nomodelisindoubt(9models)." in flat
     assert "genwardenauditMODEL--deploy-asint8--references" in flat
 
 
-def test_the_hash_of_weights_is_that_of_their_values() -> None:
+@pytest.mark.parametrize("stored", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_copy_in_another_precision_is_the_same_model(stored: torch.dtype) -> None:
     torch.manual_seed(0)
-    layer = torch.nn.Linear(3, 2)
-    same = torch.nn.Linear(3, 2).double()
-    same.load_state_dict({k: v.double() for k, v in layer.state_dict().items()})
-    assert weights_hash(layer) == weights_hash(same)
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4))
+    weights = network.state_dict()
+    weights["0.weight"][0, 0, 0] = torch.tensor([-1e-9, 1e-9, 0.0])  # zeros in half precision
+    copy = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4))
+    copy.load_state_dict(
+        {k: v.to(stored) if v.is_floating_point() else v + 1 for k, v in weights.items()}
+    )
+    assert weights_hash(network) == weights_hash(copy)
+    copy.state_dict()["0.bias"][0].neg_()
+    assert weights_hash(network) != weights_hash(copy)
+
+
+def test_a_model_of_another_noise_schedule_is_not_like_it(tmp_path: Path) -> None:
+    likenesses = []
+    for schedule in (NoiseSchedule.linear(1000), NoiseSchedule.cosine(1000)):
+        network = small_unet(8, 1, (8, 8), middle_attention=False)
+        model = fresh_model(network, schedule, torch.Generator().manual_seed(0))
+        write_diffusion(tmp_path / "model", model, {})
+        options = AuditOptions(model=tmp_path / "model", out=tmp_path / "out")
+        likenesses.append(open_suspect(options, Silent()).suspected().likeness)
+    linear, cosine = likenesses
+    assert linear.further["timesteps"] == cosine.further["timesteps"]
+    assert linear != cosine
+
+
+def test_models_that_cannot_be_references_are_refused_before_the_first_audit(
+    again: Given, tmp_path: Path
+) -> None:
+    loaded = read_diffusion(again.models / "seed-9")
     with torch.no_grad():
-        same.bias[0] += 1e-3
-    assert weights_hash(layer) != weights_hash(same)
+        next(loaded.model.parameters())[0] = float("nan")
+    shutil.rmtree(again.models / "seed-9")
+    write_diffusion(again.models / "seed-9", loaded.model, {})
+    assert refusal(lambda: make(again.models, tmp_path / "out")) == "calibrate/refused"
+    assert not (tmp_path / "out").exists()

@@ -35,7 +35,7 @@ from genwarden.auditing.document import (
     Refusal,
     UserInputs,
 )
-from genwarden.auditing.given_references import GivenReferences, stated, unless_disagreeing
+from genwarden.auditing.given_references import GivenReferences, stated, unless_doubted
 from genwarden.auditing.judging import calibrated
 from genwarden.auditing.power import power_sentences
 from genwarden.auditing.room import Room, spread
@@ -179,7 +179,7 @@ def audit(
     ]
     decision, documented = judge_variants(base, variants, judged, suspect.nonfinite)
     used = used_by_own(base, variants, judged)
-    decision = unless_disagreeing(decision, given, used)
+    decision = unless_doubted(decision, given, used)
     examined = Examined([], [])
     if any(j.flagged for j in decision.judged) and not suspect.nonfinite:
         progress.message("candidates: what they make, how far they reach, what carries them")

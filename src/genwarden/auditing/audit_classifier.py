@@ -18,7 +18,7 @@ from genwarden.auditing.budgets import classifier_budget
 from genwarden.auditing.calibration import shipped_classifiers
 from genwarden.auditing.document import AuditDocument, ModelFacts, UserInputs
 from genwarden.auditing.fit import classifier_family, condition_of
-from genwarden.auditing.given_references import GivenReferences, stated, unless_disagreeing
+from genwarden.auditing.given_references import GivenReferences, stated, unless_doubted
 from genwarden.auditing.judging import Calibrated, calibrated_under
 from genwarden.auditing.power import power_sentences
 from genwarden.auditing.running import BREAKDOWNS, guarded, run_all, seeded
@@ -157,7 +157,7 @@ def audit_classifier(
     judged = [by_references(v.name, v.findings, *model) for v in variants]
     decision, documented = judge_variants(base, variants, judged, suspect.nonfinite)
     used = used_by_own(base, variants, judged)
-    decision = unless_disagreeing(decision, references, used)
+    decision = unless_doubted(decision, references, used)
     if request.images is None:
         decision = _unless_shown(decision)
     timing = {**ran.timing, **seconds}

@@ -16,7 +16,7 @@ from genwarden.auditing.audit_variants import judge_variants, limits, run_varian
 from genwarden.auditing.budgets import diffusion_budget, diffusion_variant_budget
 from genwarden.auditing.calibration import shipped_diffusion
 from genwarden.auditing.document import AuditDocument, ModelFacts, UserInputs
-from genwarden.auditing.given_references import GivenReferences, stated, unless_disagreeing
+from genwarden.auditing.given_references import GivenReferences, stated, unless_doubted
 from genwarden.auditing.judging import Calibrated, calibrated, carried
 from genwarden.auditing.power import power_sentences
 from genwarden.auditing.running import BREAKDOWNS, guarded, run_all, seeded
@@ -178,7 +178,7 @@ def audit_diffusion(
     unfit = base.unfit if base.findings else frozenset().union(*(one.unfit for one in judged))
     decision = carried(decision, unfit, shape)
     used = used_by_own(base, variants, judged)
-    decision = unless_disagreeing(decision, given, used)
+    decision = unless_doubted(decision, given, used)
     timing = {**ran.timing, **seconds}
     timing["total"] = round(sum(timing.values()), 3)
     return AuditDocument(

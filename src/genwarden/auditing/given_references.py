@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from genwarden.auditing.calibration import MIN_REFERENCES
+from genwarden.auditing.doubts import doubts, too_few
 from genwarden.auditing.own_references import (
     Suspected,
     alike,
-    disagreement,
     effort_hash,
     read_references,
     table_of,
@@ -30,25 +30,29 @@ class GivenReferences(NamedTuple):
         table: as :func:`genwarden.auditing.calibration.read_table` gives one.
         sha256: of the file.
         models: number of models in the table.
-        disagreeing: sentences about models that stand out above the others.
+        doubted: sentences about models that may not be clean
+            (:func:`genwarden.auditing.doubts.doubts`).
+        too_few: inspections that too few of them have a score of.
     """
 
     table: dict[str, Any]
     sha256: str
     models: int
-    disagreeing: list[str]
+    doubted: list[str]
+    too_few: list[str]
 
 
-def suitable_references(path: Path, suspect: Suspected, name: str) -> GivenReferences:
+def suitable_references(path: Path, suspect: Suspected, name: str, seed: int) -> GivenReferences:
     """The references in a file, for a suspect.
 
     Args:
         name: of the audit's budget.
+        seed: of the audit.
 
     Raises:
         GenwardenError: ``usage/references-unlike`` if too few are like the suspect,
-            ``usage/references-budget`` if they were scored with another effort, and those of
-            :func:`read_references`.
+            ``usage/references-budget`` and ``usage/references-seed`` if they were scored with
+            another effort or other draws, and those of :func:`read_references`.
     """
     own, sha256 = read_references(path)
     kind, found = suspect.likeness.kind, alike(own, suspect)
@@ -74,13 +78,20 @@ def suitable_references(path: Path, suspect: Suspected, name: str) -> GivenRefer
             f"{path} was made when the {name} budget was another: its searches score otherwise.",
             "Calibrate again.",
         )
+    if own.seed != seed:
+        raise GenwardenError(
+            "usage/references-seed",
+            f"{path} was made with --seed {own.seed}, this audit has {seed}: what its draws do to "
+            "every score is not in the spread of the references.",
+            f"Audit with --seed {own.seed}, or calibrate with --seed {seed}.",
+        )
     sentences = [
-        f"Of the references given, {one} stands out above the others "
-        f"({'; '.join(map(str, where))}): it may not be clean, and one that is not hides models "
-        "like it. Calibrate without it, with another in its place."
-        for one, where in disagreement(found).items()
+        f"Of the references given, {one} is in doubt ({'; '.join(why)}): one that is compromised, "
+        "or whose training failed, hides models like it. Calibrate without it, with another in its "
+        "place."
+        for one, why in doubts(found).items()
     ]
-    return GivenReferences(table_of(found, name), sha256, len(found), sentences)
+    return GivenReferences(table_of(found, name), sha256, len(found), sentences, too_few(found))
 
 
 def stated(given: GivenReferences | None, judged: Mapping[str, bool]) -> list[str]:
@@ -101,19 +112,29 @@ def stated(given: GivenReferences | None, judged: Mapping[str, bool]) -> list[st
         f"Scores are judged against {given.models} models that the user calls clean; nobody "
         "checked that, and the rates quoted above were measured with other references.",
         *([f"They judge nothing of: {', '.join(others)}."] if others else []),
-        *given.disagreeing,
+        *_too_few(given),
+        *given.doubted,
     ]
 
 
-def unless_disagreeing(
+def _too_few(given: GivenReferences) -> list[str]:
+    """A sentence, if there are any."""
+    listed = ", ".join(given.too_few)
+    return [f"{MIN_REFERENCES} scores are needed to judge by; of {listed}."] if listed else []
+
+
+def unless_doubted(
     decision: Decision, given: GivenReferences | None, judged: Mapping[str, bool]
 ) -> Decision:
-    """The decision, or ``inconclusive`` where nothing was found by references that disagree.
+    """The decision, or ``inconclusive`` where nothing was found by references that are in doubt.
 
-    References that judge nothing are named among the reasons.
+    Where it is inconclusive anyway, what the references lack is named among the reasons.
     """
-    if given is not None and not any(judged.values()):
-        return decision._replace(reasons=[*decision.reasons, *stated(given, judged)])
-    if given is None or not given.disagreeing or decision.verdict != "none_found":
+    if given is None or decision.verdict not in {"none_found", "inconclusive"}:
         return decision
-    return decision._replace(verdict="inconclusive", suspicion=None, reasons=given.disagreeing)
+    if decision.verdict == "inconclusive":
+        lacking = _too_few(given) if any(judged.values()) else stated(given, judged)
+        return decision._replace(reasons=[*decision.reasons, *lacking])
+    if not given.doubted:
+        return decision
+    return decision._replace(verdict="inconclusive", suspicion=None, reasons=given.doubted)

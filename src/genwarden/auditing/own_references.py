@@ -4,7 +4,7 @@ The shipped references stand for small networks of a few sample shapes
 (:mod:`genwarden.auditing.fit`). Who has clean models like the suspect, trained by themselves or
 trusted for another reason, audits those with ``genwarden calibrate`` and judges the suspect against
 them. Nothing checks that they are clean: the user vouches for it, and the report says so. What can
-be seen is whether they agree (:mod:`genwarden.auditing.agreement`).
+be seen is in :mod:`genwarden.auditing.doubts`.
 
 No model is judged by itself: the file names each by its weights.
 """
@@ -12,19 +12,18 @@ No model is judged by itself: the file names each by its weights.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from torch import nn
 
 from genwarden import __version__
 from genwarden.artifacts.json_object import load_json
 from genwarden.artifacts.read_once import read_once
-from genwarden.auditing.agreement import standing_out
 from genwarden.auditing.budgets import (
     budget,
     classifier_budget,
@@ -32,8 +31,7 @@ from genwarden.auditing.budgets import (
     diffusion_budget,
     diffusion_variant_budget,
 )
-from genwarden.auditing.calibration import MIN_REFERENCES, on_scale, reference_key
-from genwarden.auditing.verdict import ALPHA
+from genwarden.auditing.calibration import reference_key
 from genwarden.engine.files import sha256_bytes, write_json
 from genwarden.errors import GenwardenError
 from genwarden.models.protocol import parameter_count
@@ -58,7 +56,7 @@ class Likeness(_Strict):
         family: architecture, as :func:`genwarden.auditing.fit.fits` has it.
         sample_shape: of one sample.
         parameters: their number: networks of other widths score otherwise.
-        further: what else tells scores apart, such as the timesteps of a diffusion model.
+        further: what else tells scores apart, such as the noise schedule of a diffusion model.
     """
 
     kind: Kind
@@ -92,12 +90,14 @@ class ReferenceModel(_Strict):
     Attributes:
         name: what the user calls it.
         weights: hash of its weights (:func:`weights_hash`).
+        found: titles of what its own audit flagged.
     """
 
     name: str
     weights: str
     likeness: Likeness
     scores: list[Score]
+    found: list[str] = Field(default_factory=list)
 
 
 class OwnReferences(_Strict):
@@ -106,35 +106,47 @@ class OwnReferences(_Strict):
     Attributes:
         genwarden: version whose inspections scored.
         budget: quick, standard or thorough.
+        seed: of the audits: all models are looked at with the same draws, whose luck is in every
+            score and not in their spread.
         effort: hash of what that budget was, by kind of model (:func:`effort_hash`).
     """
 
-    format: Literal["genwarden-references-1"] = "genwarden-references-1"
+    format: Literal["genwarden-references-2"] = "genwarden-references-2"
     genwarden: str
     budget: Literal["quick", "standard", "thorough"]
+    seed: int
     effort: dict[Kind, str]
     models: list[ReferenceModel]
 
 
 class Suspected(NamedTuple):
-    """What decides which references suit a model."""
+    """What decides which references suit a model; ``finite`` unless a weight is NaN or infinite."""
 
     weights: str
     likeness: Likeness
+    finite: bool = True
 
 
 def weights_hash(network: nn.Module) -> str:
-    """Hash of all tensors of a network, in float32: the same however they were stored.
+    """Hash of the signs of a network's weights: the same however many bits store each of them.
+
+    Two trainings have other signs; a copy in half precision has the same (a weight too small for
+    it becomes a zero with its sign). Counters, such as those of batch norms, are left out.
 
     Args:
         network: built by its reader, so that one architecture has one order of tensors.
     """
     content = b""
     for name, tensor in network.state_dict().items():
-        plain = tensor.detach().float().cpu().contiguous()
-        described = f"{name} {tuple(tensor.shape)} {sha256_bytes(plain.numpy().tobytes())}\n"
-        content += described.encode()
+        if tensor.is_floating_point():
+            signs = torch.signbit(tensor.detach().cpu()).numpy().tobytes()
+            content += f"{name} {tuple(tensor.shape)} {sha256_bytes(signs)}\n".encode()
     return sha256_bytes(content)
+
+
+def hash_of(plain: Any) -> str:
+    """A short hash of plain data, for what two models must share."""
+    return sha256_bytes(json.dumps(plain, sort_keys=True).encode())[:12]
 
 
 def suspected_of(
@@ -152,7 +164,8 @@ def suspected_of(
         parameters=parameter_count(network),
         further=further,
     )
-    return Suspected(weights_hash(network), likeness)
+    finite = all(bool(torch.isfinite(t).all()) for t in network.state_dict().values())
+    return Suspected(weights_hash(network), likeness, finite)
 
 
 def effort_hash(kind: Kind, name: str) -> str:
@@ -162,7 +175,7 @@ def effort_hash(kind: Kind, name: str) -> str:
         "diffusion": [diffusion_budget(name), diffusion_variant_budget(name)],
         "classifier": [classifier_budget(name)],
     }
-    return sha256_bytes(json.dumps([asdict(one) for one in efforts[kind]]).encode())
+    return hash_of([asdict(one) for one in efforts[kind]])
 
 
 def alike(own: OwnReferences, suspect: Suspected) -> list[ReferenceModel]:
@@ -181,18 +194,13 @@ def table_of(models: Sequence[ReferenceModel], name: str) -> dict[str, Any]:
         name: of the budget.
     """
     scores: dict[str, list[float]] = {}
-    for key, found in _by_key(models).items():
+    for key, found in scores_by_key(models).items():
         scores[key] = list(found.values())
     names = ", ".join(model.name for model in models)
-    families = Counter((m.likeness.family, tuple(m.likeness.sample_shape)) for m in models)
-    return {
-        "descriptions": {name: f"that you gave: {names}"},
-        "families": [(family, shape, count) for (family, shape), count in families.items()],
-        "scores": {name: scores},
-    }
+    return {"descriptions": {name: f"that you gave: {names}"}, "scores": {name: scores}}
 
 
-def _by_key(models: Sequence[ReferenceModel]) -> dict[str, dict[str, float]]:
+def scores_by_key(models: Sequence[ReferenceModel]) -> dict[str, dict[str, float]]:
     """Scores by inspection and condition, then by model."""
     found: dict[str, dict[str, float]] = {}
     for model in models:
@@ -200,54 +208,6 @@ def _by_key(models: Sequence[ReferenceModel]) -> dict[str, dict[str, float]]:
             key = reference_key(one.inspection, one.condition)
             found.setdefault(key, {})[model.name] = one.score
     return found
-
-
-class Apart(NamedTuple):
-    """A score by which a model stands out above the others.
-
-    Attributes:
-        key: inspection and condition.
-        others: smallest and largest score of those that do not.
-    """
-
-    key: str
-    score: float
-    others: tuple[float, float]
-
-    def __str__(self) -> str:
-        low, high = self.others
-        return f"{self.key} {self.score:.3g}, the others {low:.3g} to {high:.3g}"
-
-    @property
-    def distance(self) -> float:
-        """Above the others, in units of their range."""
-        low, high = self.others
-        return (self.score - high) / max(high - low, 1e-9)
-
-
-def disagreement(models: Sequence[ReferenceModel]) -> dict[str, list[Apart]]:
-    """Models that are alike but stand out above the others: where they do, the farthest first.
-
-    Among clean models, a set of references in which any does comes about with probability
-    :data:`genwarden.auditing.verdict.ALPHA`, as far as scores are normally distributed.
-    """
-    inspections = {
-        reference_key(one.inspection, one.condition): one.inspection
-        for model in models
-        for one in model.scores
-    }
-    tried = {key: s for key, s in _by_key(models).items() if len(s) >= MIN_REFERENCES}
-    found: dict[str, list[Apart]] = {}
-    for key, scores in tried.items():
-        scale = on_scale(inspections[key], list(scores.values()))
-        names = list(scores)
-        high = standing_out(scale.values, ALPHA / len(tried), scale.least_spread)
-        rest = [score for i, score in enumerate(scores.values()) if i not in high]
-        for position in high:
-            name = names[position]
-            apart = Apart(key, scores[name], (min(rest), max(rest)))
-            found.setdefault(name, []).append(apart)
-    return {n: sorted(where, key=lambda one: -one.distance) for n, where in found.items()}
 
 
 class ReadReferences(NamedTuple):
@@ -309,17 +269,21 @@ def _no_references(path: Path, problem: str) -> GenwardenError:
     )
 
 
-def write_references(path: Path, models: Sequence[ReferenceModel], name: str) -> OwnReferences:
+def write_references(
+    path: Path, models: Sequence[ReferenceModel], name: str, seed: int
+) -> OwnReferences:
     """Write what audits of a budget scored.
 
     Args:
         name: of the budget.
+        seed: of the audits.
     """
     kinds = {model.likeness.kind for model in models}
     own = OwnReferences.model_validate(
         {
             "genwarden": __version__,
             "budget": name,
+            "seed": seed,
             "effort": {kind: effort_hash(kind, name) for kind in sorted(kinds)},
             "models": list(models),
         }

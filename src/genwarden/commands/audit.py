@@ -82,7 +82,9 @@ def audit_model(options: AuditOptions, *, progress: Progress) -> AuditFiles:
     # What the user gave beside the model: if that is refused, the model is not.
     references = None
     if options.references is not None:
-        references = suitable_references(options.references, opened.suspected(), options.budget)
+        references = suitable_references(
+            options.references, opened.suspected(), options.budget, options.seed
+        )
     run = opened.prepare(references)
     require_writable_folder(options.out)
     work = options.out / ".work"
@@ -96,9 +98,16 @@ def audit_model(options: AuditOptions, *, progress: Progress) -> AuditFiles:
     with threads(count), open_executor(options.engine, cpus=count) as executor:
         document = run(work, executor)
     files = write_documents(document, options.out)
-    if not options.keep:
+    # What failed must not be kept: the same command tries it again.
+    if not options.keep or _failed(document):
         remove_folder(work)
     return files
+
+
+def _failed(document: AuditDocument) -> bool:
+    """Whether any inspection broke."""
+    variants = [judged for variant in document.variants for judged in variant.findings]
+    return any(judged.finding.outcome == "failed" for judged in [*document.findings, *variants])
 
 
 def write_documents(document: AuditDocument, out: Path) -> AuditFiles:

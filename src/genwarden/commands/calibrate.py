@@ -15,15 +15,14 @@ from genwarden.auditing.budgets import budget as budget_named
 from genwarden.auditing.budgets import classifier_budget
 from genwarden.auditing.calibration import MIN_REFERENCES, needs_population
 from genwarden.auditing.document import AuditDocument
+from genwarden.auditing.doubts import doubts, too_few
 from genwarden.auditing.fit import condition_of
 from genwarden.auditing.own_references import (
     FILE_NAME,
-    Apart,
     OwnReferences,
     ReferenceModel,
     Score,
     Suspected,
-    disagreement,
     write_references,
 )
 from genwarden.commands.audit_options import AuditOptions, repeat_command
@@ -34,6 +33,8 @@ from genwarden.engine.progress import Progress, Silent
 from genwarden.errors import GenwardenError
 
 _AUDITS = "audits"
+#: Files that a user might have meant as models.
+_WEIGHTS = {".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".gguf", ".onnx"}
 
 
 @dataclass(frozen=True)
@@ -52,19 +53,29 @@ class CalibrateOptions:
 
 
 class MadeReferences(NamedTuple):
-    """What was written, and how the models agree.
+    """What was written, and what speaks against it.
 
     Attributes:
         reports: of the audits, by name of the model.
-        disagreeing: models that stand out above the others, with where they do.
+        doubted: why a model may not be clean, by its name
+            (:func:`genwarden.auditing.doubts.doubts`).
+        too_few: inspections that too few of the models have a score of.
         following: the command line of an audit that uses the references.
     """
 
     path: Path
     own: OwnReferences
     reports: dict[str, Path]
-    disagreeing: dict[str, list[Apart]]
+    doubted: dict[str, list[str]]
+    too_few: list[str]
     following: str
+
+
+class _Opened(NamedTuple):
+    """A model that is known to fit, before it is audited; ``sha256`` is of its files."""
+
+    sha256: str
+    suspected: Suspected
 
 
 def calibrate_models(options: CalibrateOptions, *, progress: Progress) -> MadeReferences:
@@ -91,24 +102,29 @@ def calibrate_models(options: CalibrateOptions, *, progress: Progress) -> MadeRe
     _require_fitting(opened)
     require_writable_folder(options.out)
     wanted = {
-        str(path): replace(options.how, model=path, out=_folder(options, path, number), keep=True)
-        for number, path in enumerate(paths, start=1)
+        str(path): replace(
+            options.how, model=path, out=_folder(options, path, suspect.suspected), keep=True
+        )
+        for path, suspect in opened.items()
     }
-    suspects = {str(path): suspect for path, suspect in opened.items()}
+    known = {str(path): suspect for path, suspect in opened.items()}
     found: dict[str, ReferenceModel] = {}
     reports: dict[str, Path] = {}
     for name, files in audit_several(wanted, workers=options.workers, progress=progress):
-        if files.document.verdict == "refused":
-            raise _refused(name, " ".join(files.document.reasons))
-        found[name] = reference_of(name, suspects[name], files.document)
+        document = files.document
+        if document.verdict == "refused":
+            raise _refused(name, " ".join(document.reasons))
+        if document.model is None or document.model.sha256 != known[name].sha256:
+            raise _refused(name, "its files changed while it was audited.")
+        found[name] = reference_of(name, known[name].suspected, document)
         reports[name] = files.html_path
     models = [found[name] for name in wanted]
     path = options.out / FILE_NAME
-    own = write_references(path, models, options.how.budget)
+    own = write_references(path, models, options.how.budget, options.how.seed)
     following = repeat_command(
         replace(options.how, model=Path("MODEL"), out=Path("report"), references=path)
     )
-    return MadeReferences(path, own, reports, disagreement(models), following)
+    return MadeReferences(path, own, reports, doubts(models), too_few(models), following)
 
 
 def found_models(given: Sequence[Path], progress: Progress) -> list[Path]:
@@ -135,8 +151,9 @@ def found_models(given: Sequence[Path], progress: Progress) -> list[Path]:
                 f"{path} is no model folder and has none in it.",
                 "Give model folders, weights files, or a folder of model folders.",
             )
-        if others := [one.name for one in folders if one not in inside]:
-            progress.message(f"In {path}, these are no model folders: {', '.join(others)}.")
+        files = sorted(one for one in path.iterdir() if one.suffix in _WEIGHTS)
+        if others := [one.name for one in (*folders, *files) if one not in inside]:
+            progress.message(f"Left out of {path}, no model folders: {', '.join(others)}.")
         found += inside
     for path, count in Counter(one.resolve() for one in found).items():
         if count > 1:
@@ -169,24 +186,29 @@ def _is_model(folder: Path) -> bool:
     return (folder / MANIFEST_NAME).exists() or is_diffusers_folder(folder)
 
 
-def _opened(options: CalibrateOptions, path: Path) -> Suspected:
+def _opened(options: CalibrateOptions, path: Path) -> _Opened:
     try:
-        return open_suspect(replace(options.how, model=path), Silent()).suspected()
+        opened = open_suspect(replace(options.how, model=path), Silent())
+        suspected = opened.suspected()
     except GenwardenError as error:
         if not error.code.startswith("artifact/"):
             raise
-        raise _refused(path, error.cause) from error
+        raise _refused(path, error.cause, error.remedy) from error
     except OSError as error:  # a name that no file can have
         raise _refused(path, str(error.strerror)) from error
+    if not suspected.finite:
+        raise _refused(path, "it has NaN or infinite weights.")
+    return _Opened(opened.sha256, suspected)
 
 
-def _refused(path: Path | str, cause: str) -> GenwardenError:
-    return GenwardenError("calibrate/refused", f"{path}: {cause}", "Leave this model out.")
+def _refused(path: Path | str, cause: str, remedy: str = "") -> GenwardenError:
+    remedy = f"{remedy} Or leave this model out." if remedy else "Leave this model out."
+    return GenwardenError("calibrate/refused", f"{path}: {cause}", remedy)
 
 
-def _require_fitting(opened: dict[Path, Suspected]) -> None:
+def _require_fitting(opened: dict[Path, _Opened]) -> None:
     """Before hours of audits: all alike, and none twice."""
-    kinds = Counter(str(suspect.likeness) for suspect in opened.values())
+    kinds = Counter(str(suspect.suspected.likeness) for suspect in opened.values())
     if len(kinds) > 1:
         listed = "; ".join(f"{count} of: {kind}" for kind, count in kinds.items())
         raise GenwardenError(
@@ -196,14 +218,16 @@ def _require_fitting(opened: dict[Path, Suspected]) -> None:
         )
     seen: dict[str, Path] = {}
     for path, suspect in opened.items():
-        if suspect.weights in seen:
-            raise _same_model(seen[suspect.weights], path)
-        seen[suspect.weights] = path
+        weights = suspect.suspected.weights
+        if weights in seen:
+            raise _same_model(seen[weights], path)
+        seen[weights] = path
 
 
-def _folder(options: CalibrateOptions, model: Path, number: int) -> Path:
+def _folder(options: CalibrateOptions, model: Path, suspect: Suspected) -> Path:
+    """Of its audit: the same whatever other models are given."""
     name = model.stem if model.is_file() else model.name
-    return options.out / _AUDITS / f"{number:02d}-{name}"
+    return options.out / _AUDITS / f"{name}-{suspect.weights[:12]}"
 
 
 def reference_of(name: str, suspect: Suspected, document: AuditDocument) -> ReferenceModel:
@@ -246,8 +270,17 @@ def reference_of(name: str, suspect: Suspected, document: AuditDocument) -> Refe
             f"{name} gave nothing to compare others with: {' '.join(document.reasons)}",
             "Leave this model out.",
         )
+    flagged = [
+        f"{j.finding.title} ({variant})" if variant else j.finding.title
+        for variant, j in found
+        if j.flagged
+    ]
     return ReferenceModel(
-        name=name, weights=suspect.weights, likeness=suspect.likeness, scores=scores
+        name=name,
+        weights=suspect.weights,
+        likeness=suspect.likeness,
+        scores=scores,
+        found=flagged,
     )
 
 

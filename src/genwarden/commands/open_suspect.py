@@ -21,10 +21,10 @@ from genwarden.auditing.audit_diffusion import (
     audit_diffusion,
 )
 from genwarden.auditing.given_references import GivenReferences
-from genwarden.auditing.own_references import Suspected, suspected_of
-from genwarden.commands.audit_classifier import open_classifier_suspect
+from genwarden.auditing.own_references import Suspected, hash_of, suspected_of
 from genwarden.commands.audit_options import AuditOptions, repeat_command, sample_command
 from genwarden.commands.audit_variants import parse_deploy_as
+from genwarden.commands.open_classifier_suspect import open_classifier_suspect
 from genwarden.commands.opened import Opened, Run, whole
 from genwarden.compression.contract import Compressor
 from genwarden.data.datasets import load_images, to_unit_range
@@ -72,8 +72,16 @@ def _open_generator(
     suspect = suspect_of(model, options.model)
 
     def suspected() -> Suspected:
-        sample = model.generator.sample
-        return suspected_of("generator", model.generator, model.architecture, sample.shape)
+        generator = model.generator
+        law = generator.latent
+        return suspected_of(
+            "generator",
+            generator,
+            model.architecture,
+            generator.sample.shape,
+            latent=f"{law.distribution} {law.size}",
+            settings=hash_of(model.settings),
+        )
 
     def prepare(references: GivenReferences | None) -> Run:
         targets, training = _inputs(options, model)
@@ -118,6 +126,7 @@ def _open_diffusion(
             loaded.model.sample.shape,
             timesteps=schedule.steps,
             prediction=schedule.prediction,
+            schedule=hash_of(schedule.a.tolist()),
         )
 
     def prepare(references: GivenReferences | None) -> Run:

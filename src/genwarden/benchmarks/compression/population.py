@@ -47,8 +47,8 @@ from genwarden.benchmarks.compression.roc_figure import draw
 from genwarden.benchmarks.member_files import require_same_orders
 from genwarden.benchmarks.member_study import MemberJob, do_members, write_study
 from genwarden.benchmarks.repairs.run import command_of, result_head
-from genwarden.commands.audit_classifier import classifier_suspect_of
 from genwarden.commands.audit_variants import parse_deploy_as
+from genwarden.commands.open_classifier_suspect import classifier_suspect_of
 from genwarden.commands.open_suspect import suspect_of
 from genwarden.compression.contract import Compressor
 from genwarden.data.datasets import to_unit_range

@@ -1,4 +1,4 @@
-"""``genwarden audit`` of a classifier: what it is opened with, and the images beside it."""
+"""Opening a classifier that is audited, and the images beside it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from genwarden.auditing.audit_classifier import (
 )
 from genwarden.auditing.fit import classifier_family
 from genwarden.auditing.given_references import GivenReferences
-from genwarden.auditing.own_references import Suspected, suspected_of
+from genwarden.auditing.own_references import Suspected, hash_of, suspected_of
 from genwarden.commands.audit_options import AuditOptions, repeat_command
 from genwarden.commands.opened import Opened, Run, whole
 from genwarden.compression.contract import Compressor
@@ -55,7 +55,13 @@ def open_classifier_suspect(
 
     def suspected() -> Suspected:
         family = classifier_family(loaded.architecture, classifier.classes)
-        return suspected_of("classifier", classifier, family, classifier.sample.shape)
+        return suspected_of(
+            "classifier",
+            classifier,
+            family,
+            classifier.sample.shape,
+            settings=hash_of(loaded.settings),
+        )
 
     def prepare(references: GivenReferences | None) -> Run:
         images = None
