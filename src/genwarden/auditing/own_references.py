@@ -131,7 +131,8 @@ def weights_hash(network: nn.Module) -> str:
     """Hash of the signs of a network's weights: the same however many bits store each of them.
 
     Two trainings have other signs; a copy in half precision has the same (a weight too small for
-    it becomes a zero with its sign). Counters, such as those of batch norms, are left out.
+    it becomes a zero with its sign), and mostly one that is rounded or pruned, which is no
+    independent draw, either. Counters, such as those of batch norms, are left out.
 
     Args:
         network: built by its reader, so that one architecture has one order of tensors.
