@@ -194,3 +194,7 @@ def test_a_score_is_compared_with_its_own_shape_and_the_spread_of_all() -> None:
     t = (4.5 - 1.4) / ((spread**2 * (16 + 8.5) / 2) ** 0.5 * (1 + 1 / 8) ** 0.5)
     table["groups"]["quick"]["trigger-search"] = {"1x8x8": wide, "1x16x16": large}
     assert p(4.5, (1, 8, 8)) == pytest.approx(float(stdtr(14, -t)))
+    # Too few of its own: those of another shape do not stand in.
+    table["groups"]["quick"]["trigger-search"]["1x8x8"] = small[:6]
+    few = calibration.references("trigger-search", "quick", table, sample_shape=(1, 8, 8))
+    assert few.values == []

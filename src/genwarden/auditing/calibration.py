@@ -134,8 +134,10 @@ def references(
                 note += " (a smaller search: this p-value may be too small)"
             under = f", {condition}" if condition else ""
             groups = table.get("groups", {}).get(name, {}).get(inspection, {})
-            own = groups.get(group_key(sample_shape), [])
-            if len(own) >= _MIN_GROUP:
+            own = groups.get(group_key(sample_shape))
+            if own is not None:
+                if len(own) < _MIN_GROUP:  # those of other shapes lie elsewhere
+                    return References([], "too few clean reference scores of this sample shape")
                 others = tuple(g for key, g in groups.items() if key != group_key(sample_shape))
                 shared = sum(map(len, others))
                 return References(

@@ -32,6 +32,7 @@ class Case:
     name: str
     loaded: LoadedDiffusion
     base: DiffusionModel
+    base_sha256: str
     backdoor: ImageBackdoor
     sampler: SamplerSettings
     own_sampler: bool
@@ -41,7 +42,8 @@ def cases_of(models: str, bases: str) -> list[Case]:
     """The folders ``models`` and ``bases``, each joined by ``+``; one base stands for all.
 
     Raises:
-        GenwardenError: ``benchmark/models-missing``, ``attack/record``, and those of reading.
+        GenwardenError: ``benchmark/models-missing``, ``benchmark/models-unlike``,
+            ``attack/record``, and those of reading.
     """
     folders = [Path(text) for text in models.split("+") if text]
     clean = [Path(text) for text in bases.split("+") if text]
@@ -63,15 +65,25 @@ def cases_of(models: str, bases: str) -> list[Case]:
                 f"{folder} does not say which sampler it was attacked for ({error}).",
                 "Name a folder that `genwarden attack` wrote from a diffusion model.",
             ) from error
+        clean_model = read_diffusion(base)
         found.append(
             Case(
                 name=folder.name,
                 loaded=read_diffusion(folder),
-                base=read_diffusion(base).model,
+                base=clean_model.model,
+                base_sha256=clean_model.sha256,
                 backdoor=read_image_backdoor(folder),
                 sampler=quick_sampler(_shortened(sampler), _STEPS),
                 own_sampler=own_sampler,
             )
+        )
+    shapes = {case.loaded.model.sample.shape for case in found}
+    if len(shapes) > 1:
+        raise GenwardenError(
+            "benchmark/models-unlike",
+            f"The models make pictures of different shapes: {sorted(shapes)}. Their FID is taken "
+            "against the same images.",
+            "Run the recipe once for each shape, with an --out of its own.",
         )
     return found
 

@@ -34,6 +34,7 @@ from genwarden.auditing.document import AuditDocument
 from genwarden.backdoors.image_trigger import without_folder
 from genwarden.benchmarks.diffusion.repair_cases import Case, cases_of
 from genwarden.benchmarks.diffusion.repair_measures import Measures, drawn, judged, measures_of
+from genwarden.benchmarks.repairs.run import command_of
 from genwarden.benchmarks.store import write_result
 from genwarden.commands.open_suspect import diffusion_suspect_of
 from genwarden.engine.files import sha256_bytes
@@ -109,6 +110,7 @@ def run(
         "triggered": triggered,
         "features": measures.real.network_sha256,
         "real": sha256_bytes(measures.real.features.numpy().tobytes()),
+        "bases": [case.base_sha256 for case in cases],
     }
     ledger = Ledger(out / "work", identity)
     rows: list[dict[str, Any]] = []
@@ -130,10 +132,20 @@ def run(
         out / "result.json",
         {
             "recipe": "diffusion-repairs",
-            "command": "genwarden benchmark run diffusion-repairs --data DATA --option models="
-            f"{'+'.join(case.name for case in cases)} --option bases={bases and 'BASES'} "
-            f"--option features={features} --option budget={budget} --option samples={samples} "
-            f"--option triggered={triggered} --seed {seed} --out DIR",
+            "command": command_of(
+                "diffusion-repairs",
+                seed,
+                "DATA",
+                {
+                    "models": "+".join(case.name for case in cases),
+                    "bases": "BASES",
+                    "features": features,
+                    "budget": budget,
+                    "samples": samples,
+                    "triggered": triggered,
+                    "repairs": repairs if repairs != "all" else "",
+                },
+            ),
             "features": features,
             "samples": samples,
             "real_images": len(measures.real.features),
