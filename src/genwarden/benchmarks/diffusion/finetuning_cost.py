@@ -48,7 +48,8 @@ def tables(document: dict[str, Any], name: str = "") -> list[Table]:
     scale = document["scale"]
     notes = [
         f"{100 * scale['poison_rate']:g} % poison, batches of {scale['batch']}, Adam at "
-        f"{scale['attack_rate']:g}; the clean model took {scale['base_steps']} steps. The paper "
+        f"{scale['attack_rate']:g}; the clean model took {scale['base_steps']} steps, and its twin "
+        f"went on for {scale['attack_steps']}: the last line alone compares with that. The paper "
         "fine-tunes for 50 epochs (23,400 steps of 128) and says that 10 can do."
     ]
     return [curve_table(document, "Cost of fine-tuning", "steps", notes)]
