@@ -530,6 +530,8 @@ def test_published_detectors_run_on_members_and_stand_beside_ours(
     given = {"models": models, "methods": "elijah,terd", "share": 0.001, "only": "*-reporting"}
     found = run_recipe("diffusion-detectors", tmp_path, **given)
     assert len(found["rows"]) == 4
+    ran = sorted({row["cell"]["member"] for row in found["rows"]})
+    assert f"--option methods=elijah,terd --option only={','.join(ran)}" in found["command"]
     for row in found["rows"]:
         assert math.isfinite(row["figures"]["score"])
         assert ("error" in row["figures"]) is not row["clean"]

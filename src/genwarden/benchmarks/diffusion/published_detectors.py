@@ -244,8 +244,6 @@ def run(
         row["succeeded"] = None if row["clean"] else _succeeded(facts, row["cell"]["member"])
     options = {
         "models": models and "MODELS",
-        "only": only if only != "*" else "",
-        "methods": methods if methods != "elijah,terd" else "",
         "share": share if share != 1 else "",
         "facts": facts and "FACTS",
     }
@@ -253,7 +251,10 @@ def run(
         out / "result.json",
         {
             **result_head(RECIPE, seed, device),
-            "command": command_of(RECIPE, seed, None, options),
+            "command": "; ".join(
+                command_of(RECIPE, seed, None, {**options, **chosen_by})
+                for chosen_by in _choices(rows)
+            ),
             "share": share,
             "rows": rows,
             "failed": {name: f"{f.code}: {f.cause}" for name, f in failed.items()},
@@ -261,6 +262,17 @@ def run(
     )
     raise_failures(failed)
     return path
+
+
+def _choices(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """Options that choose what the rows hold; methods that ran on the same members together."""
+    members_of: dict[str, list[str]] = {}
+    for row in rows:
+        members_of.setdefault(row["cell"]["method"], []).append(row["cell"]["member"])
+    methods_of: dict[str, list[str]] = {}
+    for method, keys in members_of.items():
+        methods_of.setdefault(",".join(sorted(keys)), []).append(method)
+    return [{"methods": ",".join(names), "only": only} for only, names in methods_of.items()]
 
 
 def _made_with(row: dict[str, Any]) -> tuple[Any, ...]:
