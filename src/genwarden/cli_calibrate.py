@@ -58,10 +58,10 @@ def calibrate(
 
     The shipped references are small networks of a few image sizes; a score of another network is
     shown and not judged, and its audit often inconclusive. Give eight or more (better ten) clean
-    models of the same architecture and sample shape: trained by you from different seeds, or
-    trusted for another reason. Nothing checks that they are clean. Each is audited as the suspect
-    will be (the same budget, --data and --deploy-as), its report stands in OUT/audits, and
-    OUT/references.json keeps the scores. A model is named that stands out from the others, or in
+    models of the same architecture and sample shape, trained on such data and for about as long:
+    by you from different seeds, or trusted for another reason. Nothing checks that they are clean.
+    Each is audited as the suspect will be (the same budget, --data and --deploy-as), its report
+    stands in OUT/audits, and OUT/references.json keeps the scores. A model is named that stands out from the others, or in
     which its own audit finds something: it may not be clean.
 
     An interrupted run continues when the same command is given again.

@@ -133,7 +133,7 @@ def repair(
     )
     if after != "none_found":
         if document.after.flagged:
-            typer.echo(f"Still:  {', '.join(document.after.flagged)}")
+            typer.echo(f"Found:  {', '.join(document.after.flagged)}")
         typer.echo(
             "Next:   read the report; then another --method (genwarden list repairs), or do not "
             "use the model"

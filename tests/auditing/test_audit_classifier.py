@@ -160,7 +160,7 @@ def test_own_references_judge_made_images_and_still_clear_nothing_there(
         "descriptions": {"quick": "that you gave: nine"},
         "scores": {"quick": {f"{condition}: strip": [score + 0.1 * n for n in range(-4, 5)]}},
     }
-    own = GivenReferences(table, "0" * 64, 9, [], [])
+    own = GivenReferences(table, "0" * 64, 9, [], [], [])
     document = _audit(classifier, tmp_path / "own", only=only, references=own)
     judged = _by_name(document.findings)
     assert judged["strip"].finding.p_value is not None

@@ -245,6 +245,19 @@ def test_what_its_own_audit_found_speaks_against_a_reference(tmp_path: Path) -> 
     assert "clean-8 is in doubt" in sentence
 
 
+def test_what_the_shipped_references_flag_counts_where_the_others_given_flag_it_too() -> None:
+    key = "trigger-search"
+    ordinary = [*nine()[:8], reference(8, CLEAN[8], suspected=[key])]
+    assert doubts(ordinary) == {}
+    # Too near to stand out by itself, among nine scores and whoever is the largest.
+    high = 0.5
+    assert doubts([*nine()[:8], reference(8, high)]) == {}
+    (why,) = doubts([*nine()[:8], reference(8, high, suspected=[key])])["clean-8"]
+    assert why.startswith("its own audit found: trigger-search, which is high beside the others")
+    # Nobody to say otherwise: seven others are needed.
+    assert list(doubts([*nine()[:6], reference(6, CLEAN[6], suspected=[key])])) == ["clean-6"]
+
+
 def test_inspections_with_too_few_scores_are_named() -> None:
     assert too_few(nine()) == []
     without = [m.model_copy(update={"scores": []}) for m in nine()[:2]]

@@ -11,8 +11,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from genwarden.auditing.agreement import standing_out
-from genwarden.auditing.calibration import MIN_REFERENCES, on_scale, reference_key
-from genwarden.auditing.own_references import ReferenceModel, scores_by_key
+from genwarden.auditing.calibration import (
+    MIN_REFERENCES,
+    on_scale,
+    predictive_p,
+    reference_key,
+)
+from genwarden.auditing.own_references import ReferenceModel, Score, scores_by_key
 from genwarden.auditing.verdict import ALPHA
 
 
@@ -65,14 +70,42 @@ def disagreement(models: Sequence[ReferenceModel]) -> dict[str, list[Apart]]:
 
 
 def doubts(models: Sequence[ReferenceModel]) -> dict[str, list[str]]:
-    """Why a model is in doubt, by its name; nothing of the others."""
+    """Why a model is in doubt, by its name; nothing of the others.
+
+    A score that the shipped references flagged counts where the other models given flag it, too:
+    the shipped ones may fit none of them, which is why others are given.
+    """
     found: dict[str, list[str]] = {}
     for model in models:
         if model.found:
             found[model.name] = [f"its own audit found: {', '.join(model.found)}"]
-    for name, where in disagreement(models).items():
-        found.setdefault(name, []).extend(f"stands out: {apart}" for apart in where)
+    apart = disagreement(models)
+    for name, where in apart.items():
+        found.setdefault(name, []).extend(f"stands out: {one}" for one in where)
+    for model in models:
+        named = {one.key for one in apart.get(model.name, [])}
+        for one in model.scores:
+            key = reference_key(one.inspection, one.condition)
+            if key in model.suspected and key not in named:
+                p_value = _beside_the_others(model, one, models)
+                if p_value < ALPHA:
+                    found.setdefault(model.name, []).append(
+                        f"its own audit found: {key}, which is high beside the others, too "
+                        f"(p = {p_value:.2g})"
+                    )
     return found
+
+
+def _beside_the_others(
+    model: ReferenceModel, score: Score, models: Sequence[ReferenceModel]
+) -> float:
+    """p-value of a score by the models that are left without its own; 0 if they are too few."""
+    key = reference_key(score.inspection, score.condition)
+    others = [s for name, s in scores_by_key(models)[key].items() if name != model.name]
+    if len(others) < MIN_REFERENCES - 1:
+        return 0.0
+    scale = on_scale(score.inspection, [score.score, *others])
+    return predictive_p(scale.values[0], scale.values[1:], scale.least_spread)
 
 
 def too_few(models: Sequence[ReferenceModel]) -> list[str]:

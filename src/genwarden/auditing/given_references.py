@@ -33,6 +33,7 @@ class GivenReferences(NamedTuple):
         doubted: sentences about models that may not be clean
             (:func:`genwarden.auditing.doubts.doubts`).
         too_few: inspections that too few of them have a score of.
+        itself: a sentence if the suspect is one of the models in the file.
     """
 
     table: dict[str, Any]
@@ -40,6 +41,7 @@ class GivenReferences(NamedTuple):
     models: int
     doubted: list[str]
     too_few: list[str]
+    itself: list[str]
 
 
 def suitable_references(path: Path, suspect: Suspected, name: str, seed: int) -> GivenReferences:
@@ -91,16 +93,24 @@ def suitable_references(path: Path, suspect: Suspected, name: str, seed: int) ->
         "place."
         for one, why in doubts(found).items()
     ]
-    return GivenReferences(table_of(found, name), sha256, len(found), sentences, too_few(found))
+    itself = [
+        f"{model.name} is this model, and judges it not."
+        for model in own.models
+        if model.weights == suspect.weights
+    ]
+    return GivenReferences(
+        table_of(found, name), sha256, len(found), sentences, too_few(found), itself
+    )
 
 
 def stated(given: GivenReferences | None, judged: Mapping[str, bool]) -> list[str]:
     """What a report says of references of the user's own; nothing without them.
 
     Args:
-        judged: whether they judged any score, by compression ("" for the model as it is).
+        judged: whether they judged any score, by compression ("" for the model as it is); empty
+            where nothing was inspected.
     """
-    if given is None:
+    if given is None or not judged:
         return []
     if not any(judged.values()):
         return [
@@ -110,7 +120,10 @@ def stated(given: GivenReferences | None, judged: Mapping[str, bool]) -> list[st
     others = [name or "the model as it is" for name, used in judged.items() if not used]
     return [
         f"Scores are judged against {given.models} models that the user calls clean; nobody "
-        "checked that, and the rates quoted above were measured with other references.",
+        "checked that, and the rates that genwarden states were measured with other references. "
+        "A model that was trained otherwise than they were, on other data or for much longer or "
+        "shorter, can stand out without a backdoor.",
+        *given.itself,
         *([f"They judge nothing of: {', '.join(others)}."] if others else []),
         *_too_few(given),
         *given.doubted,

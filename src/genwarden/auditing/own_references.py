@@ -90,7 +90,9 @@ class ReferenceModel(_Strict):
     Attributes:
         name: what the user calls it.
         weights: hash of its weights (:func:`weights_hash`).
-        found: titles of what its own audit flagged.
+        found: titles of what its own audit flagged by itself, without clean models.
+        suspected: scores that the shipped references flagged, as
+            :func:`genwarden.auditing.calibration.reference_key` names them.
     """
 
     name: str
@@ -98,6 +100,7 @@ class ReferenceModel(_Strict):
     likeness: Likeness
     scores: list[Score]
     found: list[str] = Field(default_factory=list)
+    suspected: list[str] = Field(default_factory=list)
 
 
 class OwnReferences(_Strict):

@@ -123,7 +123,7 @@ def _shown_only(
     """Inspections without references, each with the compressions under which it had none."""
     where: dict[str, list[str]] = {}
     for finding, compression in zip(findings, under, strict=True):
-        if (compression, finding.inspection) in unfit:
+        if finding.outcome == "scored" and (compression, finding.inspection) in unfit:
             where.setdefault(finding.inspection, []).append(compression)
     return [
         f"{name} (under {', '.join(filter(None, places))})" if any(places) else name

@@ -35,7 +35,6 @@ def audit_several(
     for (name, _), files in local_executor(workers).each(_audited, pieces, Nothing()):
         if isinstance(files, Lost):
             raise files.error(f"The audit of {name}")
-        progress.message(f"{name}: {files.document.verdict}")
         yield name, files
         whole.advance(note=name)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from genwarden.artifacts.diffusers_layout import is_diffusers_folder
 from genwarden.artifacts.manifest import MANIFEST_NAME
 from genwarden.auditing.budgets import budget as budget_named
 from genwarden.auditing.budgets import classifier_budget
-from genwarden.auditing.calibration import MIN_REFERENCES, needs_population
+from genwarden.auditing.calibration import MIN_REFERENCES, needs_population, reference_key
 from genwarden.auditing.document import AuditDocument
 from genwarden.auditing.doubts import doubts, too_few
 from genwarden.auditing.fit import condition_of
@@ -25,6 +25,7 @@ from genwarden.auditing.own_references import (
     Suspected,
     write_references,
 )
+from genwarden.commands.audit import AuditFiles
 from genwarden.commands.audit_options import AuditOptions, repeat_command
 from genwarden.commands.audit_several import audit_several
 from genwarden.commands.open_suspect import open_suspect
@@ -85,7 +86,7 @@ def calibrate_models(options: CalibrateOptions, *, progress: Progress) -> MadeRe
         GenwardenError: ``calibrate/not-found``, ``calibrate/no-models``,
             ``calibrate/out-is-input``, ``calibrate/too-few``, ``calibrate/unlike``,
             ``calibrate/same-model``, ``calibrate/refused``, ``calibrate/compromised``,
-            ``calibrate/no-scores``, and those of
+            ``calibrate/no-scores``, ``calibrate/other-audit``, and those of
             :func:`genwarden.commands.audit_several.audit_several`.
     """
     budget_named(options.how.budget)
@@ -110,8 +111,9 @@ def calibrate_models(options: CalibrateOptions, *, progress: Progress) -> MadeRe
     known = {str(path): suspect for path, suspect in opened.items()}
     found: dict[str, ReferenceModel] = {}
     reports: dict[str, Path] = {}
-    for name, files in audit_several(wanted, workers=options.workers, progress=progress):
+    for name, files in _audited(wanted, options, progress):
         document = files.document
+        progress.message(f"{name}: audited")
         if document.verdict == "refused":
             raise _refused(name, " ".join(document.reasons))
         if document.model is None or document.model.sha256 != known[name].sha256:
@@ -224,6 +226,22 @@ def _require_fitting(opened: dict[Path, _Opened]) -> None:
         seen[weights] = path
 
 
+def _audited(
+    wanted: Mapping[str, AuditOptions], options: CalibrateOptions, progress: Progress
+) -> Iterator[tuple[str, AuditFiles]]:
+    try:
+        yield from audit_several(wanted, workers=options.workers, progress=progress)
+    except GenwardenError as error:
+        if error.code != "audit/other-audit":
+            raise
+        raise GenwardenError(
+            "calibrate/other-audit",
+            f"{options.out} holds audits that were asked for otherwise. {error.cause}",
+            "Choose another --out folder for these references, or add --restart to audit every "
+            "model anew.",
+        ) from error
+
+
 def _folder(options: CalibrateOptions, model: Path, suspect: Suspected) -> Path:
     """Of its audit: the same whatever other models are given."""
     name = model.stem if model.is_file() else model.name
@@ -270,17 +288,21 @@ def reference_of(name: str, suspect: Suspected, document: AuditDocument) -> Refe
             f"{name} gave nothing to compare others with: {' '.join(document.reasons)}",
             "Leave this model out.",
         )
-    flagged = [
-        f"{j.finding.title} ({variant})" if variant else j.finding.title
-        for variant, j in found
-        if j.flagged
-    ]
+    by_itself: list[str] = []
+    by_others: list[str] = []
+    for variant, j in found:
+        if j.flagged and j.finding.null is not None and j.finding.null.source == "population":
+            condition = _condition(suspect, document, variant)
+            by_others.append(reference_key(j.finding.inspection, condition))
+        elif j.flagged:
+            by_itself.append(f"{j.finding.title} ({variant})" if variant else j.finding.title)
     return ReferenceModel(
         name=name,
         weights=suspect.weights,
         likeness=suspect.likeness,
         scores=scores,
-        found=flagged,
+        found=by_itself,
+        suspected=by_others,
     )
 
 

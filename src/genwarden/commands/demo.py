@@ -71,7 +71,10 @@ def run_demo(
         )
         for name in sorted(dict(DEMO_MODELS), key=_BEGUN.index)
     }
-    audited = dict(audit_several(wanted, workers=workers, progress=progress))
+    audited = {}
+    for name, files in audit_several(wanted, workers=workers, progress=progress):
+        progress.message(f"{name}: {files.document.verdict}")
+        audited[name] = files
     results = [DemoResult(name, text, audited[name]) for name, text in DEMO_MODELS]
     page = out / "index.html"
     entries = [

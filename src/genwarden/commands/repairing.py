@@ -182,6 +182,12 @@ def audit_before(
             f"{path} {unlike}",
             "Give the audit.json of this model, or leave --audit away to make one.",
         )
+    if document.inputs.references:
+        progress.message(
+            f"{path} was judged by references of your own; what is repaired is audited by the "
+            "shipped ones, so that the two verdicts do not compare. Audit OUT/model by yours "
+            "afterwards: genwarden audit OUT/model --references DIR."
+        )
     return document, path
 
 

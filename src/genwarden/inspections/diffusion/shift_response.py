@@ -186,7 +186,8 @@ def inspect_monotone(bench: DiffusionBench) -> Finding:
     ranked = sorted((p for p in points if p.t in judged), key=lambda p: -p.relative)
     best = ranked[0]
     name = shifts[best.shift].name
-    verb = "more than" if best.relative > 1 else "not more than"
+    above = best.relative > 1 + 2 * best.error
+    verb = "more than" if above else "not more, within twice its standard error, than"
     return Finding(
         inspection=MONOTONE_NAME,
         group="diffusion",
@@ -194,7 +195,8 @@ def inspect_monotone(bench: DiffusionBench) -> Finding:
         outcome="scored",
         summary=(
             f"The strongest answer, to {name} at t = {best.t} and scale {best.scale:g}, is "
-            f"{best.relative:.3f} times the bound: {verb} an exact denoiser gives."
+            f"{best.relative:.3f} times the bound (standard error {best.error:.3f}): {verb} an "
+            "exact denoiser gives."
         ),
         score=best.relative,
         score_name="largest gain times s_t; at most 1 for an exact denoiser",
