@@ -61,8 +61,8 @@ def calibrate(
     models of the same architecture and sample shape, trained on such data and for about as long:
     by you from different seeds, or trusted for another reason. Nothing checks that they are clean.
     Each is audited as the suspect will be (the same budget, --data and --deploy-as), its report
-    stands in OUT/audits, and OUT/references.json keeps the scores. A model is named that stands out from the others, or in
-    which its own audit finds something: it may not be clean.
+    stands in OUT/audits, and OUT/references.json keeps the scores. A model is named that stands
+    out from the others, or in which its own audit finds something: it may not be clean.
 
     An interrupted run continues when the same command is given again.
 
