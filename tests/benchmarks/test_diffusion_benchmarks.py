@@ -30,7 +30,8 @@ from genwarden.benchmarks.diffusion.plan import Base, Half, Kind, Member
 from genwarden.benchmarks.diffusion.recovery import recovery
 from genwarden.benchmarks.diffusion.sampler_matrix import cells as matrix_cells
 from genwarden.benchmarks.diffusion.sampler_matrix import measure
-from genwarden.benchmarks.diffusion.workshop import Subject, Workshop
+from genwarden.benchmarks.diffusion.scales import diffusion_scale
+from genwarden.benchmarks.diffusion.workshop import CLEAN, Subject, Workshop
 from genwarden.benchmarks.locks import claimed
 from genwarden.benchmarks.member_files import document_path, require_audits_of
 from genwarden.engine.progress import Silent
@@ -739,3 +740,24 @@ def test_tables_of_rows_made_by_hand() -> None:
     assert [row[0] for row in shown["Failed attacks, in no rate"].rows] == ["m30"]
     alone = shown["Each inspection alone: reporting half, standard budget"]
     assert alone.rows[0][0] == "trigger-search"
+
+
+def test_models_whose_names_differ_behind_a_dot_are_made_side_by_side(tmp_path: Path) -> None:
+    shop = Workshop(
+        scale=diffusion_scale("smoke"),
+        data=None,
+        models=tmp_path,
+        seed=0,
+        clean="",
+        device=torch.device("cpu"),
+    )
+    few, many = (
+        Subject(f"rate-{rate}", "bad-diffusion", (("poison_rate", rate),)) for rate in (0.05, 0.25)
+    )
+    assert shop.lock(few).stem == shop.folder(few).name
+    shop.make(CLEAN, wait=True)
+    # flock does not tell one process from itself, only one opened file from another.
+    with claimed(shop.lock(few), wait=False) as mine:
+        assert mine
+        assert shop.make(many, wait=False)
+        assert not shop.make(few, wait=False)

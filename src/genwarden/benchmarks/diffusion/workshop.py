@@ -104,6 +104,11 @@ class Workshop:
             return Path(self.clean)
         return self.models / f"{self.scale.name}-{self.seed}" / subject.key
 
+    def lock(self, subject: Subject) -> Path:
+        """What the process that makes a model holds; its key may have a dot (``rate-0.05``)."""
+        folder = self.folder(subject)
+        return folder.with_name(f"{folder.name}.lock")
+
     def make(self, subject: Subject, *, wait: bool, progress: Progress | None = None) -> bool:
         """Make a model unless it is there.
 
@@ -119,7 +124,7 @@ class Workshop:
             return True
         if subject != CLEAN and not self.make(CLEAN, wait=wait, progress=progress):
             return False
-        with claimed(folder.with_suffix(".lock"), wait=wait) as mine:
+        with claimed(self.lock(subject), wait=wait) as mine:
             if mine and not (folder / INDEX_NAME).exists():
                 if subject.attack:
                     self._attack(subject, progress or Silent())
