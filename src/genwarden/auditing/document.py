@@ -186,6 +186,11 @@ class AuditDocument(_Strict):
         told = self.model or self.refusal
         return told.sha256 if told else ""
 
+    def judged_under(self) -> list[tuple[str, Judged]]:
+        """All findings, each with the compression that it was made under, "" for none."""
+        variants = ((variant.name, j) for variant in self.variants for j in variant.findings)
+        return [*(("", j) for j in self.findings), *variants]
+
     def content_sha256(self) -> str:
         """Hash of what was found: equal for the same audit again, wherever it is written.
 

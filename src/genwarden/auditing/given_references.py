@@ -143,11 +143,11 @@ def unless_doubted(
 
     Where it is inconclusive anyway, what the references lack is named among the reasons.
     """
-    if given is None or decision.verdict not in {"none_found", "inconclusive"}:
+    if given is None:
         return decision
     if decision.verdict == "inconclusive":
         lacking = _too_few(given) if any(judged.values()) else stated(given, judged)
         return decision._replace(reasons=[*decision.reasons, *lacking])
-    if not given.doubted:
-        return decision
-    return decision._replace(verdict="inconclusive", suspicion=None, reasons=given.doubted)
+    if decision.verdict == "none_found" and given.doubted:
+        return decision._replace(verdict="inconclusive", suspicion=None, reasons=given.doubted)
+    return decision

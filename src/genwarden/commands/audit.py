@@ -106,8 +106,7 @@ def audit_model(options: AuditOptions, *, progress: Progress) -> AuditFiles:
 
 def _failed(document: AuditDocument) -> bool:
     """Whether any inspection broke."""
-    variants = [judged for variant in document.variants for judged in variant.findings]
-    return any(judged.finding.outcome == "failed" for judged in [*document.findings, *variants])
+    return any(judged.finding.outcome == "failed" for _, judged in document.judged_under())
 
 
 def write_documents(document: AuditDocument, out: Path) -> AuditFiles:

@@ -99,16 +99,18 @@ def calibrate_models(options: CalibrateOptions, *, progress: Progress) -> MadeRe
             f"Give at least {MIN_REFERENCES} clean models of the same network and sample shape, "
             "trained from different seeds; better ten, since one that stands out must be left out.",
         )
-    opened = {path: _opened(options, path) for path in paths}
+    opened = {str(path): _opened(options, path) for path in paths}
     _require_fitting(opened)
     require_writable_folder(options.out)
     wanted = {
         str(path): replace(
-            options.how, model=path, out=_folder(options, path, suspect.suspected), keep=True
+            options.how,
+            model=path,
+            out=_folder(options, path, opened[str(path)].suspected),
+            keep=True,
         )
-        for path, suspect in opened.items()
+        for path in paths
     }
-    known = {str(path): suspect for path, suspect in opened.items()}
     found: dict[str, ReferenceModel] = {}
     reports: dict[str, Path] = {}
     for name, files in _audited(wanted, options, progress):
@@ -116,9 +118,9 @@ def calibrate_models(options: CalibrateOptions, *, progress: Progress) -> MadeRe
         progress.message(f"{name}: audited")
         if document.verdict == "refused":
             raise _refused(name, " ".join(document.reasons))
-        if document.model is None or document.model.sha256 != known[name].sha256:
+        if document.model is None or document.model.sha256 != opened[name].sha256:
             raise _refused(name, "its files changed while it was audited.")
-        found[name] = reference_of(name, known[name].suspected, document)
+        found[name] = reference_of(name, opened[name].suspected, document)
         reports[name] = files.html_path
     models = [found[name] for name in wanted]
     path = options.out / FILE_NAME
@@ -175,7 +177,7 @@ def _require_apart(out: Path, given: Sequence[Path]) -> None:
             )
 
 
-def _same_model(first: Path, second: Path) -> GenwardenError:
+def _same_model(first: Path | str, second: Path | str) -> GenwardenError:
     named = f"{first} is given twice" if first == second else f"{first} and {second} are the same"
     return GenwardenError(
         "calibrate/same-model",
@@ -208,7 +210,7 @@ def _refused(path: Path | str, cause: str, remedy: str = "") -> GenwardenError:
     return GenwardenError("calibrate/refused", f"{path}: {cause}", remedy)
 
 
-def _require_fitting(opened: dict[Path, _Opened]) -> None:
+def _require_fitting(opened: dict[str, _Opened]) -> None:
     """Before hours of audits: all alike, and none twice."""
     kinds = Counter(str(suspect.suspected.likeness) for suspect in opened.values())
     if len(kinds) > 1:
@@ -218,7 +220,7 @@ def _require_fitting(opened: dict[Path, _Opened]) -> None:
             f"These are different networks: {listed}.",
             "Calibrate each kind by itself, with an --out of its own.",
         )
-    seen: dict[str, Path] = {}
+    seen: dict[str, str] = {}
     for path, suspect in opened.items():
         weights = suspect.suspected.weights
         if weights in seen:
@@ -258,14 +260,7 @@ def reference_of(name: str, suspect: Suspected, document: AuditDocument) -> Refe
         GenwardenError: ``calibrate/compromised`` if the audit found a structure that no clean
             model has, ``calibrate/no-scores`` if nothing in it could be scored.
     """
-    found = [
-        (variant, j)
-        for variant, findings in [
-            ("", document.findings),
-            *((v.name, v.findings) for v in document.variants),
-        ]
-        for j in findings
-    ]
+    found = document.judged_under()
     if structural := [j.finding.title for _, j in found if j.flagged and j.finding.structural]:
         raise GenwardenError(
             "calibrate/compromised",

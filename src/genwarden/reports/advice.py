@@ -85,12 +85,11 @@ def _without_images(document: AuditDocument) -> bool:
 
 def _without_references(document: AuditDocument) -> bool:
     """Whether scores were left unjudged for want of clean models like this one."""
-    findings = [*document.findings, *(j for v in document.variants for j in v.findings)]
     return any(
         j.finding.outcome == "scored"
         and j.finding.p_value is None
         and needs_population(j.finding.inspection)
-        for j in findings
+        for _, j in document.judged_under()
     )
 
 

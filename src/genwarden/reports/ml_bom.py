@@ -128,10 +128,7 @@ def _properties(document: AuditDocument, audit_sha256: str) -> Iterator[tuple[st
     yield "audit:content-sha256", document.content_sha256()
     if document.model is not None:
         yield "model:parameters", str(document.model.parameters)
-    evidence = [
-        *(("", j) for j in document.findings),
-        *((f" as {v.name}", j) for v in document.variants for j in v.findings),
-    ]
+    evidence = [(name and f" as {name}", j) for name, j in document.judged_under()]
     flagged = [(under, j) for under, j in evidence if j.flagged]
     for under, judged in flagged[:MAX_LISTED]:
         strength = "exact" if judged.finding.structural else words.probability(judged.adjusted_p)

@@ -160,8 +160,7 @@ def _rules(document: AuditDocument, kept: list[_Place]) -> list[dict[str, Any]]:
     """What was tested: the verdict, and the inspections of the document by name."""
     known = all_inspections()
     findings = [place.judged.finding for place in kept]
-    findings += [judged.finding for judged in document.findings]
-    findings += [judged.finding for v in document.variants for judged in v.findings]
+    findings += [judged.finding for _, judged in document.judged_under()]
     by_id: dict[str, Finding] = {}
     for finding in findings:
         if len(by_id) < MAX_RESULTS + len(known):

@@ -124,15 +124,13 @@ def smallest_p(document: AuditDocument) -> float | None:
     """The smallest adjusted p-value of an audit, variants included; None without a verdict."""
     if document.suspicion is None:
         return None
-    judged = [*document.findings, *(j for v in document.variants for j in v.findings)]
-    found = [j.adjusted_p for j in judged if j.adjusted_p is not None]
+    found = [j.adjusted_p for _, j in document.judged_under() if j.adjusted_p is not None]
     return min(found, default=1 - document.suspicion)
 
 
 def decides_exactly(document: AuditDocument) -> bool:
     """Whether the verdict rests on a structure, which has no p-value."""
-    judged = [*document.findings, *(j for v in document.variants for j in v.findings)]
-    return any(j.flagged and j.finding.structural for j in judged)
+    return any(j.flagged and j.finding.structural for _, j in document.judged_under())
 
 
 def strength(document: AuditDocument) -> str:
@@ -148,8 +146,7 @@ def strength_sentence(document: AuditDocument) -> str:
     if p is None:
         return ""
     sentence = f"Smallest adjusted p {probability(p)}; evidence begins below {document.alpha:g}."
-    every = [*document.findings, *(j for v in document.variants for j in v.findings)]
-    deciding = [j for j in every if j.flagged and j.adjusted_p == p]
+    deciding = [j for _, j in document.judged_under() if j.flagged and j.adjusted_p == p]
     assumed = assumption(deciding[0].finding.null) if deciding else ""
     return f"{sentence} It is extrapolated from {assumed}." if assumed else sentence
 

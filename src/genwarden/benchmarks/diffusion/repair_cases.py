@@ -12,7 +12,6 @@ from genwarden.artifacts.read_once import read_once
 from genwarden.attacks.diffusion.evaluation import quick_sampler
 from genwarden.backdoors.image_backdoor import RECORD_NAME, ImageBackdoor, read_image_backdoor
 from genwarden.errors import GenwardenError
-from genwarden.models.diffusion.denoiser import DiffusionModel
 from genwarden.models.diffusion.sampling import SamplerSettings
 
 _STEPS: Final = 50
@@ -31,8 +30,7 @@ class Case:
 
     name: str
     loaded: LoadedDiffusion
-    base: DiffusionModel
-    base_sha256: str
+    base: LoadedDiffusion
     backdoor: ImageBackdoor
     sampler: SamplerSettings
     own_sampler: bool
@@ -65,13 +63,11 @@ def cases_of(models: str, bases: str) -> list[Case]:
                 f"{folder} does not say which sampler it was attacked for ({error}).",
                 "Name a folder that `genwarden attack` wrote from a diffusion model.",
             ) from error
-        clean_model = read_diffusion(base)
         found.append(
             Case(
                 name=folder.name,
                 loaded=read_diffusion(folder),
-                base=clean_model.model,
-                base_sha256=clean_model.sha256,
+                base=read_diffusion(base),
                 backdoor=read_image_backdoor(folder),
                 sampler=quick_sampler(_shortened(sampler), _STEPS),
                 own_sampler=own_sampler,

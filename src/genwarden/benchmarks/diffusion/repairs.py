@@ -110,7 +110,7 @@ def run(
         "triggered": triggered,
         "features": measures.real.network_sha256,
         "real": sha256_bytes(measures.real.features.numpy().tobytes()),
-        "bases": [case.base_sha256 for case in cases],
+        "bases": [case.base.sha256 for case in cases],
     }
     ledger = Ledger(out / "work", identity)
     rows: list[dict[str, Any]] = []
@@ -171,9 +171,11 @@ def _facts(case: Case, measures: Measures) -> dict[str, Any]:
     """What the suspect and its clean base draw, undefended."""
     suspect, base = (
         judged(model, case, case.sampler, Defence(), measures)
-        for model in (case.loaded.model, case.base)
+        for model in (case.loaded.model, case.base.model)
     )
-    plain = drawn(case.base, case, case.sampler, Defence(), measures, measures.triggered, None)
+    plain = drawn(
+        case.base.model, case, case.sampler, Defence(), measures, measures.triggered, None
+    )
     return {
         "trigger": without_folder(case.backdoor.trigger.name),
         "target": case.backdoor.describe()["target"],
