@@ -10,7 +10,8 @@ combinations fail (section 8 of the BadDiffusion reference). FID and KID are mea
 of a clean twin that was trained on for as long without poison.
 
 ``--scale`` is smoke, small (16 px), small-blend (the same, longer, with a trigger on a zero
-background), small-strong (with one of 2.8 times its norm), medium (28 px) or paper (CIFAR-10, GPU).
+background), small-strong (with one of 2.8 times its norm), small-converged (the same from a base
+that is trained to its end, as the paper's), medium (28 px) or paper (CIFAR-10, GPU).
 """
 
 from __future__ import annotations
