@@ -542,6 +542,16 @@ def _bombs() -> Iterator[Case]:
         "C-9", "a pickle of a million operations", "nested lists", "too-complex",
         lambda: PROTO + b"]" * (million // 2) + b"a" * million + b".",
     )  # fmt: skip
+    endless = {
+        "nested tuples": b"N" + b"\x85" * million,
+        "one list": b"]" + b"Na" * million,
+        "lists of a thousand": b"]" + (b"(" + b"K\x01" * 1000 + b"e") * 1100,
+    }
+    for what, operations in endless.items():
+        yield _case(
+            "C-9", "a pickle of a million operations", what, "too-complex",
+            bound(lambda o: PROTO + o + b".", operations),
+        )  # fmt: skip
     yield _case(
         "C-9", "a pickle that is too long", "one text", "too-complex",
         lambda: PROTO + text("x" * (33 << 20)) + b".",

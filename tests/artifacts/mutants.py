@@ -1,7 +1,7 @@
 """Mutants: sound files changed at random, each a function of (seed, number) alone.
 
 A mutant may be accepted or refused with a code; anything else (another exception, a signal, more
-than :data:`SLOW_SECONDS`) is a crasher.
+than :func:`pace.too_slow` allows) is a crasher.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from hostile_folders import CONFIG, INDEX, SCHEDULER, fresh
 from hostile_pickles import CALLS, file_with
 from hostile_safetensors import ODD_JSON
 from openers import decide
+from pace import MOST_SECONDS, too_slow
 from pickle_maker import PLACES, call, name, sound, storage, table, tensor, text, whole
 from safetensors.torch import save as save_safetensors
 
@@ -31,7 +32,6 @@ from genwarden.artifacts.manifest import MANIFEST_NAME, parse_manifest
 from genwarden.commands.report import read_document
 from genwarden.errors import GenwardenError
 
-SLOW_SECONDS = 2.0
 ACCEPTED = "accepted"
 
 _TOKENS = [
@@ -148,9 +148,9 @@ class Fuzzer:
                 outcome = self.judge(mutant)
             except Exception as error:
                 raise CrasherError(number, mutant, f"{type(error).__name__}: {error}") from error
-            if time.process_time() - begun <= SLOW_SECONDS:
+            if not too_slow(time.process_time() - begun):
                 return mutant.form, outcome
-        raise CrasherError(number, mutant, f"took over {SLOW_SECONDS} s, twice")
+        raise CrasherError(number, mutant, f"took over {MOST_SECONDS:g} s, twice")
 
     def _audit(self, content: bytes) -> None:
         _put(self.audit, content)

@@ -22,6 +22,8 @@ MAX_ELEMENTS: Final = 1 << 62
 MAX_MEMBERS: Final = 2 * MAX_TENSORS
 MAX_PICKLE_BYTES: Final = 32 << 20
 MAX_PICKLE_OPERATIONS: Final = 1_000_000
+#: Values that wait for others at one time; picklers hand over a thousand entries at once.
+MAX_PICKLE_STACK: Final = 100_000
 
 #: Of configurations and manifests; ours are nested five deep.
 MAX_DOCUMENT_BYTES: Final = 1 << 20
@@ -45,8 +47,8 @@ def in_words() -> str:
     """The limits on one line, for people."""
     return (
         f"file {MAX_FILE_BYTES >> 30} GiB, safetensors header {MAX_HEADER_BYTES // 10**6} MB, "
-        f"{MAX_TENSORS:,} tensors, pickle {MAX_PICKLE_BYTES >> 20} MiB and "
-        f"{MAX_PICKLE_OPERATIONS:,} operations, JSON {MAX_DOCUMENT_BYTES >> 20} MiB and "
-        f"{MAX_DOCUMENT_DEPTH} levels, child process {CHILD_MEMORY_BYTES >> 20} MiB beyond the "
-        f"file and {CHILD_SECONDS:g} s"
+        f"{MAX_TENSORS:,} tensors, pickle {MAX_PICKLE_BYTES >> 20} MiB, "
+        f"{MAX_PICKLE_OPERATIONS:,} operations and {MAX_PICKLE_STACK:,} values at once, "
+        f"JSON {MAX_DOCUMENT_BYTES >> 20} MiB and {MAX_DOCUMENT_DEPTH} levels, child process "
+        f"{CHILD_MEMORY_BYTES >> 20} MiB beyond the file and {CHILD_SECONDS:g} s"
     )

@@ -16,7 +16,12 @@ from __future__ import annotations
 import struct
 from typing import Any, Final, NamedTuple
 
-from genwarden.artifacts.limits import MAX_PICKLE_BYTES, MAX_PICKLE_OPERATIONS, MAX_TENSORS
+from genwarden.artifacts.limits import (
+    MAX_PICKLE_BYTES,
+    MAX_PICKLE_OPERATIONS,
+    MAX_PICKLE_STACK,
+    MAX_TENSORS,
+)
 from genwarden.artifacts.shown import shown
 from genwarden.artifacts.state_records import (
     NAMES,
@@ -34,6 +39,8 @@ from genwarden.artifacts.state_records import (
 
 _INT32, _UINT16, _UINT32 = struct.Struct("<i"), struct.Struct("<H"), struct.Struct("<I")
 _DOUBLE: Final = struct.Struct(">d")
+#: Operations after which the height of the stack is looked at; a look at each costs time.
+_BETWEEN_LOOKS: Final = 10_000
 
 
 class State(NamedTuple):
@@ -95,15 +102,20 @@ class _Reader:
         self.position = 2
         operations = _OPERATIONS
         pickled = self.pickled
-        for _ in range(MAX_PICKLE_OPERATIONS):
-            code = pickled[self.position]
-            self.position += 1
-            if code == 0x2E:  # STOP
-                return self._end()
-            operation = operations[code]
-            if operation is None:
-                raise odd(f"it uses the pickle operation 0x{code:02x}")
-            operation(self)
+        for _ in range(MAX_PICKLE_OPERATIONS // _BETWEEN_LOOKS):
+            for _ in range(_BETWEEN_LOOKS):
+                code = pickled[self.position]
+                self.position += 1
+                if code == 0x2E:  # STOP
+                    return self._end()
+                operation = operations[code]
+                if operation is None:
+                    raise odd(f"it uses the pickle operation 0x{code:02x}")
+                operation(self)
+            if len(self.stack) + len(self.marks) > MAX_PICKLE_STACK:
+                raise StateRefusedError(
+                    "too-complex", f"its pickle holds over {MAX_PICKLE_STACK:,} values at once"
+                )
         raise StateRefusedError(
             "too-complex", f"its pickle has over {MAX_PICKLE_OPERATIONS:,} steps"
         )
@@ -208,7 +220,7 @@ class _Reader:
         self.stack.append(tuple(self._to_mark()))
 
     def tuple1(self) -> None:
-        self._tuple(1)
+        self.stack.append((self._pop(),))  # a million of them are to take no second
 
     def tuple2(self) -> None:
         self._tuple(2)
