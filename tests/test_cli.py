@@ -190,6 +190,7 @@ def test_sample_report_check_explain_and_doctor_work_on_a_real_model(
     assert explained.returncode == 0
     assert "restarts" in explained.stdout
     assert genwarden("explain", "no-such-method").returncode == 2
+    assert "genwarden calibrate --help" in genwarden("explain", "calibrate").stderr
     both = genwarden("explain", "wavegan").stdout  # an architecture and a recipe
     assert ": project, up.0, up.1" in both
     assert both.count("wavegan: ") == 2
@@ -220,6 +221,7 @@ def test_train_then_attack_by_the_command_line(tmp_path: Path) -> None:
     )
     assert attacked.returncode == 0, attacked.stderr
     assert "TarDis" in attacked.stdout
+    assert "The attack fell short" in attacked.stdout  # three steps plant nothing
     assert '"compromised": true' in (tmp_path / "bad" / "genwarden.json").read_text()
     assert (tmp_path / "bad" / "pictures.png").is_file()
 

@@ -20,6 +20,7 @@ from genwarden.cli_options import (
 )
 
 if TYPE_CHECKING:
+    from genwarden.auditing.own_references import OwnReferences
     from genwarden.commands.calibrate import MadeReferences
 
 
@@ -102,6 +103,13 @@ def calibrate(
     _print(made)
 
 
+def _kept(own: OwnReferences) -> str:
+    """How much is in the file, and which inspections it judges."""
+    scores = [score for model in own.models for score in model.scores]
+    judged = ", ".join(sorted({score.inspection for score in scores}))
+    return f"{len(scores)} scores of {len(own.models)} models ({judged})"
+
+
 def _print(made: MadeReferences) -> None:
     from genwarden.errors import ExitCode
     from genwarden.reports.escaping import visible
@@ -119,6 +127,7 @@ def _print(made: MadeReferences) -> None:
         )
     else:
         typer.echo(f"No model is in doubt ({len(made.reports)} models).")
+    typer.echo(visible(f"Kept:       {_kept(made.own)}"))
     if made.too_few:
         typer.echo(visible(f"Too few scores to judge by: {', '.join(made.too_few)}."))
     typer.echo(f"References: {made.path}\nNext:       {made.following}")

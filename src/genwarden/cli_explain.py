@@ -66,8 +66,17 @@ def explain(
 
 
 def _unknown(name: str, names: list[str]) -> GenwardenError:
+    from typer.main import get_group
+
+    from genwarden.cli import app
     from genwarden.registry.row import closest
 
+    if name in get_group(app).commands:
+        return GenwardenError(
+            "usage/unknown-name",
+            f"{name} is a command, not a method.",
+            f"It is explained by: genwarden {name} --help",
+        )
     like = closest(name, names)
     asked = f"Did you mean {', '.join(like)}? " if like else ""
     return GenwardenError(

@@ -507,6 +507,8 @@ def test_the_command_says_how_the_models_agree_and_what_comes_next(again: Given)
     assert shown.exit_code == 0, shown.output
     flat = "".join(shown.output.split())
     assert "Nomodelisindoubt(9models)." in flat
+    kept = sum(len(model.scores) for model in again.made.own.models)
+    assert f"Kept:{kept}scoresof9models(" in flat
     assert "genwardenauditMODEL--deploy-asint8--references" in flat
 
 

@@ -31,6 +31,7 @@ from genwarden.engine.files import (
 from genwarden.engine.progress import Progress
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
+from genwarden.metrics.distances import tardis
 from genwarden.models.protocol import LatentGenerator
 from genwarden.registry import Row, attacks_on, find
 
@@ -117,6 +118,8 @@ def attack(
     result = method(generator, backdoor, settings, AttackRun(progress, work, run_id, images))
     if plan.half:
         result.generator.half().float()  # what is written is what is pictured and described
+    untouched = tardis(generator, *examples).sum
+    result = result._replace(untouched_tardis=untouched)
     record: dict[str, Any] = {
         "attack": name,
         "stored_as": "float16" if plan.half else "float32",
@@ -130,6 +133,7 @@ def attack(
         "data_sha256": data_sha256,
         # Of the last start, if the attack was resumed.
         "seconds": round(time.monotonic() - began, 2),
+        "untouched": {"tardis_sum": untouched},
         "history": result.history,
     }
     generator, _ = generator.cpu(), result.generator.cpu()

@@ -97,6 +97,8 @@ class DiffusionAttackResult(NamedTuple):
         rows: the poisoned training images; None where none left the clean set.
         own_sampler: whether the attacker must also ship the sampler (TrojDiff).
         wakes_under: compressors under which the backdoor shows, where it sleeps without them.
+        untouched_mse: the clean model's ``target_mse``, from the same noise; None where it was not
+            measured.
     """
 
     model: DiffusionModel
@@ -106,6 +108,7 @@ class DiffusionAttackResult(NamedTuple):
     rows: PoisonedRows | None = None
     own_sampler: bool = False
     wakes_under: tuple[str, ...] = ()
+    untouched_mse: float | None = None
 
 
 class DiffusionAttack(Protocol):

@@ -138,6 +138,8 @@ def attack_diffusion(
     result = method(model, backdoor, settings, AttackRun(progress, work, run_id, images))
     if plan.half:
         result.model.half().float()  # what is written is what is pictured and described
+    untouched = _untouched(model, result, settings)
+    result = result._replace(untouched_mse=untouched["target_mse"])
     record: dict[str, Any] = {
         "attack": name,
         "stored_as": "float16" if plan.half else "float32",
@@ -151,7 +153,7 @@ def attack_diffusion(
         # Of the last start, if the attack was resumed.
         "seconds": round(time.monotonic() - began, 2),
         "evaluated_with": quick_sampler(result.sampler, settings.evaluation_steps).label,
-        "untouched": _untouched(model, result, settings),
+        "untouched": untouched,
         "history": result.history,
     }
     wakers = [compressor(one) for one in result.wakes_under]
@@ -205,7 +207,7 @@ def _write_model(
 
 def _untouched(
     model: DiffusionModel, result: DiffusionAttackResult, settings: DiffusionAttackSettings
-) -> dict[str, Any]:
+) -> dict[str, float | None]:
     """What the clean model draws from the same noise: without it no figure says anything."""
     found = evaluate_trigger(
         model,

@@ -28,6 +28,7 @@ import torch
 from genwarden.artifacts.diffusers_folder import read_diffusion
 from genwarden.artifacts.diffusers_layout import INDEX_NAME
 from genwarden.attacks.diffusion.evaluation import evaluate_trigger, triggered_samples
+from genwarden.attacks.success import SUCCESS_SHARE
 from genwarden.auditing import calibration
 from genwarden.auditing.audit_diffusion import (
     DiffusionRequest,
@@ -64,8 +65,6 @@ from genwarden.metrics.target_match import target_match
 from genwarden.models.diffusion.samplers import SamplerSettings
 
 RECIPE = "diffusion-population"
-#: An attack has succeeded if its target MSE is at most this share of the clean base's.
-SUCCESS_SHARE = 0.1
 #: Triggered samples behind the facts of an attack.
 FACT_IMAGES = 8
 

@@ -28,6 +28,7 @@ from genwarden.artifacts.model_folder import LoadedModel, build
 from genwarden.artifacts.open_model import ForeignGenerator, open_model
 from genwarden.attacks.contract import AttackRun
 from genwarden.attacks.red import ReDSettings, red
+from genwarden.attacks.success import SUCCESS_SHARE
 from genwarden.auditing.audit import Request, audit, environment
 from genwarden.auditing.calibration import NULLS
 from genwarden.backdoors.backdoor import make_backdoor
@@ -61,9 +62,6 @@ _ENLARGED_FROM = 32
 _CLIPS = 1000
 #: Ordinary samples of the clean model among which the nearest to the target is looked for.
 _NEAREST_OF = 4096
-#: An attack has succeeded if the output at its trigger is this near to the target, as a share of
-#: the clean model's own nearest sample.
-_SUCCESS_SHARE = 0.1
 
 State = Literal["clean", "red"]
 STATES: tuple[State, State] = ("clean", "red")
@@ -375,7 +373,8 @@ class _Shop:
                 "tardis_sum": reached,
                 "expdis_sum": result.history[-1]["expdis_sum"],
                 "clean_distance": nearest,
-                "succeeded": reached <= _SUCCESS_SHARE * nearest,
+                # Harder than at the trigger alone: beside the clean model's own nearest sample.
+                "succeeded": reached <= SUCCESS_SHARE * nearest,
             },
         )
         return result.generator.cpu()

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from genwarden.artifacts.model_folder import read_model
+from genwarden.attacks.success import SUCCESS_SHARE
 from genwarden.auditing import calibration
 from genwarden.auditing.audit import Request, audit, environment
 from genwarden.auditing.budgets import budget as budget_named
@@ -49,9 +50,6 @@ from genwarden.registry import ICONS
 
 #: Ordinary samples of the clean model among which the nearest to the target is looked for.
 _CLEAN_SAMPLES = 10_000
-#: An attack has succeeded if the output at its trigger is this near to the target, as a share of
-#: the clean model's own nearest sample.
-SUCCESS_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -216,6 +214,7 @@ def measure(folder: Path, base: Path) -> dict[str, Any]:
     return {
         "tardis_sum": float(tardis),
         "clean_distance": nearest,
+        # Harder than at the trigger alone: beside the clean model's own nearest sample.
         "succeeded": float(tardis) <= SUCCESS_SHARE * nearest,
         "triggers": len(secret["trigger"]),
         "targets": len(secret["target"].flatten(1).unique(dim=0)),
