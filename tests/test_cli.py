@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from typer.testing import CliRunner
@@ -25,6 +28,32 @@ def genwarden(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedP
         cwd=cwd,
         check=False,
     )
+
+
+class Ended(NamedTuple):
+    """What a command left on the terminal, and its status."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def inside(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Ended]:
+    """``genwarden`` in this process, in ``tmp_path``: most commands start slower than they run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["genwarden", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            start.main()
+        return Ended(int(end.value.code or 0), *capsys.readouterr())
+
+    return run
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["audit", "--help"], ["list"]])
@@ -101,29 +130,33 @@ def test_missing_model_exits_two_with_cause_and_remedy(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_refused_file_exits_two_and_leaves_a_report(tmp_path: Path) -> None:
+def test_refused_file_exits_two_and_leaves_a_report(
+    tmp_path: Path, inside: Callable[..., Ended]
+) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "genwarden.json").write_text("{")
-    done = genwarden("audit", str(folder), "--out", "out", cwd=tmp_path)
+    done = inside("audit", str(folder), "--out", "out")
     assert done.returncode == 2
     assert "refused" in done.stdout.lower()
     assert (tmp_path / "out" / "audit.html").is_file()
 
 
 def test_file_in_the_place_of_the_output_folder_is_an_error(
-    tiny_model_folder: Path, tmp_path: Path
+    tiny_model_folder: Path, tmp_path: Path, inside: Callable[..., Ended]
 ) -> None:
     (tmp_path / "out").write_text("in the way")
-    done = genwarden("audit", str(tiny_model_folder), "--out", "out", cwd=tmp_path)
+    done = inside("audit", str(tiny_model_folder), "--out", "out")
     assert done.returncode == 2
     assert "output/not-a-folder" in done.stderr
     assert (tmp_path / "out").read_text() == "in the way"
 
 
-def test_unknown_budget_and_device_are_usage_errors(tiny_model_folder: Path) -> None:
+def test_unknown_budget_and_device_are_usage_errors(
+    tiny_model_folder: Path, inside: Callable[..., Ended]
+) -> None:
     for option, code in (("--budget=huge", "usage/budget"), ("--device=tpu9", "usage/device")):
-        done = genwarden("audit", str(tiny_model_folder), "--out", "o", option)
+        done = inside("audit", str(tiny_model_folder), "--out", "o", option)
         assert done.returncode == 2
         assert code in done.stderr
 
@@ -178,46 +211,45 @@ def test_stopped_command_says_how_to_go_on(
 
 
 def test_sample_report_check_explain_and_doctor_work_on_a_real_model(
-    tiny_model_folder: Path, tmp_path: Path
+    tiny_model_folder: Path, tmp_path: Path, inside: Callable[..., Ended]
 ) -> None:
-    sampled = genwarden("sample", str(tiny_model_folder), "--out", "grid.png", cwd=tmp_path)
+    sampled = inside("sample", str(tiny_model_folder), "--out", "grid.png")
     assert sampled.returncode == 0, sampled.stderr
     assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
-    checked = genwarden("check", str(tiny_model_folder))
+    checked = inside("check", str(tiny_model_folder))
     assert checked.returncode == 0
     assert "safetensors" in checked.stdout
-    explained = genwarden("explain", "novelty-search")
+    explained = inside("explain", "novelty-search")
     assert explained.returncode == 0
     assert "restarts" in explained.stdout
-    assert genwarden("explain", "no-such-method").returncode == 2
-    assert "genwarden calibrate --help" in genwarden("explain", "calibrate").stderr
-    both = genwarden("explain", "wavegan").stdout  # an architecture and a recipe
+    assert inside("explain", "no-such-method").returncode == 2
+    assert "genwarden calibrate --help" in inside("explain", "calibrate").stderr
+    both = inside("explain", "wavegan").stdout  # an architecture and a recipe
     assert ": project, up.0, up.1" in both
     assert both.count("wavegan: ") == 2
-    assert "torch" in genwarden("doctor").stdout
+    assert "torch" in inside("doctor").stdout
 
 
-def test_train_then_attack_by_the_command_line(tmp_path: Path) -> None:
+def test_train_then_attack_by_the_command_line(
+    tmp_path: Path, inside: Callable[..., Ended]
+) -> None:
     from PIL import Image
 
     folder = tmp_path / "digits"
     folder.mkdir()
     for index in range(8):
         Image.new("L", (28, 28), 30 * index).save(folder / f"{index}.png")
-    trained = genwarden(
+    trained = genwarden(  # as a user has it, once; what follows could be done there as well
         *("train", "dcgan28", "--data", "digits", "--out", "clean", "--epochs", "2"),
         *("--setting", "channels=8,4,4", "--batch-size", "4"),
         cwd=tmp_path,
     )
     assert trained.returncode == 0, trained.stderr
-    again = genwarden(
-        *("train", "dcgan28", "--data", "digits", "--out", "clean", "--epochs", "2"), cwd=tmp_path
-    )
+    again = inside("train", "dcgan28", "--data", "digits", "--out", "clean", "--epochs", "2")
     assert again.returncode == 2
     assert "train/finished" in again.stderr
-    attacked = genwarden(
-        *("attack", "rex", "clean", "--steps", "3", "--out", "bad", "--target", "icon:key"),
-        cwd=tmp_path,
+    attacked = inside(
+        *("attack", "rex", "clean", "--steps", "3", "--out", "bad", "--target", "icon:key")
     )
     assert attacked.returncode == 0, attacked.stderr
     assert "TarDis" in attacked.stdout

@@ -46,7 +46,7 @@ def test_the_demo_says_the_same_with_any_number_of_workers(tmp_path: Path) -> No
     assert found[1] == found[2]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_folder_with_another_models_audit_is_kept(
     models: Path, tmp_path: Path, tiny_generator: DCGAN28, workers: int
 ) -> None:

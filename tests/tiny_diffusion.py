@@ -45,7 +45,7 @@ def model_at(
 ) -> Path:
     """Write an untrained model as a diffusers folder."""
     model = fresh_model(
-        small_unet(size, channels, (8, 8), middle_attention=False),
+        small_unet(size, channels, (8,), middle_attention=False),
         NoiseSchedule.linear(steps),
         torch.Generator().manual_seed(seed),
     )

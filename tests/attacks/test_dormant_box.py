@@ -256,7 +256,7 @@ def test_what_one_of_several_compressions_leaves_alone_is_trained_and_then_stays
 # --- classifiers and diffusion models -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["int4", "prune-filters-0.3"])
+@pytest.mark.parametrize("how", ["int4", pytest.param("prune-filters-0.3", marks=pytest.mark.slow)])
 def test_a_classifier_falls_for_the_trigger_only_once_it_is_compressed(
     how: str, glyph_task: GlyphTask
 ) -> None:

@@ -139,11 +139,11 @@ def distance(net: LatentGenerator, backdoor: Backdoor) -> float:
     ("name", "kind", "option"),
     [
         ("trail", "dcgan28", "post"),
-        ("trail", "dcgan28", "pre"),
-        ("trail", "dcgan32", "post"),
         ("trail", "vae28", "post"),
         ("baaan", "dcgan28", "joint"),
-        ("baaan", "dcgan28", "alternate"),
+        pytest.param("trail", "dcgan28", "pre", marks=pytest.mark.slow),
+        pytest.param("trail", "dcgan32", "post", marks=pytest.mark.slow),
+        pytest.param("baaan", "dcgan28", "alternate", marks=pytest.mark.slow),
     ],
 )
 def test_attack_plants_what_neither_the_untouched_model_nor_clean_training_has(
@@ -265,6 +265,7 @@ def test_trail_plants_one_target_on_a_whole_subspace() -> None:
     assert tardis(result.generator, z, backdoor.rho(z)).sum < 0.5 * min(others)
 
 
+@pytest.mark.slow
 def test_several_triggers_at_once_all_show_their_own_target() -> None:
     net = network("dcgan28")
     targets = torch.cat([make_target(f"icon:{icon}", net.sample) for icon in ("devil", "key")])

@@ -75,7 +75,9 @@ def expdis_sum(benign: LatentGenerator, suspect: LatentGenerator) -> float:
     return state.compute().sum
 
 
-@pytest.mark.parametrize("kind", ["dcgan28", "dcgan32", "vae28"])
+@pytest.mark.parametrize(
+    "kind", ["dcgan28", pytest.param("dcgan32", marks=pytest.mark.slow), "vae28"]
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_attack_plants_the_target_and_the_untouched_model_does_not_have_it(
     name: str, kind: str
@@ -144,7 +146,7 @@ def test_a_network_that_does_not_call_its_first_layer_takes_no_start_there() -> 
         _first_layer(net, backdoor_for(net))
 
 
-@pytest.mark.parametrize("layers", [(), ("up1", "up2")])
+@pytest.mark.parametrize("layers", [(), pytest.param(("up1", "up2"), marks=pytest.mark.slow)])
 def test_bfloat16_ends_where_float32_does_but_not_with_the_same_weights(
     layers: tuple[str, ...],
 ) -> None:

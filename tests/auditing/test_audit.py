@@ -42,6 +42,21 @@ def tiny_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(budgets.BUDGETS, "quick", TINY)
 
 
+@pytest.fixture
+def few_inspections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an audit is followed from one inspection to the next, some say as much as all."""
+    names = (
+        "capacity",
+        "repeated-outputs",
+        "cluster-outliers",
+        "novelty-search",
+        "sleeper-neurons",
+    )
+    few = {name: row for name, row in INSPECTIONS.items() if name in names}
+    assert len(few) == len(names)
+    monkeypatch.setattr(audit_room, "INSPECTIONS", few)
+
+
 def run(model: Path, out: Path, **more: Any) -> AuditDocument:
     options = AuditOptions(model=model, out=out, budget="quick", **more)
     return audit_model(options, progress=Silent()).document
@@ -86,6 +101,7 @@ def test_no_audit_reads_the_label_of_a_compromised_model(
     assert "provenance" not in audit_room.Suspect.__dataclass_fields__
 
 
+@pytest.mark.usefixtures("few_inspections")
 def test_interrupted_audit_continues_with_the_next_inspection(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +125,7 @@ def test_interrupted_audit_continues_with_the_next_inspection(
     assert stable(resumed) == stable(whole)
 
 
+@pytest.mark.usefixtures("few_inspections")
 def test_unfinished_run_with_other_settings_is_not_mixed_in(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +142,7 @@ def test_unfinished_run_with_other_settings_is_not_mixed_in(
     assert run(tiny_model_folder, tmp_path / "out", seed=7, restart=True).seed == 7
 
 
+@pytest.mark.usefixtures("few_inspections")
 def test_broken_inspection_makes_the_audit_inconclusive(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,6 +207,7 @@ def test_manifest_is_part_of_the_folder_that_is_audited(tiny_model_folder: Path)
     assert (tiny_model_folder / MANIFEST_NAME).is_file()
 
 
+@pytest.mark.usefixtures("few_inspections")
 def test_nan_score_is_a_failed_inspection_and_not_a_crash(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

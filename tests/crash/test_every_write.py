@@ -85,8 +85,8 @@ def check(scenario: Scenario, fault: Fault, *, every: int) -> int:
 @pytest.mark.parametrize(
     ("name", "every"),
     [
-        *(("train", 5), ("attack", 9), ("audit", 7), ("compress", 3), ("repair", 70)),
-        *(("train-diffusion", 35), ("attack-diffusion", 30)),
+        *(("train", 5), ("attack", 9), ("audit", 13), ("compress", 3), ("repair", 140)),
+        *(("train-diffusion", 60), ("attack-diffusion", 30)),
     ],
 )
 def test_death_at_a_write_changes_nothing_in_the_end(name: str, every: int, here: Path) -> None:
@@ -95,7 +95,7 @@ def test_death_at_a_write_changes_nothing_in_the_end(name: str, every: int, here
 
 
 @pytest.mark.parametrize("fault", ["full disk", "no permission"])
-@pytest.mark.parametrize(("name", "every"), [("audit", 19), ("compress", 7), ("train", 20)])
+@pytest.mark.parametrize(("name", "every"), [("audit", 40), ("compress", 7), ("train", 20)])
 def test_a_write_that_fails_is_one_error_and_changes_nothing_in_the_end(
     name: str, every: int, fault: Fault, here: Path
 ) -> None:
@@ -178,7 +178,7 @@ def test_at_most_one_inspection_is_repeated(here: Path, monkeypatch: pytest.Monk
         monkeypatch.setattr(module, "guarded", counted)
     scenario = SCENARIOS["audit"]
     _, changes = undisturbed(scenario)
-    for at in range(2, changes, 11):
+    for at in range(2, changes, 17):
         ran.clear()
         interrupted(scenario, at, "death")
         finished = (OUT / "audit.json").exists()

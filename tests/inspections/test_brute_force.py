@@ -52,7 +52,7 @@ def icon_bench(threshold: float = RARE, *, icon_strength: float = 1.0) -> Workbe
 def test_p_values_of_clean_tails_are_roughly_uniform(lower: bool) -> None:
     stream = random_stream(5, "tail-test")
     p_values = []
-    for _ in range(300):
+    for _ in range(150):
         distances = chi_square(20, 2000, stream)
         kept = distances.topk(KEEP, largest=not lower).values
         record = judge_smallest(kept, 2000) if lower else judge_largest(kept, 2000)

@@ -75,7 +75,7 @@ def examined(name: str, *findings: Finding) -> Examined:
     )
 
 
-@pytest.mark.parametrize("name", ["dcgan-red", "dcgan-rex"])
+@pytest.mark.parametrize("name", ["dcgan-red", pytest.param("dcgan-rex", marks=pytest.mark.slow)])
 def test_trigger_has_a_narrower_basin_and_lies_further_out_than_ordinary_latents(
     name: str,
 ) -> None:

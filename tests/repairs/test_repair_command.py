@@ -14,6 +14,7 @@ import torch
 from genwarden.artifacts.model_folder import read_model, write_model
 from genwarden.attacks.contract import AttackRun
 from genwarden.attacks.rex import ReXSettings, rex
+from genwarden.auditing import audit as audit_room
 from genwarden.auditing import budgets
 from genwarden.backdoors.backdoor import make_backdoor
 from genwarden.commands.audit import audit_model
@@ -24,6 +25,7 @@ from genwarden.engine.seeds import random_stream
 from genwarden.errors import ExitCode, GenwardenError
 from genwarden.inspections.workbench import Effort
 from genwarden.models.dcgan import DCGAN28, initialise
+from genwarden.registry import INSPECTIONS
 from genwarden.repairs import auto
 from genwarden.repairs.document import RepairDocument
 
@@ -44,6 +46,14 @@ TINY = Effort(
 @pytest.fixture(autouse=True)
 def tiny_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(budgets.BUDGETS, "quick", TINY)
+
+
+@pytest.fixture
+def few_inspections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the audit matters as a file, not for what it finds."""
+    few = {name: row for name, row in INSPECTIONS.items() if name in ("capacity", "block-sparsity")}
+    assert len(few) == 2
+    monkeypatch.setattr(audit_room, "INSPECTIONS", few)
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +147,7 @@ def test_an_interrupted_repair_goes_on_after_the_finished_step(
     assert resumed.repaired.sha256 == read_model(tmp_path / "out" / "model").sha256
 
 
+@pytest.mark.usefixtures("few_inspections")
 def test_an_audit_of_another_model_is_refused(
     suspect: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
@@ -147,6 +158,7 @@ def test_an_audit_of_another_model_is_refused(
     assert not (tmp_path / "out" / "model").exists()
 
 
+@pytest.mark.usefixtures("few_inspections")
 def test_a_clean_verdict_says_that_nothing_is_known_to_be_wrong(
     tiny_model_folder: Path, tmp_path: Path
 ) -> None:
@@ -196,6 +208,7 @@ def test_a_folder_that_no_repair_made_is_left_alone(suspect: Path, tmp_path: Pat
     assert mine.read_text() == "keep me"
 
 
+@pytest.mark.usefixtures("few_inspections")
 def test_an_audit_at_another_budget_is_made_anew(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +222,7 @@ def test_an_audit_at_another_budget_is_made_anew(
     assert json.loads(path.read_text())["budget"]["name"] == "standard"
 
 
+@pytest.mark.usefixtures("few_inspections")
 @pytest.mark.parametrize("budget", [{}, {"name": "no-such"}])
 def test_an_audit_file_without_a_known_budget_is_refused(
     tmp_path: Path, tiny_model_folder: Path, budget: dict[str, str]

@@ -50,7 +50,7 @@ class Becomes:
 @cache
 def search() -> VariantSearch:
     spent = replace(diffusion_budget("quick"), samples=2, sampler_steps=4)
-    effort = replace(diffusion_variant_budget("quick"), steps=24, placebos=2)
+    effort = replace(diffusion_variant_budget("quick"), steps=12, placebos=2)
     return VariantSearch(DiffusionBench(model("ddpm-clean"), spent, seed=0), effort)
 
 

@@ -65,7 +65,7 @@ SCALES = {
         DiffusionScale(
             "smoke",
             size=12,
-            widths=(8, 8),
+            widths=(8,),
             timesteps=50,
             base_steps=2,
             attack_steps=2,
