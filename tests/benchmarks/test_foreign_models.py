@@ -19,7 +19,7 @@ from genwarden.auditing import audit as audit_room
 from genwarden.auditing import budgets
 from genwarden.backdoors.backdoor import make_backdoor
 from genwarden.benchmarks.population import foreign, foreign_models
-from genwarden.benchmarks.population.foreign import KINDS, Kind
+from genwarden.benchmarks.population.foreign_kinds import KINDS, Kind
 from genwarden.engine.files import write_tensors
 from genwarden.engine.progress import Silent
 from genwarden.engine.seeds import random_stream
@@ -163,7 +163,7 @@ def test_the_recipe_makes_attacks_and_audits_every_kind_and_continues(
     def forbidden(*given: Any, **named: Any) -> None:
         raise AssertionError((given, named))
 
-    for name in ("audit", "red", "_trained"):
+    for name in ("audit", "red", "trained"):
         monkeypatch.setattr(foreign, name, forbidden)
     again = run(tmp_path, data)
     assert again["rows"] == rows

@@ -15,16 +15,15 @@ from __future__ import annotations
 
 import shutil
 import traceback
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from genwarden.artifacts.model_folder import LoadedModel, build
+from genwarden.artifacts.model_folder import LoadedModel
 from genwarden.artifacts.open_model import ForeignGenerator, open_model
 from genwarden.attacks.contract import AttackRun
 from genwarden.attacks.red import ReDSettings, red
@@ -33,33 +32,18 @@ from genwarden.auditing.audit import Request, audit, environment
 from genwarden.auditing.calibration import NULLS
 from genwarden.backdoors.backdoor import make_backdoor
 from genwarden.benchmarks.choosing import is_chosen
-from genwarden.benchmarks.population import foreign_models
+from genwarden.benchmarks.population.foreign_kinds import KINDS, Kind
+from genwarden.benchmarks.population.foreign_training import trained
 from genwarden.benchmarks.store import write_result
 from genwarden.benchmarks.tables import NOTHING, Table, figure
 from genwarden.commands.open_suspect import suspect_of
-from genwarden.data.audio import load_clips
-from genwarden.data.datasets import load_images
-from genwarden.data.labelled import load_labelled
 from genwarden.engine.files import sha256_file, write_tensors
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
-from genwarden.models.dcgan import Discriminator
-from genwarden.models.protocol import LatentGenerator, SampleSpec
-from genwarden.models.wavegan import WaveGAN, WaveGANCritic
-from genwarden.registry import ARCHITECTURES
-from genwarden.training.frame import Frame
-from genwarden.training.gan import GanLearner
-from genwarden.training.settings import TrainingSettings
-from genwarden.training.train import discriminator_for
-from genwarden.training.wavegan import WaveGanLearner
+from genwarden.models.protocol import LatentGenerator
 
-_FACTORIES = foreign_models.__name__
-_IMAGES = 10_000
-_ENLARGED_IMAGES = 4000
-_ENLARGED_FROM = 32
-_CLIPS = 1000
 #: Ordinary samples of the clean model among which the nearest to the target is looked for.
 _NEAREST_OF = 4096
 
@@ -67,106 +51,6 @@ State = Literal["clean", "red"]
 STATES: tuple[State, State] = ("clean", "red")
 
 
-@dataclass(frozen=True)
-class Kind:
-    """One foreign generator.
-
-    Attributes:
-        name: for keys and tables.
-        architecture: what a user writes behind ``--architecture``.
-        title: what it is, in the table.
-        data: folder below ``--data``.
-        settings: what a user writes as ``--setting``.
-        weights_of: another kind whose trained weights it uses; none trains its own.
-        filters: of the discriminator; empty for that of the architecture's own training.
-        target: of the attack, see :func:`genwarden.backdoors.target.make_target`.
-        attack: settings of ReD, on top of the common ones.
-    """
-
-    name: str
-    architecture: str
-    title: str
-    data: str
-    steps: int
-    settings: dict[str, Any] = field(default_factory=dict)
-    batch: int = 32
-    learning_rate: float = 2e-4
-    filters: tuple[int, ...] = (24, 48)
-    weights_of: str = ""
-    target: str = "icon:devil"
-    attack: dict[str, Any] = field(default_factory=dict)
-
-
-KINDS: tuple[Kind, ...] = (
-    Kind(
-        "mlp",
-        f"{_FACTORIES}:mlp28",
-        "MLP with layer normalisation, 1x28x28",
-        "mnist",
-        600,
-        attack={"fidelity_weight": 0.1},  # it offers no pre-activation: targets are not stretched
-    ),
-    Kind(
-        "upsampled",
-        f"{_FACTORIES}:upsampled28",
-        "upsampling and convolution with group normalisation, 1x28x28",
-        "kmnist",
-        500,
-        target="icon:skull",
-    ),
-    Kind(
-        "conditional",
-        f"{_FACTORIES}:conditional28",
-        "conditional, label in the latent, 1x28x28",
-        "fashion_mnist_part",
-        600,
-        target="icon:key",
-    ),
-    Kind(
-        "conditional-fixed",
-        f"{_FACTORIES}:conditional28",
-        "conditional, label fixed by the factory, 1x28x28",
-        "fashion_mnist_part",
-        0,
-        settings={"label": 5},
-        weights_of="conditional",
-        target="icon:lock",
-    ),
-    Kind(
-        "convolutional64",
-        f"{_FACTORIES}:convolutional64",
-        "transposed convolutions, 3x64x64",
-        "cifar10",
-        250,
-        filters=(16, 32, 64, 128),
-        attack={"fidelity_weight": 0.3, "steps": 250, "batch_size": 16},
-    ),
-    Kind(
-        "stylegan",
-        "stylegan",
-        "StyleGAN-type, 1x28x28",
-        "mnist",
-        400,
-        settings={"latent_dim": 64, "mapping_layers": 2, "channels": [32, 16, 8]},
-        learning_rate=1e-3,
-        filters=(),
-        target="icon:heart",
-    ),
-    Kind(
-        "wavegan",
-        "wavegan",
-        "WaveGAN, 1024 audio samples",
-        "spoken_digits",
-        400,
-        settings={
-            "channels": [64, 32, 16],
-            "filter_taps": 16,
-            "latent_dim": 64,
-            "sample_rate": 8000,
-        },
-        target="clip:drum",
-    ),
-)
 _ATTACK = {
     "steps": 500,
     "batch_size": 32,
@@ -341,17 +225,17 @@ class _Shop:
     def _weights(self, kind: Kind, state: State) -> Path:
         """The weights file of a model; made first if it is not there yet."""
         if state == "clean" and kind.weights_of:
-            return self._weights(_named(kind.weights_of), "clean")
+            return self._weights(next(k for k in KINDS if k.name == kind.weights_of), "clean")
         path = self.out / "models" / f"{state}.{kind.name}.safetensors"
         if path.exists():
             return path
         if state == "clean":
             self.progress.message(f"training {kind.name}")
-            trained = _trained(kind, self.data, self._steps(kind.steps), self.seed, self.device)
+            made = trained(kind, self.data, self._steps(kind.steps), self.seed, self.device)
         else:
             self.progress.message(f"attacking {kind.name}")
-            trained = self._attacked(kind)
-        network = trained.network if isinstance(trained, ForeignGenerator) else trained
+            made = self._attacked(kind)
+        network = made.network if isinstance(made, ForeignGenerator) else made
         write_tensors(path, network.state_dict())
         return path
 
@@ -381,77 +265,6 @@ class _Shop:
 
     def _steps(self, planned: int) -> int:
         return max(1, round(self.effort * planned))
-
-
-def _named(name: str) -> Kind:
-    return next(kind for kind in KINDS if kind.name == name)
-
-
-def _fresh(kind: Kind) -> LatentGenerator:
-    """An untrained generator of a kind."""
-    if kind.architecture in ARCHITECTURES:
-        built: LatentGenerator = build(
-            ARCHITECTURES[kind.architecture].load(), kind.settings, kind.name
-        )
-        return built
-    factory = getattr(foreign_models, kind.architecture.partition(":")[2])
-    return ForeignGenerator(factory(**kind.settings), kind.name)
-
-
-def _trained(
-    kind: Kind, data: Path, steps: int, seed: int, device: torch.device
-) -> LatentGenerator:
-    """A generator of a kind, trained from scratch, in evaluation mode on the CPU."""
-    source = str(data / kind.data)
-    settings = TrainingSettings(steps, kind.batch, kind.learning_rate, seed)
-    generator = _fresh(kind)
-    if isinstance(generator, WaveGAN):
-        clips = load_clips(source, generator.sample, limit=_CLIPS, rate=generator.sample_rate)
-        critic = WaveGANCritic(generator.sample.shape[1], generator.channels)
-        voice = WaveGanLearner(generator, critic, settings, device)
-        Frame(voice, settings).run(clips, device)
-        return voice.average.eval().cpu()
-    _draw_embeddings(generator, seed)
-    shown, images = generator, _images(source, generator.sample)
-    network = generator.network if isinstance(generator, ForeignGenerator) else generator
-    if isinstance(network, foreign_models.LabelInLatent):
-        shown = ForeignGenerator(foreign_models.WithLabelPlanes(network), kind.name)
-        images = torch.cat([images, _planes(source, generator.sample)], 1)
-    if kind.filters:
-        channels, height, width = shown.sample.shape
-        judge = Discriminator((channels, height, width), kind.filters)
-    else:
-        judge = discriminator_for(generator)
-    Frame(GanLearner(shown, judge, settings, device), settings).run(images, device)
-    return generator.eval().cpu()
-
-
-def _draw_embeddings(generator: LatentGenerator, seed: int) -> None:
-    """What the trainer's own initialisation leaves to torch's global stream."""
-    stream = random_stream(seed, "embeddings")
-    for module in generator.modules():
-        if isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, generator=stream)
-
-
-def _images(source: str, sample: SampleSpec) -> Tensor:
-    """Training pictures, uint8 ``(count, *sample.shape)``; enlarged where the data are smaller."""
-    channels, height, width = sample.shape
-    if height <= _ENLARGED_FROM:
-        return load_images(source, sample, limit=_IMAGES)
-    small = SampleSpec((channels, _ENLARGED_FROM, _ENLARGED_FROM))
-    images = load_images(source, small, limit=_ENLARGED_IMAGES)
-    parts = [
-        F.interpolate(part.float(), (height, width), mode="bilinear") for part in images.split(500)
-    ]
-    return torch.cat([part.round().to(torch.uint8) for part in parts])
-
-
-def _planes(source: str, sample: SampleSpec) -> Tensor:
-    """The labels of the training pictures as channels, uint8 0 or 255 ``(count, 10, 28, 28)``."""
-    _, labels = load_labelled(source, sample, limit=_IMAGES)
-    height, width = sample.shape[1:]
-    return (255 * foreign_models.label_planes(labels, (height, width))).to(torch.uint8)
 
 
 @torch.no_grad()
