@@ -77,6 +77,77 @@ def test_folding_keeps_the_function(bias: bool, drop_norms: bool) -> None:
         assert folded.state_dict().keys() == network.state_dict().keys()
 
 
+class Skipping(nn.Module):
+    """A pre-activation block: what its first norm reads goes on beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 6, 3, padding=1, bias=False)
+        self.first_norm = nn.BatchNorm2d(6)
+        self.first = nn.Conv2d(6, 6, 3, padding=1)
+        self.second_norm = nn.BatchNorm2d(6)
+        self.second = nn.Conv2d(6, 6, 3, padding=1)
+        self.one_norm, self.other_norm = nn.BatchNorm2d(6), nn.BatchNorm2d(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        y = self.first(torch.relu(self.first_norm(x)))
+        y = x + self.second(torch.relu(self.second_norm(y)))
+        both: torch.Tensor = self.one_norm(z := self.first(y)) * self.other_norm(z)
+        return both
+
+
+def test_what_is_read_beside_a_norm_is_not_folded_into_it() -> None:
+    network, x = seeded(Skipping()), torch.randn(8, 1, 6, 6, generator=random_stream(0, "skip"))
+    layout = layout_of(network, lambda: network(torch.zeros_like(x)))  # zeros hide no reader
+    # The stem is skipped, "first" runs twice and has two more norms behind it.
+    assert {name for name, layer in layout.items() if layer.norm} == set()
+
+    class Plain(Skipping):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.first(torch.relu(self.first_norm(self.stem(x))))
+            made: torch.Tensor = self.second(torch.relu(self.second_norm(y)))
+            return made
+
+    plain = seeded(Plain())
+    read = {n: layer.norm for n, layer in layout_of(plain, lambda: plain(x)).items() if layer.norm}
+    assert read == {"stem.weight": "first_norm", "first.weight": "second_norm"}
+    folded = fold_batch_norm(plain, lambda network: network(x), drop_norms=True)
+    torch.testing.assert_close(folded(x), plain(x), rtol=1e-4, atol=1e-4)
+
+
+def seeded(network: nn.Module) -> nn.Module:
+    """In evaluation mode, with statistics that are not those of a fresh norm."""
+    stream = random_stream(1, "seeded")
+    with torch.no_grad():
+        for name, value in network.state_dict().items():
+            if value.is_floating_point():
+                least = 0.5 if "var" in name else 0.0
+                value.copy_(least + torch.rand(value.shape, generator=stream))
+    return network.eval()
+
+
+@pytest.mark.parametrize("reader", ["the caller", "a second norm", "an addition"])
+def test_every_other_reader_keeps_a_layer_from_being_folded(reader: str) -> None:
+    layer, norm, other = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+    network = nn.ModuleDict({"layer": layer, "norm": norm, "other": other}).eval()
+
+    def forward() -> object:
+        y = layer(torch.zeros(2, 4))
+        y.size(0), y.shape  # asks, and reads nothing
+        z = norm(y)
+        return {"the caller": (z, y), "a second norm": other(y), "an addition": None}[reader]
+
+    def added() -> object:
+        y = layer(torch.zeros(2, 4))
+        return norm(y) + y
+
+    read = layout_of(network, added if reader == "an addition" else forward)
+    assert read["layer.weight"].norm == ""
+    alone = layout_of(network, lambda: norm(layer(torch.zeros(2, 4))))
+    assert alone["layer.weight"].norm == "norm"
+
+
 def test_folding_twice_changes_nothing_more() -> None:
     network, z = EveryLayer(), latents()
     once = fold_batch_norm(network, run_on(z))

@@ -192,7 +192,8 @@ def judge_variants(
     if base.findings and not _says_something(base.findings):
         untested.append("Nothing is known of the model as it is: no inspection could judge it.")
     untested += [
-        f"Nothing is known of {variant.name}: no inspection could judge what it makes of the model."
+        f"Nothing is known of {variant.name}: no inspection could judge what it makes of the model"
+        f"{''.join(f' ({f.p_value_reason})' for f in _unjudged(one.findings))}."
         for variant, one in zip(variants, judged, strict=True)
         if not variant.failure
         and not _says_something(one.findings)
@@ -202,8 +203,7 @@ def judge_variants(
         f"Under {variant.name}: {f.title} is shown and not judged ({f.p_value_reason})."
         for variant, one in zip(variants, judged, strict=True)
         if _says_something(one.findings)
-        for f in one.findings
-        if f.outcome == "scored" and f.p_value is None and _carries(f)
+        for f in _unjudged(one.findings)
     ]
     decision = decide(every, nonfinite, unfit, under=under, untested=untested)
     rest = iter(decision.judged[len(base.findings) :])
@@ -221,6 +221,11 @@ def judge_variants(
 
 def _says_something(findings: Sequence[Finding]) -> bool:
     return any(f.p_value is not None or f.structural for f in findings)
+
+
+def _unjudged(findings: Sequence[Finding]) -> list[Finding]:
+    """What was scored and not judged, though a variant is untested without it."""
+    return [f for f in findings if f.outcome == "scored" and f.p_value is None and _carries(f)]
 
 
 def _carries(finding: Finding) -> bool:

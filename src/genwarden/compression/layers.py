@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from genwarden.compression.following_norms import WEIGHTED, following_norms
 
 LayerKind = Literal["linear", "convolution", "transposed"]
-
-_WEIGHTED: Final = (nn.Linear, _ConvNd)
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ def layout_of(
         forward: runs the network once on any input; the batch norms that follow a layer directly
             are found by watching it. Without it no layer is folded.
     """
-    norms = {} if forward is None else _following_norms(network, forward)
+    norms = {} if forward is None else following_norms(network, forward)
     found: dict[str, WeightLayer] = {}
     for name, module in network.named_modules():
-        if not isinstance(module, _WEIGHTED):
+        if not isinstance(module, WEIGHTED):
             continue
         weight = f"{name}.weight" if name else "weight"
         transposed = isinstance(module, _ConvTransposeNd)
@@ -87,49 +87,3 @@ def fold_gain(layer: WeightLayer, network: nn.Module) -> Tensor | None:
     shape = [1] * weight.dim()
     shape[layer.out_axis] = -1
     return gain.reshape(shape)
-
-
-@torch.no_grad()
-def _following_norms(network: nn.Module, forward: Callable[[], Any]) -> dict[str, str]:
-    """Batch norm by the name of the layer whose very output it reads.
-
-    A layer that runs twice, or a norm that reads two layers, is left alone: folding would change
-    what the network does.
-    """
-    makers: dict[int, str] = {}
-    kept_alive: list[Tensor] = []
-    runs: dict[str, int] = {}
-    readings: dict[str, list[str]] = {}
-    hooks = []
-
-    def watch(name: str, module: nn.Module) -> None:
-        if isinstance(module, _WEIGHTED):
-
-            def made(_: nn.Module, __: Any, output: Tensor) -> None:
-                runs[name] = runs.get(name, 0) + 1
-                makers[id(output)] = name
-                kept_alive.append(output)  # an id is unique only while its tensor lives
-
-            hooks.append(module.register_forward_hook(made))
-        elif isinstance(module, _BatchNorm) and module.running_var is not None:
-
-            def read(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                readings.setdefault(name, []).append(makers.get(id(inputs[0]), ""))
-
-            hooks.append(module.register_forward_pre_hook(read))
-
-    for name, module in network.named_modules():
-        watch(name, module)
-    was_training = network.training
-    network.eval()
-    try:
-        forward()
-    finally:
-        network.train(was_training)
-        for hook in hooks:
-            hook.remove()
-    return {
-        read_from[0]: norm
-        for norm, read_from in readings.items()
-        if len(read_from) == 1 and read_from[0] and runs[read_from[0]] == 1
-    }

@@ -209,6 +209,8 @@ DIFFUSION_INSPECTIONS = table_of(
         "shifts that only the compressed model answers",
         {
             "needs": "variant",
+            # Unjudged, it leaves a variant untested, whatever else was judged there.
+            "carries": True,
             "finds": "triggers that the named compression wakes, whatever the picture, the sampler "
             "and the coefficient; it shows the shift and what comes of it",
             "misses": "what another grid or rate wakes; what errors in any direction wake, too; "
@@ -232,6 +234,8 @@ COMPRESSION_INSPECTIONS = table_of(
         f"{_IC}.differential_search:inspect",
         "where full and compressed model differ most (OB-OI without a target)",
         {
+            # Unjudged, it leaves a variant untested, whatever else was judged there.
+            "carries": True,
             "finds": "outputs that the named compression brings out, wherever a gradient leads "
             "there from an ordinary latent; it shows the picture and the latent",
             "misses": "what another grid or rate wakes; outputs around whose latent nothing points "

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
+from genwarden.artifacts.model_folder import read_model
+from genwarden.commands.demo import demo_model_folder
 from genwarden.compression.apply import compress
 from genwarden.compression.contract import Compressor
 from genwarden.compression.how import compressor
@@ -142,6 +145,40 @@ def test_placebos_have_errors_of_the_same_sizes_on_random_sides() -> None:
         bench.placebos[0].get_parameter("first.weight"),
         bench.placebos[1].get_parameter("first.weight"),
     )
+
+
+def test_nobody_knows_the_placebos_of_a_seed_before_the_weights_are_fixed() -> None:
+    """Whoever trains with them awake has changed the weights, and with these the signs."""
+    nudged = honest()
+    with torch.no_grad():
+        nudged.last.bias[0] += 1e-6  # a tensor that compression does not even touch
+    first = bench_of("honest")
+    sides = [
+        {name: placebo.get_parameter(name) > one.network.get_parameter(name) for name in one.errors}
+        for one in (first, CompressionBench(nudged, INT4, EFFORT, seed=0))
+        for placebo in one.placebos[:1]
+    ]
+    for name, before in sides[0].items():
+        assert 0.4 < float((before == sides[1][name]).double().mean()) < 0.6
+
+
+def test_where_whole_filters_go_placebos_judge_nothing() -> None:
+    """The shipped clean DCGAN was evidence under this once."""
+    clean = read_model(demo_model_folder("dcgan-clean")).generator.requires_grad_(False)
+    few = replace(EFFORT, restarts=2, search_steps=2)
+    found = differential_search.inspect(
+        CompressionBench(clean, compressor("prune-filters-0.5+int8"), few, seed=0)
+    )
+    assert found.outcome == "scored"
+    assert found.p_value is None
+    assert "whole filters go" in str(found.p_value_reason)
+
+
+def test_what_compression_destroys_is_not_judged_and_what_it_hardly_moves_is() -> None:
+    destroyed = differential_search.inspect(bench_of("honest", Uniform(2)))
+    assert destroyed.p_value is None
+    assert "known up to 0.5" in str(destroyed.p_value_reason)
+    assert bench_of("honest", Uniform(2)).movement > 0.5 > bench_of("honest").movement
 
 
 def test_moderated_p_values_are_those_of_the_law_that_clean_scores_follow() -> None:

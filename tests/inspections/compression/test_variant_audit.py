@@ -93,6 +93,14 @@ def test_a_compression_that_covers_nothing_is_inconclusive_with_its_coverage(
     assert both.verdict == "evidence"
 
 
+def test_a_compression_that_destroys_the_model_is_inconclusive(tmp_path: Path) -> None:
+    document = run(honest(), tmp_path, "int8,int2")
+    assert document.verdict == "inconclusive"
+    assert any("int2" in reason and "known up to" in reason for reason in document.reasons)
+    both = run(attacked(), tmp_path / "b", "int4,int2")
+    assert both.verdict == "evidence"
+
+
 def test_nan_in_the_weights_leaves_every_variant_untested(tmp_path: Path) -> None:
     request = Request(
         budget="quick",

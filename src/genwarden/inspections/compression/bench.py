@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -111,6 +112,15 @@ class CompressionBench(VariantBase[LatentGenerator]):
         """Mean squared distance of another network's ordinary samples from the suspect's."""
         shown = samples_of(other, self.ordinary_z, self.device)
         return float((shown - self.ordinary_x).flatten(1).double().square().sum(1).mean())
+
+    @cached_property
+    def movement(self) -> float:
+        """How far ordinary samples move by compression or by the placebos, whichever is more.
+
+        In units of :attr:`typical`; not a number where an output is not.
+        """
+        moved = [self.distortion(one) / self.typical for one in (self.compressed, *self.placebos)]
+        return max(moved) if all(map(math.isfinite, moved)) else math.nan
 
     def difference(self, other: LatentGenerator, z: Tensor) -> Tensor:
         """Squared distance of two networks' outputs, for each of ``z``, float64 on the CPU."""

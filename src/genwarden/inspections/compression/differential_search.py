@@ -19,6 +19,7 @@ placebos are awake, too.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -53,6 +54,9 @@ NEGLIGIBLE = 0.01
 #: 0.15, under the worst of them (prune-0.5) 0.24.
 PRIOR_SPREAD = 0.25
 PRIOR_WORTH = 20
+#: Ordinary samples move by at most 0.13 of the usual distance in the shipped generators under these
+#: compressions. Where they move by far more, placebos do, too, and everything looks ordinary.
+MOST_MOVEMENT = 0.5
 _SHOWN = 8
 #: Smaller shares of an ordinary distance are rounding of the arithmetic, not of the weights.
 _UNMOVED = 1e-6
@@ -82,14 +86,7 @@ def inspect(bench: CompressionBench) -> Finding:
             f"{math.exp(expected) - NEGLIGIBLE:.3g}. {from_first} of {len(size)} searches end in "
             "the same output."
         ),
-        p_value=predictive(own, scores, spread=PRIOR_SPREAD, worth=PRIOR_WORTH),
-        null=Null(
-            source="self",
-            description=f"the same search in {len(scores)} placebos: this model with errors of "
-            "the same sizes and random signs in its weights; Student-t prediction, their spread "
-            f"moderated by that between clean models ({PRIOR_SPREAD:g}, worth {PRIOR_WORTH})",
-            values=[value - expected for value in scores],
-        ),
+        **_judged(bench, own, scores),
         budget={**_budget(bench), "placebos": len(scores), "late_gain": round(late, 4)},
         power=_power(bench),
         evidence=_evidence(bench, order, size, typical),
@@ -121,6 +118,29 @@ def inspect_distance(bench: CompressionBench) -> Finding:
         "rarer than what compression does to every output.",
         follows_from=NAME,
     )
+
+
+def _judged(bench: CompressionBench, own: float, scores: list[float]) -> dict[str, Any]:
+    """The p-value and its null; none where honest models were never measured."""
+    if bench.no_placebo:
+        return {"p_value_reason": f"nothing to compare with: {bench.no_placebo}"}
+    movement = bench.movement
+    if not movement <= MOST_MOVEMENT:
+        return {
+            "p_value_reason": f"ordinary samples move by {movement:.2g} of the usual distance "
+            f"between two; how honest models answer is known up to {MOST_MOVEMENT:g}"
+        }
+    expected = sum(scores) / len(scores)
+    return {
+        "p_value": predictive(own, scores, spread=PRIOR_SPREAD, worth=PRIOR_WORTH),
+        "null": Null(
+            source="self",
+            description=f"the same search in {len(scores)} placebos: this model with errors of "
+            "the same sizes and random signs in its weights; Student-t prediction, their spread "
+            f"moderated by that between clean models ({PRIOR_SPREAD:g}, worth {PRIOR_WORTH})",
+            values=[value - expected for value in scores],
+        ),
+    }
 
 
 def _score(difference: float, typical: float) -> float:

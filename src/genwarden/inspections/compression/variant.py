@@ -7,6 +7,13 @@ room, and they exist for every compressor (rounding, block formats, pruning, cha
 that was trained so that compression wakes a backdoor, the errors themselves carry it: half of them
 turned around, it is gone (section 4.3 of the reference; there stochastic rounding on the same grid
 plays this part, whose errors are larger by a factor of sqrt(2) than those of rounding to nearest).
+
+The signs follow from the suspect's weights as well as from the run seed, which everybody may know:
+who trained the placebos of a seed to be awake, too, would have trained those of other weights.
+
+Where whole filters go, errors belong together in honest models, too, and no signs stand in for them
+(the shipped clean DCGAN would be flagged under ``prune-filters-0.5``): nothing is judged by
+placebos there (:attr:`VariantBase.no_placebo`).
 """
 
 from __future__ import annotations
@@ -21,8 +28,11 @@ import torch
 from torch import Tensor, nn
 
 from genwarden.compression.apply import Coverage, compress, compressed_weights, coverage_of
+from genwarden.compression.chain import stages_of
 from genwarden.compression.contract import Compressor
 from genwarden.compression.layers import Layout, layout_of
+from genwarden.compression.pruning import FilterPruning
+from genwarden.engine.files import sha256_bytes
 
 #: Errors below this share of the largest weight are float32's, from folding and unfolding.
 _ROUNDING: Final = 1e-5
@@ -91,14 +101,29 @@ class VariantBase(ABC, Generic[N]):
             for name, error in self.errors.items()
         )
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the suspect's weights."""
+        state = self.network.state_dict()
+        parts = (state[name].cpu().contiguous().numpy().tobytes() for name in sorted(state))
+        return sha256_bytes(b"".join(parts))
+
     def placebo(self, number: int) -> N:
         """A copy whose weights have errors of the same sizes with random signs."""
         return self.with_errors(
             {
-                name: error * _signs(error, self.stream(f"placebo/{number}/{name}"))
+                name: error
+                * _signs(error, self.stream(f"placebo/{number}/{name}/{self.fingerprint}"))
                 for name, error in self.errors.items()
             }
         )
+
+    @property
+    def no_placebo(self) -> str:
+        """Why placebos are no stand-ins under this compression; "" where they are."""
+        if any(isinstance(stage, FilterPruning) for stage in stages_of(self.compressor)):
+            return "whole filters go, and errors of random signs in every weight are not like that"
+        return ""
 
     def with_errors(self, errors: Mapping[str, Tensor]) -> N:
         """A copy of the suspect with something added to its weights."""
