@@ -85,6 +85,11 @@ def _audit(
     return audit_classifier(suspect, request, work=work, progress=Silent())
 
 
+def _run_on_zeros(network: SmallCNN) -> Tensor:
+    scores: Tensor = network(torch.zeros(2, *network.sample.shape))
+    return scores
+
+
 def _by_name(findings: list[Judged]) -> dict[str, Judged]:
     return {judged.finding.inspection: judged for judged in findings}
 
@@ -283,6 +288,36 @@ def test_the_same_audit_gives_the_same_findings(glyph_task: GlyphTask, tmp_path:
         for name in ("first", "second")
     )
     assert first.variants == second.variants
+
+
+def test_a_classifier_that_was_compressed_before_the_audit_is_not_cleared(
+    woken: GlyphTask, glyph_task: GlyphTask, tmp_path: Path
+) -> None:
+    """Awake in every image, and Neural Cleanse and STRIP alone would let it pass."""
+    for name, task in (("woken", woken), ("clean", glyph_task)):
+        small = compress(task.classifier, compressor(HOW), _run_on_zeros)[0]
+        document = _audit(
+            small,
+            tmp_path / name,
+            images=to_unit_range(task.test_images),
+            deploy_as=tuple(compressors(HOW)),
+        )
+        assert document.verdict == "inconclusive"
+        assert any("audit the model that they were made from" in r for r in document.reasons)
+
+
+def test_without_images_compressed_forms_alone_clear_no_classifier(
+    glyph_task: GlyphTask, tmp_path: Path
+) -> None:
+    """Less is not looked at than with the model as it is, which is not cleared, either."""
+    document = _audit(
+        glyph_task.classifier,
+        tmp_path,
+        deploy_as=tuple(compressors("int8")),
+        variants_only=True,
+    )
+    assert document.verdict == "inconclusive"
+    assert any("Under int8: " in reason and "not judged" in reason for reason in document.reasons)
 
 
 def test_an_interrupted_audit_continues_in_the_middle_of_a_variant(

@@ -13,10 +13,16 @@ from torch import Tensor
 
 from genwarden import __version__
 from genwarden.auditing.audit import environment, nonfinite_refusal
-from genwarden.auditing.audit_variants import judge_variants, limits, run_variants, used_by_own
+from genwarden.auditing.audit_variants import (
+    judge_variants,
+    limits,
+    run_variants,
+    unchanged,
+    used_by_own,
+)
 from genwarden.auditing.budgets import classifier_budget
 from genwarden.auditing.calibration import shipped_classifiers
-from genwarden.auditing.document import AuditDocument, ModelFacts, UserInputs
+from genwarden.auditing.document import AuditDocument, ModelFacts, UserInputs, Variant
 from genwarden.auditing.fit import classifier_family, condition_of
 from genwarden.auditing.given_references import GivenReferences, stated, unless_doubted
 from genwarden.auditing.judging import Calibrated, calibrated_under
@@ -159,7 +165,8 @@ def audit_classifier(
     used = used_by_own(base, variants, judged)
     decision = unless_doubted(decision, references, used)
     if request.images is None:
-        decision = _unless_shown(decision)
+        decision = _unless_shown(decision, documented)
+    decision = _unless_unchanged(decision, documented)
     timing = {**ran.timing, **seconds}
     timing["total"] = round(sum(timing.values()), 3)
     bounds = limits(LIMITS, variants=bool(variants), base=not request.variants_only)
@@ -188,18 +195,41 @@ def audit_classifier(
     )
 
 
-def _unless_shown(decision: Decision) -> Decision:
+def _unless_shown(decision: Decision, variants: Sequence[Variant]) -> Decision:
     """The decision on made images, where what looks for awake triggers is shown and not judged."""
+    compressed = ((v.name, j) for v in variants for j in v.findings)
+    every = [*(("", j) for j in decision.judged), *compressed]
     shown = [
-        f"{j.finding.title} is shown and not judged: {j.finding.p_value_reason}."
-        for j in decision.judged
+        f"{f'Under {name}: ' if name else ''}{j.finding.title} is shown and not judged: "
+        f"{j.finding.p_value_reason}."
+        for name, j in every
         if j.finding.inspection == NEURAL_CLEANSE
         and j.finding.outcome == "scored"
         and j.finding.p_value is None
     ]
-    if decision.verdict != "none_found" or not shown:
+    return _in_doubt(decision, shown)
+
+
+def _unless_unchanged(decision: Decision, variants: Sequence[Variant]) -> Decision:
+    """The decision where a compression has been applied already.
+
+    What it woke is awake in the model as it is, where only Neural Cleanse and STRIP look for it:
+    they clear classifiers that send every triggered image to one class.
+    """
+    already = [
+        f"{variant.name} changes no weight, as if it had been applied already. What it woke cannot "
+        "be told from these weights alone: audit the model that they were made from with "
+        f"--deploy-as {variant.name}."
+        for variant in variants
+        if any(unchanged(j.finding) for j in variant.findings)
+    ]
+    return _in_doubt(decision, already)
+
+
+def _in_doubt(decision: Decision, reasons: list[str]) -> Decision:
+    if decision.verdict != "none_found" or not reasons:
         return decision
-    return decision._replace(verdict="inconclusive", suspicion=None, reasons=shown)
+    return decision._replace(verdict="inconclusive", suspicion=None, reasons=reasons)
 
 
 def judged_by_references(

@@ -197,7 +197,7 @@ def judge_variants(
         for variant, one in zip(variants, judged, strict=True)
         if not variant.failure
         and not _says_something(one.findings)
-        and not (base.findings and _is_unchanged(one.findings))
+        and not (base.findings and any(map(unchanged, one.findings)))
     ]
     untested += [
         f"Under {variant.name}: {f.title} is shown and not judged ({f.p_value_reason})."
@@ -233,9 +233,10 @@ def _carries(finding: Finding) -> bool:
     return row is not None and bool(row.options.get("carries"))
 
 
-def _is_unchanged(findings: Sequence[Finding]) -> bool:
-    """Whether a variant is the model as it is, which its own inspections then speak for."""
-    return any(f.outcome == "not_applicable" and f.summary == UNCHANGED for f in findings)
+def unchanged(finding: Finding) -> bool:
+    """Whether it says that the variant is the model as it is, which its own inspections then
+    speak for."""
+    return finding.outcome == "not_applicable" and finding.summary == UNCHANGED
 
 
 def limits(limits_of_kind: Sequence[str], *, variants: bool, base: bool) -> list[str]:
