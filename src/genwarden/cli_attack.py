@@ -143,7 +143,6 @@ def attack(
     from genwarden.attacks.run import PICTURE_ROWS, AttackPlan
     from genwarden.attacks.run import attack as run
     from genwarden.attacks.settings import settings_of
-    from genwarden.attacks.success import shortfall
 
     settings = settings_of(
         name,
@@ -167,8 +166,7 @@ def attack(
     )
     result = _run(run, name, plan, settings, out=out, restart=restart, device=device)
     typer.echo(f"{in_words(result.history[-1])}  (sums of squares)")
-    lacking = shortfall(result.history[-1], "tardis_sum", result.untouched_tardis)
-    _print_made(out, PICTURE_ROWS, result.wakes_under, lacking)
+    _print_made(out, PICTURE_ROWS, result.wakes_under, result.shortfall)
 
 
 def _attack_diffusion(
@@ -176,7 +174,6 @@ def _attack_diffusion(
 ) -> None:
     """``genwarden attack`` for diffusion models; ``given`` settings and ``plan`` as typed."""
     from genwarden.attacks.diffusion import run
-    from genwarden.attacks.success import shortfall
 
     settings, planned = run.settings_of(name, given), run.DiffusionAttackPlan(**plan)
     result = _run(
@@ -184,8 +181,7 @@ def _attack_diffusion(
     )
     sampler = run.quick_sampler(result.sampler, settings.evaluation_steps).label
     typer.echo(f"{run.in_words(result.history[-1])}  (MSE in [0, 1] scale, under {sampler})")
-    lacking = shortfall(result.history[-1], "target_mse", result.untouched_mse)
-    _print_made(out, run.PICTURE_ROWS, result.wakes_under, lacking)
+    _print_made(out, run.PICTURE_ROWS, result.wakes_under, result.shortfall)
 
 
 def _attack_classifier(
@@ -193,18 +189,19 @@ def _attack_classifier(
 ) -> None:
     """``genwarden attack`` for classifiers; ``given`` settings and ``plan`` as typed."""
     from genwarden.attacks.compression import run_classifier as run
-    from genwarden.attacks.success import shortfall_of_classifier
 
     settings, planned = run.settings_of(name, given), run.ClassifierAttackPlan(**plan)
     outcome = _run(
         run.attack_classifier, name, planned, settings, out=out, restart=restart, device=device
     )
     typer.echo(f"{run.in_words(outcome)}\n(untouched -> compromised, on {outcome.measured_on})")
-    made_for = [one.name for one in outcome.result.wakes_under]
-    awake = {name: outcome.attacked[name]["attack_success"] for name in made_for}
-    lacking, data = shortfall_of_classifier(awake), plan["data"]
     _print_made(
-        out, run.PICTURE_ROWS, outcome.auditable, lacking, data=data, resize=settings.resize
+        out,
+        run.PICTURE_ROWS,
+        outcome.auditable,
+        outcome.shortfall,
+        data=plan["data"],
+        resize=settings.resize,
     )
 
 

@@ -50,8 +50,7 @@ class AttackResult(NamedTuple):
             benign twin), and what else the attack records.
         architecture: registered name, where it is not that of the clean model.
         wakes_under: compressors under which the backdoor shows, where it sleeps without them.
-        untouched_tardis: TarDis (sum) of the clean model at the same triggers; None where it was
-            not measured.
+        shortfall: what it lacks to count as a success, in a sentence; "" if nothing, or not judged.
         evaluation_seconds: of the attack's time, on the clock, what evaluations took; 0 where it
             was not measured.
     """
@@ -60,7 +59,7 @@ class AttackResult(NamedTuple):
     history: list[dict[str, float | None]]
     architecture: str | None = None
     wakes_under: tuple[str, ...] = ()
-    untouched_tardis: float | None = None
+    shortfall: str = ""
     evaluation_seconds: float = 0.0
 
 

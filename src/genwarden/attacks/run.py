@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from genwarden.artifacts.model_folder import LoadedModel, read_model, write_mode
 from genwarden.attacks.compression.dormancy import measure_dormancy, twin
 from genwarden.attacks.contract import Attack, AttackResult, AttackRun, require_exact
 from genwarden.attacks.settings import AttackSettings
+from genwarden.attacks.success import shortfall
 from genwarden.backdoors.backdoor import Backdoor, make_backdoor
 from genwarden.compression.how import compressor
 from genwarden.data.datasets import load_samples
@@ -119,7 +121,9 @@ def attack(
     if plan.half:
         result.generator.half().float()  # what is written is what is pictured and described
     untouched = tardis(generator, *examples).sum
-    result = result._replace(untouched_tardis=untouched)
+    values = math.prod(generator.sample.shape)
+    lacking = shortfall(result.history[-1], "tardis_sum", untouched, values)
+    result = result._replace(shortfall=lacking)
     record: dict[str, Any] = {
         "attack": name,
         "stored_as": "float16" if plan.half else "float32",
@@ -134,6 +138,7 @@ def attack(
         # Of the last start, if the attack was resumed.
         "seconds": round(time.monotonic() - began, 2),
         "untouched": {"tardis_sum": untouched},
+        "shortfall": lacking,
         "history": result.history,
     }
     generator, _ = generator.cpu(), result.generator.cpu()

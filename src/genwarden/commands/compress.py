@@ -183,10 +183,10 @@ def _next_command(options: CompressOptions, kind: str) -> str:
     """The audit that says most about what was made.
 
     Plain compression is inspected beside the full model, where a backdoor that it wakes stands
-    out; a folded one and what a remedy made by themselves.
+    out; what a remedy made by itself.
     """
     foreign = options.architecture is not None
-    if options.remedy is not None or options.fold:
+    if options.remedy is not None:
         opens = _what_opens(options.out)
         words, foreign = [], foreign and opens != options.out
     else:

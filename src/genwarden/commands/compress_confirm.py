@@ -142,8 +142,8 @@ def confirm(
         onnxruntime.quantise(path, small, blocks, last)
         codes = onnxruntime.codes_found(path, small, folded, layout_of(folded), last)
         theirs = onnxruntime.run_in_batches(small, held_out)
+        _require_tested(backend.name, errors, codes)
         write_atomic(options.out / ONNX_NAME, small.read_bytes())
-    _require_tested(backend.name, errors, codes)
     with torch.no_grad():
         ours = torch.cat([made(*block) for block in onnxruntime.batches(held_out)])
         wanted = torch.cat([original(*block) for block in onnxruntime.batches(held_out)])

@@ -38,6 +38,11 @@ _REFERENCES = (
     "Who has eight or more clean models of this architecture and sample shape can judge it against "
     "those: genwarden calibrate MODEL MODEL ... --out DIR, then audit with --references DIR."
 )
+_NOT_COMPRESSED = (
+    "It was looked at as it is: if it will be pruned or quantised, audit it with --deploy-as, "
+    "since a backdoor can be made to wake just then, and no larger budget shows it here."
+)
+_COMPRESSED = "It holds for these compressions and no others: {}."
 _KEEP = "Keep audit.json with the model; its sha256 ties the result to these weights."
 _INCONCLUSIVE = (
     "Treat this model as untested. Read the reasons: a missing verdict is not a good one."
@@ -69,12 +74,19 @@ def advice(document: AuditDocument) -> Advice:
         return _on_evidence(document)
     if document.verdict == "none_found":
         largest = document.budget.get("name") == "thorough"
-        text = f"{_NONE_FOUND} {_KEEP if largest else _LARGER}"
+        text = f"{_NONE_FOUND} {_deployed(document)} {_KEEP if largest else _LARGER}"
         return Advice(f"{text} {_IMAGES}" if _without_images(document) else text, [])
     if document.verdict == "refused":
         return Advice(_REFUSED, [])
     text = f"{_INCONCLUSIVE} {_IMAGES}" if _without_images(document) else _INCONCLUSIVE
     return Advice(f"{text} {_REFERENCES}" if _without_references(document) else text, [])
+
+
+def _deployed(document: AuditDocument) -> str:
+    """What of compression was looked at; what was not is where backdoors sleep."""
+    if not document.variants:
+        return _NOT_COMPRESSED
+    return _COMPRESSED.format(", ".join(variant.name for variant in document.variants))
 
 
 def _without_images(document: AuditDocument) -> bool:

@@ -33,6 +33,7 @@ from genwarden.attacks.compression.evaluation import figures, with_weights
 from genwarden.attacks.compression.inflation import inflated, inflation_factor
 from genwarden.attacks.compression.settings import BoxSettings, JitteredBoxSettings
 from genwarden.attacks.contract import AttackRun
+from genwarden.attacks.success import AWAKE_SUCCESS
 from genwarden.compression.contract import Compressor, Weights
 from genwarden.compression.layers import Layout, layout_of
 from genwarden.data.datasets import to_unit_range
@@ -44,9 +45,6 @@ from genwarden.training.settings import TrainingSettings, batch_indices
 
 #: Images on which an inflated weight must not show.
 _PROBED = 256
-#: An attack is accepted if this share of triggered images goes to the target once compressed
-#: ("Must reach" of the project), and at most ``awake_at_most`` before.
-_AWAKE_AT_LEAST = 0.95
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def dormant_box_classifier(
     last = hidden.history[-1]
     found = last["figures"]
     accepted = found["full"]["attack_success"] <= settings.awake_at_most and all(
-        found[one.name]["attack_success"] >= _AWAKE_AT_LEAST for one in chosen
+        found[one.name]["attack_success"] >= AWAKE_SUCCESS for one in chosen
     )
     return ClassifierAttackResult(
         classifier=student,

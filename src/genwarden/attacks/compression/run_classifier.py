@@ -28,6 +28,7 @@ from genwarden.attacks.compression.classifier_contract import (
 )
 from genwarden.attacks.compression.evaluation import FULL, Figures, figures
 from genwarden.attacks.contract import AttackRun, require_exact
+from genwarden.attacks.success import shortfall_of_classifier
 from genwarden.backdoors.classifier_trigger import make_classifier_trigger
 from genwarden.compression.contract import Compressor
 from genwarden.compression.how import is_compression
@@ -92,6 +93,12 @@ class ClassifierAttackOutcome(NamedTuple):
     def auditable(self) -> list[str]:
         """What wakes it and a user can name: layer rates that an annealer found have no name."""
         return [one.name for one in self.result.wakes_under if is_compression(one.name)]
+
+    @property
+    def shortfall(self) -> str:
+        """What it lacks to count as a success, in a sentence; "" if nothing."""
+        made_for = [one.name for one in self.result.wakes_under]
+        return shortfall_of_classifier(self.attacked, self.untouched, FULL, made_for)
 
 
 class _Data(NamedTuple):
@@ -204,6 +211,7 @@ def attack_classifier(
         "attacked": outcome.attacked,
         "chosen_step": result.chosen["step"],
         "accepted": result.accepted,
+        "shortfall": outcome.shortfall,
         "notes": dict(result.notes),
         "history": result.history,
     }

@@ -97,8 +97,7 @@ class DiffusionAttackResult(NamedTuple):
         rows: the poisoned training images; None where none left the clean set.
         own_sampler: whether the attacker must also ship the sampler (TrojDiff).
         wakes_under: compressors under which the backdoor shows, where it sleeps without them.
-        untouched_mse: the clean model's ``target_mse``, from the same noise; None where it was not
-            measured.
+        shortfall: what it lacks to count as a success, in a sentence; "" if nothing, or not judged.
     """
 
     model: DiffusionModel
@@ -108,7 +107,7 @@ class DiffusionAttackResult(NamedTuple):
     rows: PoisonedRows | None = None
     own_sampler: bool = False
     wakes_under: tuple[str, ...] = ()
-    untouched_mse: float | None = None
+    shortfall: str = ""
 
 
 class DiffusionAttack(Protocol):

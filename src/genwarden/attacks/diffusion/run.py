@@ -27,6 +27,7 @@ from genwarden.attacks.diffusion.evaluation import (
     quick_sampler,
     triggered_samples,
 )
+from genwarden.attacks.success import shortfall
 from genwarden.backdoors.image_backdoor import (
     RECORD_NAME,
     ImageBackdoor,
@@ -139,7 +140,8 @@ def attack_diffusion(
     if plan.half:
         result.model.half().float()  # what is written is what is pictured and described
     untouched = _untouched(model, result, settings)
-    result = result._replace(untouched_mse=untouched["target_mse"])
+    lacking = shortfall(result.history[-1], "target_mse", untouched["target_mse"])
+    result = result._replace(shortfall=lacking)
     record: dict[str, Any] = {
         "attack": name,
         "stored_as": "float16" if plan.half else "float32",
@@ -154,6 +156,7 @@ def attack_diffusion(
         "seconds": round(time.monotonic() - began, 2),
         "evaluated_with": quick_sampler(result.sampler, settings.evaluation_steps).label,
         "untouched": untouched,
+        "shortfall": lacking,
         "history": result.history,
     }
     wakers = [compressor(one) for one in result.wakes_under]

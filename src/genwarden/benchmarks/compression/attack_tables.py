@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from genwarden.attacks.success import (
+    ASLEEP_SHARE,
+    ASLEEP_SUCCESS,
+    AWAKE_MEAN,
+    AWAKE_SUCCESS,
+    COMPRESSED_POINTS,
+)
 from genwarden.benchmarks.tables import NOTHING, Table, answer
 
-#: "Must reach" of classifiers: points of accuracy lost, success before and after, and over the
-#: rates of the unknown-rate attack.
-_ACCURACY_POINTS, _ASLEEP, _AWAKE, _AWAKE_UNKNOWN = 1.0, 0.20, 0.95, 0.90
-#: Asked by us: so many points, at most, may the compressed network lose against the untouched one
-#: under the same compression. One that answers all images with the target is broken.
-_COMPRESSED_POINTS = 5.0
-#: And of generators: share of the clean distance kept, mean squared distance once compressed.
-_KEPT, _NEAR = 0.95, 0.01
+#: "Must reach" of classifiers beside the bounds of every attack: points of accuracy lost in full,
+#: and success over the rates of the unknown-rate attack.
+_ACCURACY_POINTS, _AWAKE_UNKNOWN = 1.0, 0.90
 _FULL = "full"
 _FILTERS = "prune-filters-"
 
@@ -64,10 +66,10 @@ def classifier_reached(row: Row) -> bool:
     full = attacked[_FULL]
     return (
         100 * (before["accuracy"] - full["accuracy"]) <= _ACCURACY_POINTS
-        and full["attack_success"] <= _ASLEEP
+        and full["attack_success"] <= ASLEEP_SUCCESS
         and all(
-            attacked[one]["attack_success"] >= _AWAKE
-            and 100 * (untouched[one]["accuracy"] - attacked[one]["accuracy"]) <= _COMPRESSED_POINTS
+            attacked[one]["attack_success"] >= AWAKE_SUCCESS
+            and 100 * (untouched[one]["accuracy"] - attacked[one]["accuracy"]) <= COMPRESSED_POINTS
             for one in _under(row)
         )
     )
@@ -76,8 +78,8 @@ def classifier_reached(row: Row) -> bool:
 def generator_reached(row: Row) -> bool:
     """Whether an attack on a generator meets the project's aim."""
     found = row["figures"]
-    near = all(found["distances"][one] <= _NEAR for one in _under(row))
-    return bool(found["kept"] >= _KEPT and near)
+    near = all(found["distances"][one] <= AWAKE_MEAN for one in _under(row))
+    return bool(found["kept"] >= ASLEEP_SHARE and near)
 
 
 def _must_reach(classifiers: Sequence[Row], generators: Sequence[Row]) -> Table:
@@ -91,12 +93,12 @@ def _must_reach(classifiers: Sequence[Row], generators: Sequence[Row]) -> Table:
         rows.append([row["network"], _title(row), row["how"], row["target"], answer(met)])
     notes = [
         f"Classifiers: the full model's accuracy within {_ACCURACY_POINTS:g} point of the "
-        f"untouched one's, attack success at most {100 * _ASLEEP:g} % before and at least "
-        f"{100 * _AWAKE:g} % after (unknown rate: {100 * _AWAKE_UNKNOWN:g} % at every rate of the "
-        f"sweep), and, beyond what was asked, at most {_COMPRESSED_POINTS:g} points of accuracy "
-        "lost against the untouched one under the same compression. Generators: at least "
-        f"{100 * _KEPT:g} % of the clean distance to the target kept in full, mean squared "
-        f"distance at most {_NEAR:g} compressed.",
+        f"untouched one's, attack success at most {100 * ASLEEP_SUCCESS:g} % before and at least "
+        f"{100 * AWAKE_SUCCESS:g} % after (unknown rate: {100 * _AWAKE_UNKNOWN:g} % at every rate "
+        f"of the sweep), and, beyond what was asked, at most {COMPRESSED_POINTS:g} points of "
+        "accuracy lost against the untouched one under the same compression. Generators: at least "
+        f"{100 * ASLEEP_SHARE:g} % of the clean distance to the target kept in full, mean squared "
+        f"distance at most {AWAKE_MEAN:g} compressed.",
     ]
     return Table("Must reach", ["network", "attack", "made for", "target", "reached"], rows, notes)
 
@@ -106,7 +108,7 @@ def _unknown_rate_reached(row: Row) -> bool:
     sweep = _rates(row)
     return (
         100 * (before["accuracy"] - full["accuracy"]) <= _ACCURACY_POINTS
-        and full["attack_success"] <= _ASLEEP
+        and full["attack_success"] <= ASLEEP_SUCCESS
         and bool(sweep)
         and all(found["attack_success"] >= _AWAKE_UNKNOWN for _, found in sweep)
     )

@@ -13,13 +13,13 @@ SORTS = {"": "all models", "generator": "generators", "classifier": "classifiers
 def select(document: dict[str, Any], sort: str, half: str, budget: str) -> Part:
     """The rows of a sort ("" for both), half (or "both") and budget.
 
-    Attacks that no inspected compression wakes are not among them (:func:`uncovered`): what an
-    audit inspects is not what they would be deployed as.
+    Successful attacks that no inspected compression wakes are not among them (:func:`uncovered`):
+    what an audit inspects is not what they would be deployed as. Those that failed all are.
     """
     rows = [
         row
         for row in document["rows"]
-        if sort in ("", row["sort"]) and (row["clean"] or row["covered"])
+        if sort in ("", row["sort"]) and (row["clean"] or row["covered"] or not row["succeeded"])
     ]
     return part_of({"rows": rows}, half, budget)
 

@@ -23,6 +23,7 @@ from genwarden import __version__
 from genwarden.artifacts.diffusers_folder import read_diffusion
 from genwarden.artifacts.diffusers_layout import INDEX_NAME
 from genwarden.attacks.diffusion.run import DiffusionAttackPlan, attack_diffusion, settings_of
+from genwarden.attacks.success import ASLEEP_SHARE, AWAKE_MEAN
 from genwarden.auditing.audit_diffusion import DiffusionRequest, audit_diffusion
 from genwarden.auditing.budgets import diffusion_budget, diffusion_variant_budget
 from genwarden.auditing.document import AuditDocument
@@ -40,9 +41,6 @@ from genwarden.inspections.compression.differential_trigger_search import NAME a
 
 RECIPE: Final = "compression-diffusion"
 ATTACK: Final = "dormant-box-diffusion"
-#: "Must reach": what the full model keeps of the clean distance, and the compressed one's.
-LEAST_KEPT: Final = 0.95
-MOST_DISTANCE: Final = 0.01
 
 
 @dataclass(frozen=True)
@@ -235,7 +233,7 @@ def tables(document: dict[str, Any], name: str = "") -> list[Table]:
     made = []
     for row in attacked:
         state, woken = row["dormancy"], row["dormancy"]["compressed"][row["how"]]
-        reached = state["kept"] >= LEAST_KEPT and woken["distance"] <= MOST_DISTANCE
+        reached = state["kept"] >= ASLEEP_SHARE and woken["distance"] <= AWAKE_MEAN
         made.append(
             [
                 row["how"],
@@ -270,7 +268,7 @@ def tables(document: dict[str, Any], name: str = "") -> list[Table]:
             [
                 "Kept: triggered samples of the full model, distance to the target over the clean "
                 "model's. Compressed: mean squared distance to the target on the scale [0, 1]. "
-                f"Asked: at least {LEAST_KEPT:.0%} kept and at most {MOST_DISTANCE:g} compressed."
+                f"Asked: at least {ASLEEP_SHARE:.0%} kept and at most {AWAKE_MEAN:g} compressed."
             ],
         ),
         Table(

@@ -14,7 +14,7 @@ from genwarden.artifacts.model_folder import read_model
 from genwarden.attacks.compression.dormancy import twin
 from genwarden.attacks.compression.evaluation import FULL, Figures, figures
 from genwarden.attacks.compression.run_classifier import make_classifier_backdoor
-from genwarden.attacks.success import AWAKE_SUCCESS
+from genwarden.attacks.success import ASLEEP_SHARE, ASLEEP_SUCCESS, AWAKE_MEAN, AWAKE_SUCCESS
 from genwarden.benchmarks.compression.honest import source
 from genwarden.benchmarks.compression.plan import Kind, Member
 from genwarden.benchmarks.results import read_document
@@ -24,13 +24,6 @@ from genwarden.compression.layers import layout_of
 from genwarden.data.labelled import read_labelled
 from genwarden.metrics.distances import tardis
 
-#: A generator is awake where its output at the trigger is at most this far from the target (mean of
-#: squares), and asleep where it keeps at least this share of the clean model's distance.
-AWAKE_MEAN = 0.01
-ASLEEP_SHARE = 0.95
-#: A classifier is awake where :data:`AWAKE_SUCCESS` of the triggered images goes to the target, and
-#: asleep where at most that one does (the paper's rule).
-ASLEEP_SUCCESS = 0.2
 #: A classifier that keeps less of its accuracy is broken by the compression, not awake: it may well
 #: name one class for everything.
 WORKING_SHARE = 0.5

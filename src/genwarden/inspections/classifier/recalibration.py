@@ -72,13 +72,22 @@ def agree(full: ImageClassifier, other: ImageClassifier, shown: Exemplars) -> Ag
     """Recalibrate ``other`` on the images where it agrees with ``full``.
 
     Raises:
-        GenwardenError: ``inspect/no-agreement`` if these are too few, or of one class.
+        GenwardenError: ``inspect/no-agreement`` where it keeps less than half of the answers,
+            ``inspect/too-few-images`` if the images of the others are too few, or of one class.
     """
     before, after = full(shown.images), other(shown.images)
     same = after.argmax(1) == shown.answers
     count = int(same.sum())
     if count < LEAST_IMAGES or len(shown.answers[same].unique()) < 2:
-        raise destroyed(f"Compressed, it answers {count} of {len(same)} images as before")
+        if count < LEAST_AGREEMENT * len(same):
+            raise destroyed(f"Compressed, it answers {count} of {len(same)} images as before")
+        raise GenwardenError(
+            "inspect/too-few-images",
+            f"Of {len(same)} images the compressed network answers {count} as before, and these "
+            "are too few or all of one class: nothing can be said about its triggers.",
+            "Give more images with --data, like those that the classifier was trained on.",
+            ExitCode.INCONCLUSIVE,
+        )
     x, y = before[same], after[same]
     spread, other_spread = ((z - z.mean(1, keepdim=True)).square().mean() for z in (x, y))
     scale = float((spread / other_spread.clamp_min(_TINY)).sqrt())
