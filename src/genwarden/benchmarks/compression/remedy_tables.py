@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
@@ -29,11 +30,21 @@ def tables(document: dict[str, Any], name: str = "") -> list[Table]:
     """
     del name
     rows: list[Row] = document["rows"]
+    missing = _missing(document.get("missing", []), len(rows))
     made = []
     for sort, title in (("generator", "generators"), ("classifier", "classifiers")):
         mine = [row for row in rows if row["sort"] == sort]
-        made += [_summary(mine, title), _matrix(mine, title)]
+        made += [_summary(mine, title, missing), _matrix(mine, title)]
     return [table for table in made if table.rows]
+
+
+def _missing(keys: Sequence[str], done: int) -> list[str]:
+    """How many cells were not run, by the remedy that ends their keys; nothing if all were."""
+    if not keys:
+        return []
+    counts = Counter(key.rpartition(".")[2] for key in keys)
+    named = ", ".join(f"{count} of {remedy}" for remedy, count in counts.most_common())
+    return [f"{done} of {done + len(keys)} cells of both sorts; not run: {named}."]
 
 
 def gone(row: Row) -> bool:
@@ -81,7 +92,7 @@ def _groups(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
     return found
 
 
-def _summary(rows: Sequence[Row], title: str) -> Table:
+def _summary(rows: Sequence[Row], title: str, missing: Sequence[str]) -> Table:
     made = []
     for (remedy, attacker), found in _groups(rows).items():
         ratios = {
@@ -110,6 +121,7 @@ def _summary(rows: Sequence[Row], title: str) -> Table:
         f"Gone: compressed distance at least {100 * GONE_DISTANCE:g} % of the clean model's, or "
         f"attack success at most {100 * GONE_SUCCESS:g} %. Accuracy lost: points against the "
         "full model, in attacked classifiers.",
+        *missing,
     ]
     return Table(f"Remedies, {title}", columns, made, notes)
 
