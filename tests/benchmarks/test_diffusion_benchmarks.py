@@ -263,14 +263,14 @@ def test_a_curve_shares_the_model_of_the_scale_and_compares_with_the_clean_twin(
     tmp_path: Path,
 ) -> None:
     found = run_recipe(
-        "diffusion-poison-rate", tmp_path, scale="smoke", only="0.5.*,clean*.quality"
+        "diffusion-poison-rate", tmp_path, scale="smoke", only="0.2.*,0.5.*,clean*.quality"
     )
     assert (tmp_path / "models" / "smoke-0" / "bad-diffusion" / "model_index.json").exists()
     (table,) = tables_of("diffusion-poison-rate", found).values()
-    assert [row[0] for row in table.rows] == ["clean", "clean-further", "50"]
+    assert [row[0] for row in table.rows] == ["clean", "clean-further", "20", "50"]
     assert table.rows[0][6] == "+0.0 %"
-    assert table.rows[2][5] != "-"
-    assert (tmp_path / "diffusion-poison-rate.png").exists()
+    assert table.rows[3][5] != "-"
+    assert (tmp_path / "diffusion-poison-rate-smoke.png").exists()
 
 
 def test_must_reach_needs_both_the_success_and_the_failure() -> None:

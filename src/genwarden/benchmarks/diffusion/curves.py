@@ -95,7 +95,7 @@ def _spread(values: Sequence[float | None] | None) -> str:
 
 
 def curve_figure(document: dict[str, Any], x_label: str, *, log_x: bool) -> bytes:
-    """Target MSE and FID against the setting, the clean models left out."""
+    """Target MSE and FID against the setting, the clean models left out; empty below two points."""
     panels = []
     for title, name, log_y in (("target MSE", "mse", True), ("FID", "fid", False)):
         x, y, error = [], [], []
@@ -106,7 +106,7 @@ def curve_figure(document: dict[str, Any], x_label: str, *, log_x: bool) -> byte
                 x.append(value)
                 y.append(float(summary["mean"]))
                 error.append(float(summary["standard_error"]))
-        if x:
+        if len(x) > 1:  # one point is no curve
             curve = Curve(ATTACK, x, y, error)
             panels.append(Panel(title, x_label, title, [curve], log_x=log_x, log_y=log_y))
     return plot(panels) if panels else b""

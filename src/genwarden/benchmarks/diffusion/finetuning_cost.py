@@ -36,7 +36,7 @@ def cells(scale: DiffusionScale) -> list[Cell]:
 def draw(document: dict[str, Any]) -> dict[str, bytes]:
     """The curve, once a number of steps is done."""
     picture = curve_figure(document, "steps of fine-tuning", log_x=True)
-    return {f"{RECIPE}.png": picture} if picture else {}
+    return {f"{RECIPE}-{document['scale']['name']}.png": picture} if picture else {}
 
 
 run = recipe(RECIPE, cells, draw)

@@ -33,7 +33,7 @@ def cells(scale: DiffusionScale) -> list[Cell]:
 def draw(document: dict[str, Any]) -> dict[str, bytes]:
     """The curve, once a rate is done."""
     picture = curve_figure(document, "share of poison", log_x=True)
-    return {f"{RECIPE}.png": picture} if picture else {}
+    return {f"{RECIPE}-{document['scale']['name']}.png": picture} if picture else {}
 
 
 run = recipe(RECIPE, cells, draw)
