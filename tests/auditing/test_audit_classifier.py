@@ -290,6 +290,30 @@ def test_the_same_audit_gives_the_same_findings(glyph_task: GlyphTask, tmp_path:
     assert first.variants == second.variants
 
 
+def test_what_clean_models_judge_is_higher_where_compression_wakes_a_backdoor(
+    woken: GlyphTask, glyph_task: GlyphTask, tmp_path: Path
+) -> None:
+    """No clean model of the tests' network is shipped, so scores stand for p-values here."""
+    names = ("differential-gap", "differential-lead")
+    scores = {}
+    for name, task in (("woken", woken), ("clean", glyph_task)):
+        document = _audit(
+            task.copy().classifier,
+            tmp_path / name,
+            images=to_unit_range(task.test_images),
+            deploy_as=tuple(compressors(HOW)),
+            only=names,
+            variants_only=True,
+        )
+        (variant,) = document.variants
+        scores[name] = {j.finding.inspection: j.finding.score for j in variant.findings}
+    for name in names:
+        attacked, clean = scores["woken"][name], scores["clean"][name]
+        assert attacked is not None
+        assert clean is not None
+        assert attacked > clean + 0.5, name
+
+
 def test_a_classifier_that_was_compressed_before_the_audit_is_not_cleared(
     woken: GlyphTask, glyph_task: GlyphTask, tmp_path: Path
 ) -> None:

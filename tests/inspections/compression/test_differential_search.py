@@ -246,6 +246,20 @@ def test_the_placebo_ratio_is_near_zero_for_honest_weights() -> None:
     assert abs(honest_score) < 0.7
 
 
+def test_the_placebo_ratio_is_higher_where_rounding_errors_push_together() -> None:
+    """Weights at the edges of their boxes, all on the side that raises the first output."""
+    pushed, bench = honest(), bench_of("honest")
+    with torch.no_grad():
+        for name, error in bench.errors.items():
+            weight = pushed.get_parameter(name)
+            weight.sub_(0.8 * error.abs() - 0.8 * error)  # errors point up now where they were down
+    own = placebo_ratio.inspect(CompressionBench(pushed, INT4, EFFORT, seed=0)).score
+    usual = placebo_ratio.inspect(bench).score
+    assert own is not None
+    assert usual is not None
+    assert own > usual + 0.1
+
+
 def test_a_model_that_lies_on_the_grid_already_is_not_compared_with_itself() -> None:
     awake, _ = compress(attacked(), INT4)
     bench = CompressionBench(awake, INT4, EFFORT, seed=0)
