@@ -73,6 +73,18 @@ def test_a_classifier_is_told_that_remedies_and_repairs_need_images() -> None:
     commands = advice(woken_awake().model_copy(update={"model": model})).commands
     assert "--method fine-pruning --data IMAGES" in commands[0]
     assert "--calibration IMAGES" in commands[1]
+    given = "genwarden audit ./cnn --deploy-as int4 --data ./digits --resize --out rep"
+    commands = advice(woken_awake().model_copy(update={"model": model, "command": given})).commands
+    assert "--data ./digits --resize --out" in commands[0]
+    assert "--calibration ./digits --resize --out" in commands[1]
+
+
+def test_nothing_found_says_of_which_compressions_that_holds() -> None:
+    assert "audit it with --deploy-as" in advice(quiet_document()).text
+    variants = with_variants().variants
+    held = advice(quiet_document().model_copy(update={"variants": variants})).text
+    assert f"It holds for these compressions and no others: {variants[0].name}, " in held
+    assert "audit it with" not in held
 
 
 def test_an_audit_on_images_made_from_a_classifier_asks_for_real_ones() -> None:

@@ -61,11 +61,17 @@ class Advice(NamedTuple):
 
 
 class _Asked(NamedTuple):
-    """What the documented command names: the model and its options, results, references."""
+    """What the documented command names: the model and its options, results, references, images."""
 
     model: list[str]
     out: str
     references: list[str]
+    data: str
+    resize: list[str]
+
+    def images(self, flag: str) -> list[str]:
+        """The images of the audit behind another command's flag."""
+        return [flag, self.data, *self.resize]
 
 
 def advice(document: AuditDocument) -> Advice:
@@ -176,7 +182,7 @@ def _compress_commands(document: AuditDocument, variants: list[Variant]) -> list
     if asked is None:
         return []
     # A classifier has no ordinary inputs of its own.
-    images = ["--calibration", "IMAGES"] if document.model and document.model.classes else []
+    images = asked.images("--calibration") if document.model and document.model.classes else []
     first, last = ["genwarden", "compress", *asked.model], ["--remedy", REMEDY, *images]
     return [
         shlex.join([*first, "--how", name, *last, "--out", f"{_stem(asked.model[0])}-{name}"])
@@ -189,7 +195,7 @@ def _full_audit_command(document: AuditDocument) -> str:
     if asked is None:
         return ""
     words = ["genwarden", "audit", *asked.model]
-    words += ["--data", "IMAGES"] * bool(document.model and document.model.classes)
+    words += asked.images("--data") if document.model and document.model.classes else []
     words += asked.references
     return shlex.join([*words, "--out", f"{_stem(asked.model[0])}-audit"])
 
@@ -200,7 +206,7 @@ def _repair_command(document: AuditDocument) -> str:
         return ""
     words = ["genwarden", "repair", *asked.model]
     if document.model.classes:
-        words += ["--method", "fine-pruning", "--data", "IMAGES"]
+        words += ["--method", "fine-pruning", *asked.images("--data")]
     else:
         words += ["--audit", _in_folder(asked.out, "audit.json")]
     return shlex.join([*words, "--out", f"{_stem(asked.model[0])}-repaired"])
@@ -213,7 +219,7 @@ def _asked(document: AuditDocument) -> _Asked | None:
         return None
     if words[:2] != ["genwarden", "audit"] or len(words) < 3:
         return None
-    model, out, references = [words[2]], "", []
+    model, out, references, data = [words[2]], "", [], "IMAGES"
     for flag, value in pairwise(words[3:]):
         if flag in {"--architecture", "--setting"}:
             model += [flag, value]
@@ -221,7 +227,10 @@ def _asked(document: AuditDocument) -> _Asked | None:
             out = value
         elif flag == "--references":
             references = [flag, value]
-    return _Asked(model, out, references) if out else None
+        elif flag == "--data":
+            data = value
+    resize = ["--resize"] if "--resize" in words else []
+    return _Asked(model, out, references, data, resize) if out else None
 
 
 def _in_folder(folder: str, name: str) -> str:
