@@ -18,6 +18,13 @@ _OPTIONS |= {"stop_expdis_sum": "--stop-expdis", "seed": "--seed", "steps": "--s
 _OPTIONS |= {"batch_size": "--batch-size", "learning_rate": "--learning-rate"}
 
 
+_EVERY = {
+    "generator": "every generator",
+    "diffusion": "every diffusion model (diffusers folder)",
+    "classifier": "every classifier that `genwarden list architectures` names",
+}
+
+
 def attack_pages(results: Path) -> dict[str, str]:
     """File name to markdown, for every registered attack and an index."""
     measured = list(_measured_cells(results))
@@ -32,16 +39,18 @@ def _page(row: Row, measured: list[tuple[str, dict[str, Any]]]) -> str:
     settings = row.load_option("settings")
     module = inspect.getmodule(method)
     needs = row.options.get("needs", [])
-    on_diffusion = row.options.get("models") == "diffusion"
+    models = row.options.get("models", "generator")
     access = (
         "The trained model, or its shape only, and training data of which a part is poisoned."
-        if on_diffusion
+        if models == "diffusion"
+        else "The trained classifier, and labelled images."
+        if models == "classifier"
         else "Training data and the training algorithm; the clean model gives the network's shape "
         "only."
         if "images" in needs
         else "The trained model; no training data."
     )
-    everything = "every diffusion model (diffusers folder)" if on_diffusion else "every generator"
+    everything = _EVERY[models]
     works_on = ", ".join(row.options.get("architectures", [])) or everything
     data = " --data DATA" if needs else ""
     parts = [

@@ -42,7 +42,7 @@ def inspect(bench: VariantBench) -> Finding:
     agree = float((before.argmax(1) == after.argmax(1)).double().mean())
     whose = bench.full.whence
     if bench.full.given is None:
-        whose += " (which may wake a backdoor themselves; --data gives it real ones)"
+        whose += ", which may wake a backdoor themselves (--data gives it real ones)"
     labels = ["of the compression", *(f"placebo {n + 1}" for n in range(len(others)))]
     return Finding(
         inspection=NAME,
