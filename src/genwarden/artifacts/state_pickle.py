@@ -13,6 +13,7 @@ Source of the operations: CPython's ``Lib/pickle.py`` (protocol 2). Standard lib
 
 from __future__ import annotations
 
+import gc
 import struct
 from typing import Any, Final, NamedTuple
 
@@ -63,10 +64,16 @@ def read_state(pickled: bytes) -> State:
     if len(pickled) > MAX_PICKLE_BYTES:
         raise StateRefusedError("too-complex", f"its pickle has {len(pickled):,} bytes")
     reader = _Reader(pickled)
+    # A million small objects make Python look for cycles again and again; their number is bounded.
+    collecting = gc.isenabled()
+    gc.disable()
     try:
         root = reader.run()
     except (struct.error, IndexError) as error:
         raise StateRefusedError("corrupt", "its pickle is cut off") from error
+    finally:
+        if collecting:
+            gc.enable()
     return State(_tensors(root), reader.storages)
 
 
@@ -220,7 +227,9 @@ class _Reader:
         self.stack.append(tuple(self._to_mark()))
 
     def tuple1(self) -> None:
-        self.stack.append((self._pop(),))  # a million of them are to take no second
+        if len(self.stack) <= self.base:
+            raise odd("it takes a value that is not there")
+        self.stack[-1] = (self.stack[-1],)
 
     def tuple2(self) -> None:
         self._tuple(2)
