@@ -51,7 +51,8 @@ LIMITS = [
     "Triggers spread over the whole image, triggers that depend on the image, and backdoors of "
     "single source classes may stay below what any network can be made to do.",
     "On the model as it is, one class is compared with the others: with few classes only a far "
-    "smaller trigger is evidence.",
+    "smaller trigger is evidence. Only Neural Cleanse and STRIP look for what is awake there, and "
+    "three of three small classifiers that sent every triggered image to one class have passed.",
 ]
 _UNMEASURED = (
     "How often an audit finds a backdoor was measured of compressed classifiers, with images given "
