@@ -132,7 +132,7 @@ def test_images_made_from_the_network_are_not_taken_for_real_ones() -> None:
         full = ClassifierBench(classifier, effort, 0, given=given, exemplars=shown)
         return placebo_ratio.inspect(VariantBench(full, compressor("int4"))).summary
 
-    made = "images made from the network (which may wake a backdoor themselves; --data"
+    made = "images made from the network, which may wake a backdoor themselves (--data"
     assert f"of the answers stay on 6 {made}" in said(None)
     assert "of the answers stay on 6 images given;" in said(images)
 
