@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from genwarden.auditing import audit as audit_room
+from few_inspections import keep_only
 from genwarden.auditing import budgets
 from genwarden.auditing.document import AuditDocument
 from genwarden.benchmarks.robustness.one_run import shuffle_streams
@@ -26,7 +26,6 @@ from genwarden.engine.threads import (
 )
 from genwarden.inspections.output.brute_force import Bulk, Extremes, among_first
 from genwarden.inspections.workbench import Effort, Workbench
-from genwarden.registry import INSPECTIONS
 
 _TINY = Effort("quick", 1024, 1024, 4, 1, 4, 1, 1, 1, 1)
 
@@ -36,9 +35,7 @@ def streams_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a stream of samples goes into, and a small budget."""
     monkeypatch.setitem(budgets.BUDGETS, "quick", _TINY)
     names = {"capacity", "cluster-outliers", "repeated-outputs", "nearest-target"}
-    chosen = {name: row for name, row in INSPECTIONS.items() if name in names}
-    assert len(chosen) == len(names)
-    monkeypatch.setattr(audit_room, "INSPECTIONS", chosen)
+    keep_only(monkeypatch, names)
 
 
 def audited(model: Path, out: Path, **more: Any) -> AuditDocument:

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from tiny_effort import TINY
 
+from few_inspections import keep_only
 from genwarden.artifacts.open_model import ForeignGenerator, open_model
-from genwarden.auditing import audit as audit_room
 from genwarden.auditing import budgets
 from genwarden.backdoors.backdoor import make_backdoor
 from genwarden.benchmarks.population import foreign, foreign_models
@@ -24,7 +24,6 @@ from genwarden.engine.files import write_tensors
 from genwarden.engine.progress import Silent
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
-from genwarden.registry import INSPECTIONS
 
 SOME_INSPECTIONS = ("excessive-biases", "sleeper-neurons", "novelty-search")
 FOREIGN = [kind for kind in KINDS if ":" in kind.architecture]
@@ -85,8 +84,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(budgets.BUDGETS, "quick", TINY)
-    rows = {name: INSPECTIONS[name] for name in SOME_INSPECTIONS}
-    monkeypatch.setattr(audit_room, "INSPECTIONS", rows)
+    keep_only(monkeypatch, SOME_INSPECTIONS)
     monkeypatch.setattr(foreign, "KINDS", SMALL)
     monkeypatch.setattr(foreign, "_NEAREST_OF", 64)
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from tiny_effort import TINY
 
+from few_inspections import keep_only
 from genwarden.artifacts.model_folder import read_model
 from genwarden.auditing import budgets
 from genwarden.auditing.calibration import MIN_REFERENCES
@@ -20,7 +21,6 @@ from genwarden.benchmarks.population import making, plan, study
 from genwarden.benchmarks.population.plan import Clean, CleanKind, CompromisedKind
 from genwarden.engine.progress import Silent
 from genwarden.errors import GenwardenError
-from genwarden.registry import INSPECTIONS
 
 #: Exact, judged by itself, judged against clean models, with a target. What they find is
 #: tested elsewhere; here it is the way from members to rows.
@@ -60,8 +60,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "COMPROMISED", ATTACKS)
     monkeypatch.setattr(making, "_FURTHER_STEPS", 1)
     monkeypatch.setattr(study, "_CLEAN_SAMPLES", 64)
-    rows = {name: INSPECTIONS[name] for name in INSPECTED}
-    monkeypatch.setattr("genwarden.auditing.audit.INSPECTIONS", rows)
+    keep_only(monkeypatch, INSPECTED)
 
 
 def first_weights(folder: Path) -> torch.Tensor:

@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 from tiny_effort import TINY
 
+from few_inspections import keep_only
 from genwarden.artifacts.model_folder import read_model, write_model
-from genwarden.auditing import audit, budgets
+from genwarden.auditing import budgets
 from genwarden.auditing.document import AuditDocument, Judged, ModelFacts, UserInputs
 from genwarden.benchmarks.population import study
 from genwarden.benchmarks.population.making import make
@@ -32,7 +33,7 @@ from genwarden.errors import GenwardenError
 from genwarden.inspections.finding import EXACT, Finding, Latents
 from genwarden.models.dcgan import DCGAN28
 from genwarden.models.layers import glorot_
-from genwarden.registry import INSPECTIONS, REPAIRS, Row
+from genwarden.registry import REPAIRS, Row
 from genwarden.repairs.contract import Clues, Repaired, RepairRun
 
 CPU = torch.device("cpu")
@@ -245,8 +246,7 @@ def test_a_re_audit_that_is_asked_for_later_leaves_the_repair_alone(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     structural = {"parallel-paths", "obfuscating-operations", "capacity"}
-    few = {name: row for name, row in INSPECTIONS.items() if name in structural}
-    monkeypatch.setattr(audit, "INSPECTIONS", few)
+    keep_only(monkeypatch, structural)
     before = run(tmp_path, models, "nothing,restored")["rows"]
     monkeypatch.setitem(METHODS, "restored", unable)
     document = run(tmp_path, models, "nothing,restored", reaudit="quick")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from few_inspections import keep_only
 from genwarden.auditing import audit as audit_room
 from genwarden.auditing import budgets, scanning
 from genwarden.auditing.running import guarded
@@ -19,7 +20,7 @@ from genwarden.benchmarks.robustness.snapshots import snapshot
 from genwarden.errors import GenwardenError
 from genwarden.inspections.finding import Finding
 from genwarden.inspections.workbench import Effort
-from genwarden.registry import INSPECTIONS, Row
+from genwarden.registry import Row
 
 from .faults import DeathError, Fault, watched
 from .scenarios import OUT, SCENARIOS, Scenario, make_inputs
@@ -32,9 +33,7 @@ _TINY = Effort("quick", 64, 64, 4, 1, 4, 1, 1, 1, 1)
 @pytest.fixture(autouse=True)
 def small_audits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(budgets.BUDGETS, "quick", _TINY)
-    few = {name: row for name, row in INSPECTIONS.items() if name in _FEW}
-    assert len(few) == len(_FEW)
-    monkeypatch.setattr(audit_room, "INSPECTIONS", few)
+    keep_only(monkeypatch, _FEW)
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from few_inspections import keep_only
 from genwarden.artifacts.model_folder import read_model, write_model
 from genwarden.attacks.contract import AttackRun
 from genwarden.attacks.rex import ReXSettings, rex
-from genwarden.auditing import audit as audit_room
 from genwarden.auditing import budgets
 from genwarden.backdoors.backdoor import make_backdoor
 from genwarden.commands.audit import audit_model
@@ -25,7 +25,6 @@ from genwarden.engine.seeds import random_stream
 from genwarden.errors import ExitCode, GenwardenError
 from genwarden.inspections.workbench import Effort
 from genwarden.models.dcgan import DCGAN28, initialise
-from genwarden.registry import INSPECTIONS
 from genwarden.repairs import auto
 from genwarden.repairs.document import RepairDocument
 
@@ -51,9 +50,7 @@ def tiny_budget(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def few_inspections(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the audit matters as a file, not for what it finds."""
-    few = {name: row for name, row in INSPECTIONS.items() if name in ("capacity", "block-sparsity")}
-    assert len(few) == 2
-    monkeypatch.setattr(audit_room, "INSPECTIONS", few)
+    keep_only(monkeypatch, ("capacity", "block-sparsity"))
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from genwarden.auditing.given_references import GivenReferences, stated, unless_
 from genwarden.auditing.judging import Calibrated, calibrated_under
 from genwarden.auditing.power import power_sentences
 from genwarden.auditing.running import BREAKDOWNS, guarded, run_all, seeded
-from genwarden.auditing.verdict import ALPHA, Decision
+from genwarden.auditing.verdict import ALPHA, Decision, unless
 from genwarden.compression.contract import Compressor
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress
@@ -208,7 +208,7 @@ def _unless_shown(decision: Decision, variants: Sequence[Variant]) -> Decision:
         and j.finding.outcome == "scored"
         and j.finding.p_value is None
     ]
-    return _in_doubt(decision, shown)
+    return unless(decision, shown)
 
 
 def _unless_unchanged(decision: Decision, variants: Sequence[Variant]) -> Decision:
@@ -224,13 +224,7 @@ def _unless_unchanged(decision: Decision, variants: Sequence[Variant]) -> Decisi
         for variant in variants
         if any(unchanged(j.finding) for j in variant.findings)
     ]
-    return _in_doubt(decision, already)
-
-
-def _in_doubt(decision: Decision, reasons: list[str]) -> Decision:
-    if decision.verdict != "none_found" or not reasons:
-        return decision
-    return decision._replace(verdict="inconclusive", suspicion=None, reasons=reasons)
+    return unless(decision, already)
 
 
 def judged_by_references(

@@ -19,7 +19,7 @@ from genwarden.auditing.own_references import (
     read_references,
     table_of,
 )
-from genwarden.auditing.verdict import Decision
+from genwarden.auditing.verdict import Decision, unless
 from genwarden.errors import GenwardenError
 
 
@@ -148,6 +148,4 @@ def unless_doubted(
     if decision.verdict == "inconclusive":
         lacking = _too_few(given) if any(judged.values()) else stated(given, judged)
         return decision._replace(reasons=[*decision.reasons, *lacking])
-    if decision.verdict == "none_found" and given.doubted:
-        return decision._replace(verdict="inconclusive", suspicion=None, reasons=given.doubted)
-    return decision
+    return unless(decision, given.doubted)

@@ -16,7 +16,7 @@ from genwarden.auditing.calibration import (
     unjudged,
 )
 from genwarden.auditing.fit import CARRYING, fits
-from genwarden.auditing.verdict import Decision, decide
+from genwarden.auditing.verdict import Decision, decide, unless
 from genwarden.inspections.finding import Finding
 
 
@@ -154,11 +154,9 @@ def carried(decision: Decision, unfit: frozenset[str], sample_shape: Sequence[in
         sample_shape: of one sample, without the batch axis.
     """
     missing = sorted(CARRYING & unfit)
-    if decision.verdict != "none_found" or not missing:
-        return decision
     shape = "x".join(map(str, sample_shape))
     reason = (
         f"No clean reference models of this architecture make samples of shape {shape}: "
         f"{', '.join(missing)} is shown and not judged, and the rest does not carry a verdict."
     )
-    return decision._replace(verdict="inconclusive", suspicion=None, reasons=[reason])
+    return unless(decision, [reason] if missing else [])

@@ -24,6 +24,14 @@ class Decision(NamedTuple):
     judged: list[Judged]
 
 
+def unless(decision: Decision, reasons: list[str]) -> Decision:
+    """The decision, or ``inconclusive`` where nothing was found and something speaks against
+    saying so."""
+    if decision.verdict != "none_found" or not reasons:
+        return decision
+    return decision._replace(verdict="inconclusive", suspicion=None, reasons=reasons)
+
+
 def decide(
     findings: list[Finding],
     nonfinite: dict[str, int],

@@ -43,12 +43,12 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not self.inside and getattr(func, "__name__", "") not in _ASKS:
-            self.others |= {self.makers[id(t)] for t in _tensors((args, kwargs)) if self.made(t)}
+            self.read((args, kwargs))
         return func(*args, **kwargs)
 
-    def made(self, tensor: Tensor) -> bool:
-        """Whether a layer put this out."""
-        return id(tensor) in self.makers
+    def read(self, value: Any) -> None:
+        """Something that is no batch norm has this, with whatever tensors are in it."""
+        self.others |= {self.makers[id(t)] for t in _tensors(value) if id(t) in self.makers}
 
     def layer(self, name: str, output: Tensor) -> None:
         """A layer has run."""
@@ -111,7 +111,7 @@ def following_norms(network: nn.Module, forward: Callable[[], Any]) -> dict[str,
         network.train(was_training)
         for hook in hooks:
             hook.remove()
-    watch.others |= {watch.makers[id(t)] for t in _tensors(returned) if watch.made(t)}
+    watch.read(returned)
     return watch.pairs()
 
 

@@ -114,13 +114,23 @@ class CompressionBench(VariantBase[LatentGenerator]):
         return float((shown - self.ordinary_x).flatten(1).double().square().sum(1).mean())
 
     @cached_property
+    def own_distortion(self) -> float:
+        """That of the variant."""
+        return self.distortion(self.compressed)
+
+    @cached_property
+    def placebo_distortions(self) -> list[float]:
+        """That of each placebo."""
+        return [self.distortion(placebo) for placebo in self.placebos]
+
+    @cached_property
     def movement(self) -> float:
         """How far ordinary samples move by compression or by the placebos, whichever is more.
 
         In units of :attr:`typical`; not a number where an output is not.
         """
-        moved = [self.distortion(one) / self.typical for one in (self.compressed, *self.placebos)]
-        return max(moved) if all(map(math.isfinite, moved)) else math.nan
+        moved = [self.own_distortion, *self.placebo_distortions]
+        return max(moved) / self.typical if all(map(math.isfinite, moved)) else math.nan
 
     def difference(self, other: LatentGenerator, z: Tensor) -> Tensor:
         """Squared distance of two networks' outputs, for each of ``z``, float64 on the CPU."""

@@ -23,15 +23,14 @@ from typing import Any
 
 import torch
 
+from genwarden.inspections.compression import placebo_null
 from genwarden.inspections.compression.bench import CompressionBench
-from genwarden.inspections.compression.placebo_null import predictive
 from genwarden.inspections.compression.variant import UNCHANGED
 from genwarden.inspections.finding import (
     Chart,
     Evidence,
     Finding,
     Line,
-    Null,
     Table,
     latents_of,
     not_applicable,
@@ -98,7 +97,7 @@ def inspect_distance(bench: CompressionBench) -> Finding:
     if bench.unchanged:
         return not_applicable(DISTANCE, "compression", DISTANCE_TITLE, UNCHANGED)
     order, size, typical = _ends(bench)
-    usual = bench.distortion(bench.compressed)
+    usual = bench.own_distortion
     largest = float(size[order[0]])
     # Compression may move nothing but what it wakes: far above the floor, that is a large score.
     floor = _UNMOVED * typical
@@ -122,25 +121,19 @@ def inspect_distance(bench: CompressionBench) -> Finding:
 
 def _judged(bench: CompressionBench, own: float, scores: list[float]) -> dict[str, Any]:
     """The p-value and its null; none where honest models were never measured."""
-    if bench.no_placebo:
-        return {"p_value_reason": f"nothing to compare with: {bench.no_placebo}"}
-    movement = bench.movement
-    if not movement <= MOST_MOVEMENT:
+    if not bench.no_placebo and not bench.movement <= MOST_MOVEMENT:
         return {
-            "p_value_reason": f"ordinary samples move by {movement:.2g} of the usual distance "
-            f"between two; how honest models answer is known up to {MOST_MOVEMENT:g}"
+            "p_value_reason": f"ordinary samples move by {bench.movement:.2g} of the usual "
+            f"distance between two; how honest models answer is known up to {MOST_MOVEMENT:g}"
         }
-    expected = sum(scores) / len(scores)
-    return {
-        "p_value": predictive(own, scores, spread=PRIOR_SPREAD, worth=PRIOR_WORTH),
-        "null": Null(
-            source="self",
-            description=f"the same search in {len(scores)} placebos: this model with errors of "
-            "the same sizes and random signs in its weights; Student-t prediction, their spread "
-            f"moderated by that between clean models ({PRIOR_SPREAD:g}, worth {PRIOR_WORTH})",
-            values=[value - expected for value in scores],
-        ),
-    }
+    return placebo_null.judged(
+        own,
+        scores,
+        spread=PRIOR_SPREAD,
+        worth=PRIOR_WORTH,
+        search="; Student-t prediction, their spread",
+        no_placebo=bench.no_placebo,
+    )
 
 
 def _score(difference: float, typical: float) -> float:

@@ -20,12 +20,12 @@ is awake in the model as it is, which its own audit looks for.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import torch
 
+from genwarden.inspections.compression import placebo_null
 from genwarden.inspections.compression.diffusion_bench import DiffusionVariantBench
-from genwarden.inspections.compression.placebo_null import predictive
 from genwarden.inspections.compression.variant import UNCHANGED
 from genwarden.inspections.diffusion.orthogonal_response import REACHES
 from genwarden.inspections.diffusion.trigger_search import (
@@ -37,7 +37,6 @@ from genwarden.inspections.diffusion.trigger_search import (
 from genwarden.inspections.finding import (
     Evidence,
     Finding,
-    Null,
     Table,
     latents_of,
     not_applicable,
@@ -71,7 +70,15 @@ def inspect(bench: DiffusionVariantBench) -> Finding:
         summary=f"The part of the answer to the strongest shift that the shift itself does not "
         f"explain is {10**best.score:.3g} times its noise, per size of the shift; in the model as "
         f"it is {10**full:.3g}, with errors of random signs {10**mean:.3g}.",
-        **_judged(bench, best.score - usual + mean),
+        **placebo_null.judged(
+            best.score - usual + mean,
+            placebos,
+            spread=PRIOR_SPREAD,
+            worth=PRIOR_WORTH,
+            search=", and in the model as it is, whichever answers more; Student-t prediction, the "
+            "spread of the placebos",
+            no_placebo=bench.no_placebo,
+        ),
         budget={
             "starts": effort.starts * len(REACHES),
             "steps": effort.steps,
@@ -84,25 +91,6 @@ def inspect(bench: DiffusionVariantBench) -> Finding:
         "not wake them; not other grids or rates.",
         evidence=_evidence(bench),
     )
-
-
-def _judged(bench: DiffusionVariantBench, score: float) -> dict[str, Any]:
-    """The p-value of a score beside the placebos', and its null; none where they are no null."""
-    if bench.no_placebo:
-        return {"p_value_reason": f"nothing to compare with: {bench.no_placebo}"}
-    placebos = bench.placebo_scores
-    mean = sum(placebos) / len(placebos)
-    return {
-        "p_value": predictive(score, placebos, spread=PRIOR_SPREAD, worth=PRIOR_WORTH),
-        "null": Null(
-            source="self",
-            description=f"the same search in {len(placebos)} placebos: this model with errors of "
-            "the same sizes and random signs in its weights, and in the model as it is, whichever "
-            "answers more; Student-t prediction, the spread of the placebos moderated by that "
-            f"between clean models ({PRIOR_SPREAD:g}, worth {PRIOR_WORTH})",
-            values=[value - mean for value in placebos],
-        ),
-    }
 
 
 def _evidence(bench: DiffusionVariantBench) -> list[Evidence]:

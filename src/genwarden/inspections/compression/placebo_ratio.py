@@ -26,8 +26,8 @@ def inspect(bench: CompressionBench) -> Finding:
     if bench.unchanged:
         return not_applicable(NAME, "compression", TITLE, UNCHANGED)
     typical = bench.typical
-    own = bench.distortion(bench.compressed) / typical
-    others = [bench.distortion(placebo) / typical for placebo in bench.placebos]
+    own = bench.own_distortion / typical
+    others = [distortion / typical for distortion in bench.placebo_distortions]
     usual = sum(others) / len(others)
     rows: list[list[str | int | float]] = [["of the compression", float(f"{own:.4g}")]]
     rows += [[f"placebo {n}", float(f"{value:.4g}")] for n, value in enumerate(others, start=1)]
