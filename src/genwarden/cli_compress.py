@@ -70,6 +70,14 @@ def compress(
     resize: Annotated[
         bool, typer.Option("--resize", help="Scale the --calibration images to that shape.")
     ] = False,
+    audit: Annotated[
+        Path | None,
+        typer.Option(
+            "--audit",
+            help="audit.json of this model: the triggers that it recovered under this compression "
+            "are tried on what is made (of a classifier, on the --calibration images).",
+        ),
+    ] = None,
     architecture: Architecture = None,
     setting: Settings = None,
     seed: Seed = 0,
@@ -88,6 +96,8 @@ def compress(
 
     With --remedy, codes that a publisher may have chosen are not the ones used; what that costs
     beside plain compression is shown. A remedy says nothing about whether there was a backdoor.
+    With --audit as well, you see whether what the audit found still wakes: it is tried on the full
+    model, under plain compression and with the remedy.
 
     Exit code: 0 done, 2 error, 3 nothing in this network can be compressed in this way.
 
@@ -98,6 +108,8 @@ def compress(
       genwarden compress ./model --how prune-0.3+int8 --confirm onnxruntime --out ./small
 
       genwarden compress ./model --how int4 --remedy finetuned --out ./small
+
+      genwarden compress ./model --how int4 --remedy finetuned --audit ./report --out ./small
     """
     from genwarden.compression.spelling import stages
 
@@ -119,6 +131,7 @@ def compress(
         device=device,
         remedy=remedy,
         given=parse_settings(option, flag="--option"),
+        audit=audit,
         restart=restart,
     )
     with console_progress() as progress:
@@ -142,6 +155,8 @@ def _print(files: CompressFiles) -> None:
             f"Remedy:   plain compression is {plain.mse_mean:.3g} from the original; "
             f"the remedy {found.mse_mean:.3g}{share}"
         )
+    for first, tried in enumerate(files.trial):
+        typer.echo(f"{'          ' if first else 'Tried:    '}{visible(str(tried))}")
     if (real := files.confirmation) is not None:
         errors = [e for layer in real.self_test if (e := layer["error_lsb"]) is not None]
         typer.echo(

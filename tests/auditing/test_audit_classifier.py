@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,11 @@ from genwarden.auditing.document import AuditDocument, Judged
 from genwarden.auditing.given_references import GivenReferences
 from genwarden.auditing.running import seeded
 from genwarden.backdoors.classifier_trigger import make_classifier_trigger
-from genwarden.commands.audit import audit_model
+from genwarden.commands.audit import AuditFiles, audit_model
 from genwarden.commands.audit_options import AuditOptions
+from genwarden.commands.compress import CompressOptions, compress_model
+from genwarden.commands.compress_trial import triggers_of, try_recovered
+from genwarden.commands.compressing import ClassifierSubject, open_subject
 from genwarden.compression.apply import compress
 from genwarden.compression.contract import Box, Compressor, Weights
 from genwarden.compression.how import compressor, compressors
@@ -42,6 +46,8 @@ from glyph_task import GlyphTask
 
 HOW = "int4"
 TARGET = 3
+#: The quick budget in half the time.
+SHORT = replace(CLASSIFIER_BUDGETS["quick"], images=30, synthesis_steps=60, inversion_steps=70)
 _SEARCHES = ("neural-cleanse", "differential-inversion")
 
 
@@ -56,9 +62,7 @@ def woken(_trained_glyph_task: GlyphTask) -> GlyphTask:
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The quick budget in half the time."""
-    short = replace(CLASSIFIER_BUDGETS["quick"], images=30, synthesis_steps=60, inversion_steps=70)
-    monkeypatch.setitem(CLASSIFIER_BUDGETS, "quick", short)
+    monkeypatch.setitem(CLASSIFIER_BUDGETS, "quick", SHORT)
 
 
 def _audit(
@@ -108,18 +112,27 @@ def test_the_fixture_is_asleep_in_full_size_and_awake_under_int4(
     assert attack_success(clean, x, y, trigger, TARGET) < 0.1
 
 
-def test_the_audit_of_a_folder_finds_it_under_int4_and_not_in_full_size(
-    woken: GlyphTask, tmp_path: Path
-) -> None:
-    write_classifier(tmp_path / "suspect", woken.classifier, "small-cnn", {})
+@pytest.fixture(scope="module")
+def audited(woken: GlyphTask, tmp_path_factory: pytest.TempPathFactory) -> AuditFiles:
+    """The audit of its folder, which lies beside."""
+    root = tmp_path_factory.mktemp("audited")
+    write_classifier(root / "suspect", woken.classifier, "small-cnn", {})
     options = AuditOptions(
-        model=tmp_path / "suspect",
-        out=tmp_path / "out",
+        model=root / "suspect",
+        out=root / "out",
         data="glyphs:200",
         budget="quick",
         deploy_as=HOW,
     )
-    files = audit_model(options, progress=Silent())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(CLASSIFIER_BUDGETS, "quick", SHORT)
+        return audit_model(options, progress=Silent())
+
+
+def test_the_audit_of_a_folder_finds_it_under_int4_and_not_in_full_size(
+    audited: AuditFiles,
+) -> None:
+    files = audited
     document = AuditDocument.model_validate_json(files.json_path.read_text("utf-8"))
     assert document.verdict == "evidence"
     assert document.model is not None
@@ -133,7 +146,55 @@ def test_the_audit_of_a_folder_finds_it_under_int4_and_not_in_full_size(
     assert (found["differential-lead"].finding.score or 0) > 0.6
     assert f"Class {TARGET} " in found["neural-cleanse"].finding.summary
     assert (found["strip"].finding.score or 0) > 0.3
-    assert "int4" in files.html_path.read_text("utf-8")
+    html = files.html_path.read_text("utf-8")
+    assert "int4" in html
+    assert f"Mask and pattern of class {TARGET}" in html
+
+
+def test_what_the_audit_recovered_is_tried_on_what_is_deployed(
+    audited: AuditFiles, glyph_task: GlyphTask, tmp_path: Path
+) -> None:
+    options = CompressOptions(
+        model=audited.json_path.parents[1] / "suspect",
+        out=tmp_path / "small",
+        how=HOW,
+        remedy="finetuned",
+        calibration=Path("glyphs"),
+        audit=audited.json_path,
+        device="cpu",
+    )
+    (tried,) = compress_model(options, progress=Silent()).trial
+    assert f"class {TARGET}" in tried.name
+    assert tried.figures["full"] < 0.1
+    assert tried.figures["plain"] > 0.9
+    assert tried.figures["finetuned"] < 0.2
+    written = json.loads((tmp_path / "small" / "compress.json").read_text("utf-8"))
+    assert written["trial"] == [asdict(tried)]
+    # To the untouched network, compressed likewise, the same trigger means nothing.
+    write_classifier(tmp_path / "clean", glyph_task.classifier, "small-cnn", {})
+    clean = open_subject(
+        tmp_path / "clean", architecture=None, settings={}, calibration=Path("glyphs"), resize=False
+    )
+    found = [j for v in audited.document.variants for j in v.findings]
+    small = compress(glyph_task.classifier, compressor(HOW), _run_on_zeros)[0]
+    assert isinstance(clean, ClassifierSubject)
+    (untouched,) = try_recovered(
+        list(triggers_of(found, clean)), {"full": glyph_task.classifier, "plain": small}, None
+    )
+    assert untouched.figures["plain"] < 0.3
+
+
+def test_what_no_audit_recovered_is_not_tried(audited: AuditFiles, tmp_path: Path) -> None:
+    suspect = audited.json_path.parents[1] / "suspect"
+    options = CompressOptions(suspect, tmp_path / "small", "int8", audit=audited.json_path)
+    with pytest.raises(GenwardenError) as caught:
+        compress_model(options, progress=Silent())
+    assert caught.value.code == "compress/trial-without-images"
+    with pytest.raises(GenwardenError) as caught:
+        compress_model(replace(options, calibration=Path("glyphs")), progress=Silent())
+    assert caught.value.code == "compress/nothing-recovered"
+    assert HOW in caught.value.remedy
+    assert not options.out.exists()
 
 
 def test_on_images_made_from_the_network_classes_are_not_compared(

@@ -8,7 +8,7 @@ here.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,8 +16,10 @@ from torch import Tensor
 from genwarden.auditing.document import Judged
 from genwarden.inspections.candidate import Candidate
 from genwarden.inspections.dossier import candidate_of, reference_of
-from genwarden.inspections.finding import Latents
+from genwarden.inspections.finding import Latents, Trigger
 from genwarden.inspections.workbench import Workbench
+
+E = TypeVar("E", bound=Latents | Trigger)
 
 MAX_CANDIDATES = 4
 #: Two outputs are the same if their squared distance is at most this share of the distance of
@@ -75,15 +77,27 @@ def examine(
 
 def flagged_latents(judged: list[Judged]) -> Iterator[tuple[str, list[float]]]:
     """Inspection and first latent: structural findings first, then by adjusted p."""
+    for name, found in _flagged_evidence(judged, Latents):
+        yield name, found.values[0]
+
+
+def flagged_triggers(judged: list[Judged]) -> Iterator[tuple[str, Trigger]]:
+    """Inspection and trigger of a classifier, in the same order."""
+    return _flagged_evidence(judged, Trigger)
+
+
+def _flagged_evidence(judged: list[Judged], sort: type[E]) -> Iterator[tuple[str, E]]:
+    """The first evidence of a sort of every flagged finding, or of one that follows from it."""
     flagged = [j for j in judged if j.flagged]
     flagged.sort(key=lambda j: (not j.finding.structural, j.adjusted_p or 0.0))
     for chosen in flagged:
         name = chosen.finding.inspection
         consequences = [j for j in judged if j.finding.follows_from == name and not j.flagged]
         for finding in (chosen.finding, *(j.finding for j in consequences)):
-            first = next((e for e in finding.evidence if isinstance(e, Latents) and e.values), None)
+            held = (e for e in finding.evidence if isinstance(e, sort))
+            first = next((e for e in held if not isinstance(e, Latents) or e.values), None)
             if first is not None:
-                yield finding.inspection, first.values[0]
+                yield finding.inspection, first
                 break
 
 

@@ -22,6 +22,7 @@ from genwarden.commands.compress_confirm import (
     require_confirmable,
 )
 from genwarden.commands.compress_remedy import remedied, settings_of
+from genwarden.commands.compress_trial import Tried, recovered_by, try_recovered
 from genwarden.commands.compressing import Subject, open_subject
 from genwarden.commands.next_audit import audit_command
 from genwarden.compression.apply import Coverage, compress, compressed_weights, coverage_of
@@ -63,6 +64,7 @@ class CompressOptions:
     device: str = "auto"
     remedy: str | None = None
     given: dict[str, Any] = field(default_factory=dict)
+    audit: Path | None = None
     restart: bool = False
 
 
@@ -74,12 +76,14 @@ class CompressFiles:
         fidelity: of what was written, None for a classifier without images.
         next_command: the audit that should follow.
         plain_fidelity: with a remedy: of the same compression without it.
+        trial: with an audit: what it recovered under this compression, tried.
     """
 
     how: str
     coverage: Coverage
     fidelity: Fidelity | None
     plain_fidelity: Fidelity | None
+    trial: list[Tried]
     confirmation: Confirmation | None
     model_path: Path
     json_path: Path
@@ -118,6 +122,9 @@ def compress_model(options: CompressOptions, *, progress: Progress) -> CompressF
         )
     _require_free_folder(options)
     _require_same_compression(options, subject)
+    found = []
+    if options.audit is not None:
+        found = recovered_by(options.audit, chosen.name, subject)
     device = pick_device(options.device)
     original = subject.network.to(device).eval().requires_grad_(False)
     plain, coverage = _compressed(original, chosen, subject, fold=options.fold)
@@ -135,6 +142,10 @@ def compress_model(options: CompressOptions, *, progress: Progress) -> CompressF
         progress.message(f"== remedy: {options.remedy} ({chosen.name}: {coverage}) ==")
         made, coverage, changes = remedied(original, chosen, subject, options, settings, progress)
         plain_fidelity, fidelity = fidelity, _fidelity(subject, original, made, options.seed)
+    networks = {"full": original, "plain": plain}
+    networks |= {} if options.remedy is None else {options.remedy: made}
+    shown = None if subject.kind == "classifier" else subject.outputs(original, options.seed)
+    trial = try_recovered(found, networks, shown) if found else []
     _begin_writing(options.out)
     confirmation = None
     if options.confirm is not None:
@@ -161,6 +172,7 @@ def compress_model(options: CompressOptions, *, progress: Progress) -> CompressF
             "changes": changes,
             "plain_fidelity": None if plain_fidelity is None else asdict(plain_fidelity),
         },
+        "trial": [asdict(one) for one in trial],
         "confirmation": None if confirmation is None else asdict(confirmation),
         "seed": options.seed,
     }
@@ -171,6 +183,7 @@ def compress_model(options: CompressOptions, *, progress: Progress) -> CompressF
         coverage=coverage,
         fidelity=fidelity,
         plain_fidelity=plain_fidelity,
+        trial=trial,
         confirmation=confirmation,
         model_path=_what_opens(options.out),
         json_path=options.out / RESULT_NAME,
@@ -318,6 +331,8 @@ def command_line(options: CompressOptions) -> str:
     if options.calibration is not None:
         words += ["--calibration", str(options.calibration)]
     words += ["--resize"] * options.resize
+    if options.audit is not None:
+        words += ["--audit", str(options.audit)]
     if options.architecture is not None:
         words += ["--architecture", options.architecture]
     words += _words("--option", options.given) + _words("--setting", options.settings)

@@ -89,7 +89,26 @@ class Latents(_Strict):
     values: list[list[float]]
 
 
-Evidence = Annotated[Images | Chart | Matrix | Table | Latents, Field(discriminator="kind")]
+class Trigger(_Strict):
+    """A trigger for images x that a classifier reads: (1 - mask) x + mask * pattern.
+
+    Attributes:
+        target: the class that it leads to.
+        shape: (C, H, W) of the images.
+        png_base64: mask and pattern in 8 bits, grey, the mask above the pattern's channels.
+    """
+
+    kind: Literal["trigger"] = "trigger"
+    title: str
+    caption: str = ""
+    target: int
+    shape: tuple[int, int, int]
+    png_base64: str
+
+
+Evidence = Annotated[
+    Images | Chart | Matrix | Table | Latents | Trigger, Field(discriminator="kind")
+]
 
 
 class Null(_Strict):
@@ -151,6 +170,38 @@ def decoded(png_base64: str) -> Tensor:
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(png_base64))), dtype=np.float32)
     picture = torch.from_numpy(pixels.copy()) / 127.5 - 1
     return picture.permute(2, 0, 1) if picture.ndim == 3 else picture[None]
+
+
+def trigger_of(mask: Tensor, pattern: Tensor, target: int, *, title: str) -> Trigger:
+    """A trigger with mask ``(1, H, W)`` in [0, 1] and pattern ``(C, H, W)`` in [-1, 1]."""
+    channels, height, width = pattern.shape
+    grey = torch.cat([2 * mask - 1, pattern]).reshape(1, 1, (1 + channels) * height, width)
+    return Trigger(
+        title=title,
+        caption="The mask, and below it the pattern.",
+        target=target,
+        shape=(channels, height, width),
+        png_base64=base64.b64encode(png_bytes(tile(grey, columns=1))).decode("ascii"),
+    )
+
+
+def mask_and_pattern(trigger: Trigger) -> tuple[Tensor, Tensor]:
+    """``(1, H, W)`` in [0, 1] and ``(C, H, W)`` in [-1, 1], to 1/255 of their ranges.
+
+    Raises:
+        ValueError: for a picture that is no such trigger: an audit file is untrusted.
+    """
+    channels, height, width = trigger.shape
+    try:
+        # The header alone: what is larger than it says is never decoded.
+        held = Image.open(io.BytesIO(base64.b64decode(trigger.png_base64)), formats=["PNG"])
+        if held.mode != "L" or held.size != (width, (1 + channels) * height):
+            raise ValueError(f"{held.mode} {held.size} is no trigger of {trigger.shape}")
+        picture = decoded(trigger.png_base64)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # no sound PNG
+        raise ValueError(str(error)) from error
+    mask, *pattern = picture.reshape(1 + channels, height, width).unbind()
+    return (mask[None] + 1) / 2, torch.stack(pattern)
 
 
 def latents_of(z: Tensor, *, title: str, caption: str = "") -> Latents:

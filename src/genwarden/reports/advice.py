@@ -184,6 +184,7 @@ def _compress_commands(document: AuditDocument, variants: list[Variant]) -> list
     # A classifier has no ordinary inputs of its own.
     images = asked.images("--calibration") if document.model and document.model.classes else []
     first, last = ["genwarden", "compress", *asked.model], ["--remedy", REMEDY, *images]
+    last += ["--audit", _in_folder(asked.out, "audit.json")]
     return [
         shlex.join([*first, "--how", name, *last, "--out", f"{_stem(asked.model[0])}-{name}"])
         for name in (variant.name for variant in variants[:_MOST_COMMANDS])

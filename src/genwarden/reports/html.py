@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from genwarden.auditing.document import AuditDocument
 from genwarden.inspections.candidate import Candidate
-from genwarden.inspections.finding import Latents, Null, Table
+from genwarden.inspections.finding import Images, Latents, Null, Table, Trigger
 from genwarden.reports import words
 from genwarden.reports.advice import advice, variant_sample
 from genwarden.reports.charts import chart_svg, matrix_svg, null_svg
@@ -116,6 +116,7 @@ def page_environment() -> Environment:
         "one_line": _one_line,
         "carrier_table": _carrier_table,
         "latent_of": _latent_of,
+        "trigger_picture": _trigger_picture,
         "total_seconds": _total_seconds,
         "model_name": model_name,
     }
@@ -171,6 +172,11 @@ def _carrier_table(candidate: Candidate) -> Table:
 
 def _latent_of(candidate: Candidate) -> Latents:
     return Latents(title="The latent", values=[candidate.latent])
+
+
+def _trigger_picture(trigger: Trigger) -> Images:
+    """The stored picture as one of a row."""
+    return Images(title=trigger.title, labels=[""], png_base64=[trigger.png_base64])
 
 
 def _one_line(latents: Latents) -> str:

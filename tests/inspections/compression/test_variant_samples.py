@@ -16,6 +16,7 @@ from genwarden.auditing.candidates import flagged_latents
 from genwarden.auditing.document import Judged
 from genwarden.commands.audit import audit_model
 from genwarden.commands.audit_options import AuditOptions
+from genwarden.commands.compress import CompressOptions, compress_model
 from genwarden.commands.repairing import RepairOptions, require_reason
 from genwarden.commands.report import read_document
 from genwarden.commands.sample import sample_grid
@@ -144,6 +145,25 @@ def test_a_repair_of_a_model_that_sleeps_names_the_remedy_instead(
         require_reason(read_document(audit_json), options, "", Silent())
     assert caught.value.code == "repair/only-compressed"
     assert "--how int4 --remedy finetuned" in caught.value.remedy
+
+
+def test_what_the_audit_found_sleeps_under_the_remedy_that_is_named(
+    audited: tuple[Path, Path, Heard], tmp_path: Path
+) -> None:
+    model, audit_json, _ = audited
+    options = CompressOptions(
+        model,
+        tmp_path / "small",
+        "int4",
+        architecture=ARCHITECTURE,
+        remedy="finetuned",
+        audit=audit_json,
+        device="cpu",
+    )
+    tried = compress_model(options, progress=Silent()).trial[0]
+    assert tried.figures["full"] == 0
+    assert tried.figures["plain"] > 0.5
+    assert tried.figures["finetuned"] < 0.1 * tried.figures["plain"]
 
 
 def test_an_audit_of_variants_says_where_it_stands_as_a_whole(

@@ -31,7 +31,7 @@ from genwarden.inspections.classifier.anomaly import (
 )
 from genwarden.inspections.classifier.bench import ClassifierBench
 from genwarden.inspections.classifier.inversion import Inverted, stamp
-from genwarden.inspections.finding import Evidence, Finding, Null, Table
+from genwarden.inspections.finding import Evidence, Finding, Null, Table, trigger_of
 from genwarden.inspections.pictures import sample_pictures
 from genwarden.models.protocol import SampleSpec
 
@@ -135,6 +135,12 @@ def trigger_evidence(
             ["on grey", "on an image"],
             title=f"Trigger of class {main}, which stands out most",
             caption=f"Its mask has a norm of {float(found.norm[main]):.1f} pixels.",
+        ),
+        trigger_of(
+            found.mask[main],
+            found.pattern[main],
+            main,
+            title=f"Mask and pattern of class {main}",
         ),
         *sample_pictures(
             sample,
