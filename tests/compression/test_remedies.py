@@ -39,7 +39,7 @@ REMEDIES: dict[str, tuple[dict[str, Any], float]] = {
     "noise": ({"steps": 0.15}, 1.5),
     "efrap": ({"steps": 60, "calibration": 64, "learning_rate": 0.05}, 1.5),
     "task-vector": ({}, 1.6),
-    "finetuned": ({"steps": 60, "batch_size": 32, "searched": 16}, 1.0),
+    "finetuned": ({"steps": 120, "batch_size": 32, "searched": 32}, 1.0),
 }
 
 

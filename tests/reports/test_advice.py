@@ -40,7 +40,7 @@ def test_evidence_in_compressed_forms_alone_names_the_remedy_and_not_a_repair() 
     text, commands = advice(woken_by_int4())
     assert commands == [
         "genwarden compress ./small.pt --architecture a:b --how int4 --remedy finetuned "
-        "--out small-int4"
+        "--audit rep/audit.json --out small-int4"
     ]
     assert "int4" in text
     assert "int8" not in text
@@ -76,7 +76,7 @@ def test_a_classifier_is_told_that_remedies_and_repairs_need_images() -> None:
     given = "genwarden audit ./cnn --deploy-as int4 --data ./digits --resize --out rep"
     commands = advice(woken_awake().model_copy(update={"model": model, "command": given})).commands
     assert "--data ./digits --resize --out" in commands[0]
-    assert "--calibration ./digits --resize --out" in commands[1]
+    assert "--calibration ./digits --resize --audit" in commands[1]
 
 
 def test_nothing_found_says_of_which_compressions_that_holds() -> None:
