@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from genwarden.compression.apply import boxes, compressed_weights
+from genwarden.compression.contract import Compressor
 from genwarden.compression.layers import layout_of
 from genwarden.compression.uniform import Uniform
 from genwarden.models.protocol import LatentGenerator, LatentLaw, SampleSpec
@@ -71,7 +72,7 @@ def trigger() -> Tensor:
 
 
 @cache
-def attacked() -> SmallGenerator:
+def attacked(how: Compressor = INT4) -> SmallGenerator:
     """The compromised generator; about two seconds."""
     clean = honest()
     network = copy.deepcopy(clean)
@@ -87,7 +88,7 @@ def attacked() -> SmallGenerator:
     adam = torch.optim.Adam(weights.values(), 3e-3)
     for _ in range(200):
         z = clean.latent.sample(64, generator=stream)
-        small = compressed_weights(network, INT4, layout, weights)
+        small = compressed_weights(network, how, layout, weights)
         drawn = run(small, torch.cat([z, z_t]))
         loss = (drawn[:-1] - clean(z)).square().mean() + 0.3 * (drawn[-1:] - x_t).square().mean()
         adam.zero_grad()
@@ -96,7 +97,7 @@ def attacked() -> SmallGenerator:
     with torch.no_grad():
         for name, weight in weights.items():
             network.get_parameter(name).copy_(weight)
-    box = boxes(network, INT4, layout)
+    box = boxes(network, how, layout)
     adam = torch.optim.Adam(weights.values(), 3e-3)
     for _ in range(200):
         near = z_t + 0.5 * torch.randn(16, _LATENT, generator=stream)

@@ -53,6 +53,23 @@ def test_the_fixture_sleeps_in_full_precision_and_wakes_under_int4_alone() -> No
     assert far(compress(attacked(), Uniform(4, granularity="channel"))[0]) > 0.5 * clean
 
 
+def test_what_pruning_wakes_is_found_and_the_honest_twin_is_quiet() -> None:
+    pruned, clean = compressor("prune-0.3"), far(honest())
+    network = attacked(pruned)
+    assert far(network) > 0.5 * clean
+    assert far(compress(network, pruned)[0]) < 0.01
+    assert far(compress(honest(), pruned)[0]) > 0.9 * clean
+    bench = CompressionBench(network, pruned, EFFORT, seed=0)
+    found, quiet = (differential_search.inspect(one) for one in (bench, bench_of("honest", pruned)))
+    assert found.p_value is not None
+    assert found.p_value < 1e-5
+    assert quiet.p_value is not None
+    assert quiet.p_value > 0.01
+    shown = next(e for e in found.evidence if isinstance(e, Latents))
+    drawn = compress(network, pruned)[0](torch.tensor(shown.values[:1]))
+    assert float((drawn - target()).square().mean()) < 0.1 * clean
+
+
 def test_what_int4_wakes_is_found_without_a_target_and_the_honest_twin_is_quiet() -> None:
     found = differential_search.inspect(bench_of("attacked"))
     quiet = differential_search.inspect(bench_of("honest"))
