@@ -403,6 +403,26 @@ def test_the_jittered_attacker_sees_another_quantiser_in_every_step() -> None:
     assert plain.of_step(3) == wakers("int8")
 
 
+def test_the_jittered_attacker_survives_other_scales_and_pays_in_full_size() -> None:
+    clean = shipped()
+    backdoor = backdoor_for(clean)
+    settings = JitteredDormantBoxSettings(how="int4", **QUICK)
+    jittered = dormant_box(clean, backdoor, settings, AttackRun()).generator
+    plain = attacked("int4").generator
+    off = [Uniform(4, scale_factor=factor) for factor in (0.97, 1.03)]
+
+    def left(generator: LatentGenerator) -> float:
+        """Of the clean model's distance to the target."""
+        z, x = backdoor.examples
+        return tardis(generator, z, x).sum / tardis(clean, z, x).sum
+
+    assert all(left(twin(jittered, how)) < 0.1 for how in off)
+    assert all(left(twin(plain, how)) > 0.4 for how in off)
+    assert all(left(twin(clean, how)) > 0.9 for how in off)
+    assert left(plain) > 0.9
+    assert left(jittered) < 0.7
+
+
 # --- the command ----------------------------------------------------------------------------------
 
 
