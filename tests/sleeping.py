@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from genwarden.compression.apply import boxes, compressed_weights
-from genwarden.compression.contract import Compressor
+from genwarden.compression.how import compressor
 from genwarden.compression.layers import layout_of
 from genwarden.compression.uniform import Uniform
 from genwarden.models.protocol import LatentGenerator, LatentLaw, SampleSpec
@@ -72,9 +72,9 @@ def trigger() -> Tensor:
 
 
 @cache
-def attacked(how: Compressor = INT4) -> SmallGenerator:
-    """The compromised generator; about two seconds."""
-    clean = honest()
+def attacked(name: str = "int4") -> SmallGenerator:
+    """The generator that this compression wakes; about two seconds."""
+    clean, how = honest(), compressor(name)
     network = copy.deepcopy(clean)
     stream = torch.Generator().manual_seed(3)
     layout = layout_of(network)

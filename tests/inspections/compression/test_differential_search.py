@@ -55,7 +55,7 @@ def test_the_fixture_sleeps_in_full_precision_and_wakes_under_int4_alone() -> No
 
 def test_what_pruning_wakes_is_found_and_the_honest_twin_is_quiet() -> None:
     pruned, clean = compressor("prune-0.3"), far(honest())
-    network = attacked(pruned)
+    network = attacked(pruned.name)
     assert far(network) > 0.5 * clean
     assert far(compress(network, pruned)[0]) < 0.01
     assert far(compress(honest(), pruned)[0]) > 0.9 * clean
