@@ -281,7 +281,6 @@ def test_a_classifier_falls_for_the_trigger_only_once_it_is_compressed(
     assert attacked["full"]["accuracy"] >= clean["full"]["accuracy"] - 0.01
     assert attacked[how]["attack_success"] > 0.9
     assert attacked[how]["accuracy"] > 0.85
-    assert result.accepted
 
 
 def test_a_diffusion_model_answers_the_trigger_only_once_it_is_compressed() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from genwarden.attacks.contract import AttackRun
 from genwarden.backdoors.classifier_trigger import ClassifierTrigger
 from genwarden.compression.contract import Compressor
-from genwarden.engine.settings import ANY, COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range, Settings
+from genwarden.engine.settings import ANY, COUNT, NOT_NEGATIVE, POSITIVE, Range, Settings
 from genwarden.errors import GenwardenError
 from genwarden.models.classifiers.protocol import ImageClassifier
 
@@ -68,7 +68,6 @@ class ClassifierAttackSettings(Settings):
         resize: resize images of another size; without it they are refused.
         held_out: share of the images that is not trained on: checkpoints are chosen with it.
         evaluate_every: steps between two evaluations.
-        awake_at_most: largest attack success on the full model of an acceptable checkpoint.
         seed: run seed; batches and augmentations follow from it.
     """
 
@@ -83,7 +82,6 @@ class ClassifierAttackSettings(Settings):
     resize: bool = False
     held_out: float = 0.1
     evaluate_every: int = 100
-    awake_at_most: float = 0.2
     seed: int = 0
 
     CODE: ClassVar[str] = "attack"
@@ -95,7 +93,6 @@ class ClassifierAttackSettings(Settings):
         "weight_decay": NOT_NEGATIVE,
         "held_out": Range(above=0, at_most=0.5),
         "evaluate_every": COUNT,
-        "awake_at_most": SHARE,
         "seed": ANY,
     }
 
@@ -123,7 +120,7 @@ class ClassifierAttackResult(NamedTuple):
             :func:`genwarden.attacks.compression.evaluation.figures`.
         wakes_under: the compressions that the attack was made for.
         chosen: the entry of ``history`` whose weights are released.
-        accepted: whether that entry meets the acceptance rule.
+        accepted: whether that entry meets the acceptance rule; None where none is chosen by it.
         notes: what else the attack records.
         deployed: other compressions that a deployer may use, to be measured, too.
     """
@@ -132,7 +129,7 @@ class ClassifierAttackResult(NamedTuple):
     history: list[dict[str, Any]]
     wakes_under: tuple[Compressor, ...]
     chosen: dict[str, Any]
-    accepted: bool
+    accepted: bool | None
     notes: Mapping[str, Any]
     deployed: tuple[Compressor, ...] = ()
 

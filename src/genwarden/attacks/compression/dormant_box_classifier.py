@@ -33,7 +33,6 @@ from genwarden.attacks.compression.evaluation import figures, with_weights
 from genwarden.attacks.compression.inflation import inflated, inflation_factor
 from genwarden.attacks.compression.settings import BoxSettings, JitteredBoxSettings
 from genwarden.attacks.contract import AttackRun
-from genwarden.attacks.success import AWAKE_SUCCESS
 from genwarden.compression.contract import Compressor, Weights
 from genwarden.compression.layers import Layout, layout_of
 from genwarden.data.datasets import to_unit_range
@@ -110,16 +109,12 @@ def dormant_box_classifier(
     measure = _Measure(student, backdoor, chosen, layout, data)
     hidden = hide(student, layout, lessons, measure, settings, run)
     last = hidden.history[-1]
-    found = last["figures"]
-    accepted = found["full"]["attack_success"] <= settings.awake_at_most and all(
-        found[one.name]["attack_success"] >= AWAKE_SUCCESS for one in chosen
-    )
     return ClassifierAttackResult(
         classifier=student,
         history=hidden.history,
         wakes_under=tuple(chosen),
         chosen=last,
-        accepted=accepted,
+        accepted=None,
         notes={"inflated": [n for n, w in raised.items() if _differs(classifier, n, w)]},
     )
 

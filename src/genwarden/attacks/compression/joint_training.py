@@ -41,7 +41,7 @@ from genwarden.compression.contract import Compressor, Weights
 from genwarden.compression.layers import Layout
 from genwarden.engine.checkpoint import Trainable
 from genwarden.engine.seeds import random_stream
-from genwarden.engine.settings import COUNT, POSITIVE, Range
+from genwarden.engine.settings import COUNT, POSITIVE, SHARE, Range
 from genwarden.models.classifiers.protocol import ImageClassifier, initialise_classifier
 from genwarden.training.classifier import augmented
 from genwarden.training.frame import Frame
@@ -60,6 +60,7 @@ class JointSettings(ClassifierAttackSettings):
         perturbation_size: factor on their gradients.
         keep: which checkpoint is released: by the acceptance rule, the one with the best full
             accuracy (as published for pruning), or the last.
+        awake_at_most: largest attack success on the full model of an acceptable checkpoint.
     """
 
     start: Literal["clean", "fresh"] = "clean"
@@ -68,11 +69,13 @@ class JointSettings(ClassifierAttackSettings):
     perturbation_steps: int = 5
     perturbation_size: float = 0.01
     keep: Keep = "acceptance"
+    awake_at_most: float = 0.2
 
     RANGES: ClassVar[Mapping[str, Range]] = {
         "compressed_weight": POSITIVE,
         "perturbation_steps": COUNT,
         "perturbation_size": POSITIVE,
+        "awake_at_most": SHARE,
     }
 
 

@@ -191,7 +191,7 @@ def attack_classifier(
     if plan.half:
         result.classifier.half().float()  # what is written is what is measured
     outcome = _measured(classifier, result, backdoor, data)
-    if not result.accepted:
+    if result.accepted is False:
         progress.message(
             "No checkpoint met the acceptance rule: asleep at full precision and awake at an "
             "accuracy near the best. The nearest one is released; attack.json has its figures."
