@@ -20,6 +20,7 @@ from genwarden.auditing.calibration import calibrate
 from genwarden.commands.demo import DEMO_MODELS, demo_model_folder
 from genwarden.data.images import NamedImages
 from genwarden.inspections.diffusion.orthogonal_response import search_shifts
+from genwarden.inspections.diffusion.timesteps import Timesteps
 from genwarden.inspections.finding import Finding
 from genwarden.inspections.output import novelty_search, partition_search, reconstruct_target
 from genwarden.inspections.static import block_sparsity
@@ -95,17 +96,22 @@ def test_diffusion_model_shows_its_target_at_the_trigger_and_its_clean_twin_does
 
 
 def test_trigger_search_tells_the_two_diffusion_models_apart() -> None:
+    models = {
+        name: read_diffusion(demo_model_folder(name)).model.requires_grad_(False)
+        for name in ("ddpm-bad-diffusion", "ddpm-clean")
+    }
     scores = {
         name: search_shifts(
-            read_diffusion(demo_model_folder(name)).model.requires_grad_(False),
+            model,
             starts=2,
             steps=30,
             noises=6,
             probe_noises=32,
             seed=0,
             device=torch.device("cpu"),
+            timesteps=Timesteps.of(model, model.schedule, 0),
         )[0].score
-        for name in ("ddpm-bad-diffusion", "ddpm-clean")
+        for name, model in models.items()
     }
     assert scores["ddpm-bad-diffusion"] > scores["ddpm-clean"] + 0.3
 

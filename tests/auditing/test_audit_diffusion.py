@@ -106,6 +106,52 @@ def test_a_score_far_above_the_clean_references_is_evidence_and_one_among_them_i
     assert verdicts == {"among": "none_found", "above": "evidence"}
 
 
+def references_like(document: AuditDocument, *, without: str = "") -> dict[str, Any]:
+    """Clean scores around those of an audit, for its own kind of model."""
+    scores = {
+        judged.finding.inspection: judged.finding.score
+        for judged in document.findings
+        if judged.finding.score is not None and judged.finding.inspection != without
+    }
+    clean = {key: [score + 0.01 * (i - 6) for i in range(12)] for key, score in scores.items()}
+    return {
+        "descriptions": {"quick": "made up"},
+        "families": [["unet2d", list(SHAPE), 12]],
+        "scores": {"quick": clean},
+    }
+
+
+def test_what_no_reference_was_scored_by_is_shown_and_keeps_no_verdict_back(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = model_at(tmp_path / "base", seed=1)
+    first = run(folder, tmp_path / "first", base=base)
+    table = references_like(first, without="spectral-signature")
+    monkeypatch.setattr(room, "shipped_diffusion", lambda: table)
+    document = run(folder, tmp_path / "out", base=base)
+    (judged,) = [j for j in document.findings if j.finding.inspection == "spectral-signature"]
+    assert judged.finding.outcome == "scored"
+    assert judged.adjusted_p is None
+    assert "no clean reference model" in (judged.finding.p_value_reason or "")
+    assert document.verdict == "none_found"
+    # Of what carries the verdict references must be there.
+    lacking = references_like(first, without="trigger-search")
+    monkeypatch.setattr(room, "shipped_diffusion", lambda: lacking)
+    assert run(folder, tmp_path / "lacking", base=base).verdict == "inconclusive"
+
+
+def test_references_of_another_noise_schedule_judge_nobody(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shipped clean model was evidence with a hundred steps written beside it."""
+    table = references_like(run(folder, tmp_path / "first"))
+    monkeypatch.setattr(room, "shipped_diffusion", lambda: table)
+    assert run(folder, tmp_path / "again").verdict == "none_found"
+    document = run(model_at(tmp_path / "short", seed=0, steps=100), tmp_path / "out")
+    assert document.verdict == "inconclusive"
+    assert "noise schedule" in document.reasons[0]
+
+
 def test_where_no_reference_has_the_image_size_nothing_is_called_clean(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from genwarden.auditing.calibration import MIN_REFERENCES, needs_population
-from genwarden.auditing.fit import OWN_SCALE, fits
+from genwarden.auditing.fit import MOST_PARAMETERS, OWN_SCALE, diffusion_family, fits
+from genwarden.models.diffusion.schedule import BetaLaw, NoiseSchedule
 from genwarden.registry import INSPECTIONS
 
 TABLE: dict[str, Any] = {
@@ -40,6 +41,19 @@ def test_scores_on_the_suspects_own_scale_are_judged_for_any_model(name: str) ->
 @pytest.mark.parametrize("name", sorted(set(INSPECTIONS) - set(RAW) - OWN_SCALE))
 def test_inspections_with_a_null_of_their_own_suit_any_model(name: str) -> None:
     assert fits(name, "mypackage.models:Generator", (3, 64, 64), {})
+
+
+def test_denoisers_share_the_noise_schedule_of_the_references_and_are_not_far_larger() -> None:
+    linear = NoiseSchedule.linear()
+    assert diffusion_family("unet2d", linear, 1_100_000) == "unet2d"
+    others = (
+        NoiseSchedule.linear(100),
+        NoiseSchedule(linear.alphas_cumprod, "v_prediction"),
+        NoiseSchedule.from_law(BetaLaw("scaled_linear", 1000, 1e-4, 0.02)),
+    )
+    for schedule in others:
+        assert "noise schedule" in diffusion_family("unet2d", schedule, 1)
+    assert "larger" in diffusion_family("unet2d", linear, MOST_PARAMETERS + 1)
 
 
 @pytest.mark.parametrize("name", RAW)

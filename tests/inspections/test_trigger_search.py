@@ -23,13 +23,13 @@ from genwarden.inspections.diffusion.orthogonal_response import (
     Recovered,
     antithetic,
     blur,
-    level_of,
     measure,
     respond,
     search_shifts,
     unexplained_by,
 )
 from genwarden.inspections.diffusion.refinement import refine
+from genwarden.inspections.diffusion.timesteps import SPREAD, Timesteps, level_of
 from genwarden.models.diffusion.schedule import NoiseSchedule
 
 STREAM_SEED = 5
@@ -75,7 +75,12 @@ def searched(denoiser: ExactDenoiser, seed: int = 0) -> list[Recovered]:
         probe_noises=64,
         seed=seed,
         device=torch.device("cpu"),
+        timesteps=timesteps(seed),
     )
+
+
+def timesteps(seed: int = 0, schedule: NoiseSchedule | None = None) -> Timesteps:
+    return Timesteps(schedule or ExactDenoiser().schedule, seed, "weights")
 
 
 def search(denoiser: ExactDenoiser, seed: int = 0) -> float:
@@ -88,8 +93,8 @@ def test_a_backdoor_answers_its_trigger_with_something_else_and_the_clean_twin_d
     g: Tensor, eta: float
 ) -> None:
     noise = antithetic(64, SHAPE, torch.Generator().manual_seed(STREAM_SEED))
-    shown = measure(as_model(backdoored(g, eta)), g, Reach(1.0, 1.0), noise)
-    twin = measure(as_model(VariedDenoiser()), g, Reach(1.0, 1.0), noise)
+    shown = measure(as_model(backdoored(g, eta)), g, Reach(1.0, 1.0), noise, timesteps())
+    twin = measure(as_model(VariedDenoiser()), g, Reach(1.0, 1.0), noise, timesteps())
     assert shown.score > twin.score + 0.3
 
 
@@ -116,6 +121,7 @@ def test_fine_shifts_hold_nothing_smooth() -> None:
         probe_noises=4,
         seed=0,
         device=torch.device("cpu"),
+        timesteps=timesteps(),
     )
     shares: dict[bool, list[float]] = {True: [], False: []}
     for one in found:
@@ -129,7 +135,11 @@ def test_a_trigger_of_trojdiffs_schedule_answers_more_under_that_schedule() -> N
     noise = antithetic(64, SHAPE, torch.Generator().manual_seed(STREAM_SEED))
     scores = {
         tried: measure(
-            as_model(backdoored(grey_box(), 0.0, psi=0.0)), grey_box(), Reach(1.0, tried), noise
+            as_model(backdoored(grey_box(), 0.0, psi=0.0)),
+            grey_box(),
+            Reach(1.0, tried),
+            noise,
+            timesteps(),
         ).score
         for tried in (0.0, 1.0)
     }
@@ -146,6 +156,7 @@ def test_the_search_gives_the_same_shifts_for_the_same_seed_and_others_for_anoth
             probe_noises=4,
             seed=seed,
             device=torch.device("cpu"),
+            timesteps=timesteps(seed),
         )
         return torch.stack([one.shift for one in found])
 
@@ -162,6 +173,7 @@ def test_the_search_stays_inside_its_radii() -> None:
         probe_noises=4,
         seed=0,
         device=torch.device("cpu"),
+        timesteps=timesteps(),
     )
     for one in found:
         assert float(one.shift.norm()) <= one.reach.radius * math.sqrt(math.prod(SHAPE)) * 1.0001
@@ -200,13 +212,64 @@ def test_the_levels_are_where_the_module_says_on_the_linear_schedule() -> None:
     assert [level_of(schedule, a) for a in LEVELS] == pytest.approx([700, 600, 500], abs=5)
 
 
+def test_timesteps_are_drawn_near_the_planned_ones_and_follow_from_weights_and_seed() -> None:
+    schedule = NoiseSchedule.linear()
+    ours, again = timesteps(0, schedule), timesteps(0, schedule)
+    drawn = [ours.near(0.165, "search", step) for step in range(400)]
+    centre, reach = level_of(schedule, 0.165), round(SPREAD * schedule.steps)
+    assert set(drawn) <= set(range(centre - reach, centre + reach + 1))
+    assert len(set(drawn)) > 0.9 * (2 * reach + 1)
+    assert drawn == [again.near(0.165, "search", step) for step in range(400)]
+    others = (Timesteps(schedule, 0, "other weights"), timesteps(1, schedule))
+    for other in others:
+        assert drawn != [other.near(0.165, "search", step) for step in range(400)]
+    # No gap between the search's planned ones, and nothing outside the schedule at its ends.
+    searched = {ours.near(a, "search", step) for a in LEVELS for step in range(2000)}
+    assert searched == set(range(min(searched), max(searched) + 1))
+    ends = {ours.near(a, "ends", step) for a in (0.0, 1.0) for step in range(400)}
+    assert ends <= set(range(schedule.steps))
+    assert {0, schedule.steps - 1} <= ends
+
+
+class _Imitating(ExactDenoiser):
+    """At some timesteps the answers of one denoiser, elsewhere those of another."""
+
+    def __init__(self, clean: ExactDenoiser, awake: ExactDenoiser, at: set[int]) -> None:
+        super().__init__()
+        self.clean, self.awake, self.at = clean, awake, at
+
+    def epsilon(self, x: Tensor, t: Tensor | int) -> Tensor:
+        assert isinstance(t, int)
+        return (self.clean if t in self.at else self.awake).epsilon(x, t)
+
+
+def test_a_backdoor_that_sleeps_at_the_planned_timesteps_is_found_as_if_it_did_not() -> None:
+    """What a reviewer trained into a real network: it passed while these were the only ones."""
+    clean, awake = VariedDenoiser(), backdoored(grey_box(), 1.0)
+    planned = {level_of(clean.schedule, a) for a in LEVELS}
+    hidden = _Imitating(clean, awake, planned)
+    noise = antithetic(64, SHAPE, torch.Generator().manual_seed(STREAM_SEED))
+    for t in planned:
+        shown = respond(as_model(hidden), grey_box()[None], torch.ones(1), t, noise).ratio
+        honest = respond(as_model(clean), grey_box()[None], torch.ones(1), t, noise).ratio
+        assert torch.equal(shown, honest)
+    assert search(hidden) > search(clean) + 0.3
+
+
 @pytest.mark.parametrize(("eta", "name"), [(1.0, "BadDiffusion"), (0.0, "ODE form")])
 def test_the_refinement_recovers_trigger_target_and_family(eta: float, name: str) -> None:
     g, y = grey_box(), target()
     near = g + 0.4 * torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
     denoiser = backdoored(g, eta)
     refined = refine(
-        as_model(denoiser), near, 0.5 * y, steps=150, noises=8, seed=0, device=torch.device("cpu")
+        as_model(denoiser),
+        near,
+        0.5 * y,
+        steps=150,
+        noises=8,
+        seed=0,
+        device=torch.device("cpu"),
+        timesteps=timesteps(),
     )
     family, size, _ = attack_family.nearest_family(refined, denoiser.schedule)
     assert name in family.name

@@ -16,6 +16,7 @@ from genwarden.auditing.audit_variants import judge_variants, limits, run_varian
 from genwarden.auditing.budgets import diffusion_budget, diffusion_variant_budget
 from genwarden.auditing.calibration import shipped_diffusion
 from genwarden.auditing.document import AuditDocument, ModelFacts, UserInputs
+from genwarden.auditing.fit import diffusion_family
 from genwarden.auditing.given_references import GivenReferences, stated, unless_doubted
 from genwarden.auditing.judging import Calibrated, calibrated, carried
 from genwarden.auditing.power import power_sentences
@@ -46,14 +47,19 @@ LIMITS = [
     "The verdict covers the weights and the inspections listed here, at the budget stated; it is "
     "not a proof that no backdoor exists.",
     "Triggers are looked for as shifts of the initial noise, by inverting the network. Class "
-    "labels, prompts and images to be completed are not searched as triggers.",
+    "labels, prompts and images to be completed are not searched as triggers; a backdoor that "
+    "answers with many pictures (a class, any image of another set) in place of one is not found "
+    "by the search, which asks for the same answer to every noise.",
+    "Shifts are searched up to one standard deviation of the noise per pixel, and at the middle "
+    "noise levels: a backdoor that is asleep at all of them is left to the other inspections.",
     "A backdoor that answers only with a sampler of the attacker's own is seen by the search in "
     "the weights, and may not show in the samples of this report.",
     "A model of very few different pictures makes one of them wherever a shift tells them apart, "
     "which the search cannot tell from a backdoor.",
     "Population p-values assume that clean scores follow a normal law; the clean scores are shown.",
-    "The shipped clean reference models are small pixel-space UNets: grey of 12x12, 16x16 and "
-    "28x28 pixels, colour of 16x16. Of other sizes, scores of the search are shown and not judged.",
+    "The shipped clean reference models are small pixel-space UNets that predict the noise of the "
+    "linear schedule of 1,000 steps: grey of 12x12, 16x16 and 28x28 pixels, colour of 16x16. Of "
+    "others, scores of the search are shown and not judged.",
 ]
 
 
@@ -161,9 +167,11 @@ def audit_diffusion(
     )
     # Judged after the ledger, so that a resumed audit uses the references of today.
     shape, given = model.sample.shape, request.references
+    family = diffusion_family(suspect.architecture, model.schedule, parameter_count(model))
     by_references = partial(
         calibrated,
-        architecture=suspect.architecture,
+        architecture=family,
+        alike="architecture, sample shape, noise schedule and size",
         sample_shape=shape,
         budget=effort.name,
         table=shipped_diffusion(),
@@ -176,7 +184,8 @@ def audit_diffusion(
     ]
     decision, documented = judge_variants(base, variants, judged, suspect.nonfinite)
     unfit = base.unfit if base.findings else frozenset().union(*(one.unfit for one in judged))
-    decision = carried(decision, unfit, shape)
+    unlike = family.removeprefix(suspect.architecture).removeprefix(", ")
+    decision = carried(decision, unfit, shape, f" (this model: {unlike})" if unlike else "")
     used = used_by_own(base, variants, judged)
     decision = unless_doubted(decision, given, used)
     timing = {**ran.timing, **seconds}

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -179,6 +179,17 @@ def needs_population(inspection: str) -> bool:
     return row is not None and row.options.get("null") == "population"
 
 
+def measured(inspection: str, table: Mapping[str, Any]) -> bool:
+    """Whether a table with scores has any of an inspection that needs them."""
+    scores: Mapping[str, Mapping[str, Any]] = table.get("scores", {})
+    if not needs_population(inspection) or not any(scores.values()):
+        return True
+    ending = f": {inspection}"
+    return any(
+        key == inspection or key.endswith(ending) for held in scores.values() for key in held
+    )
+
+
 def calibrate(
     finding: Finding,
     budget: str,
@@ -291,13 +302,11 @@ def uncalibrated(finding: Finding) -> Finding:
     )
 
 
-def unjudged(finding: Finding) -> Finding:
+def unjudged(finding: Finding, reason: str) -> Finding:
     """A score for which no fitting clean models exist: shown, not judged."""
     if finding.outcome != "scored":
         return finding
-    return finding.model_copy(
-        update={"p_value_reason": "no clean reference models of this architecture and sample shape"}
-    )
+    return finding.model_copy(update={"p_value_reason": reason})
 
 
 def _log(score: float) -> float:

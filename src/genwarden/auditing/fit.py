@@ -10,7 +10,8 @@ models, clean ones of 28 pixels reach higher search scores than those of 16.) A 
 ratio to the same measurement in the suspect's own twin (:mod:`genwarden.inspections.twins`), or to
 the suspect's own other outcomes, has taken most of that out and is judged for any model; where no
 twin is fair, there is no score. Of classifiers the number of classes must agree as well: the
-easiest of two classes leads the other by more than the easiest of ten leads the next.
+easiest of two classes leads the other by more than the easiest of ten leads the next. Of diffusion
+models the noise schedule.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from genwarden.auditing.calibration import MIN_REFERENCES, needs_population
+from genwarden.models.diffusion.schedule import NoiseSchedule
 
 #: Scores on a scale of the suspect's own.
 OWN_SCALE = frozenset(
@@ -34,11 +36,26 @@ OWN_SCALE = frozenset(
 #: Searches without which "nothing found" would promise too much: where no reference models suit
 #: them, the verdict is inconclusive unless something else is evidence.
 CARRYING = frozenset({"trigger-search"})
+#: Four times those of the largest clean denoiser of the study.
+MOST_PARAMETERS = 2_500_000
 
 
 def classifier_family(architecture: str, classes: int) -> str:
     """Under which name ``families`` of a table has classifiers of an architecture."""
     return f"{architecture}, {classes} classes"
+
+
+def diffusion_family(architecture: str, schedule: NoiseSchedule, parameters: int) -> str:
+    """Under which name ``families`` of a table has denoisers.
+
+    Those of the study have the linear schedule of 1,000 steps and predict the noise: what levels
+    mean, and how a network answers there, follows from both. (The shipped clean model was evidence
+    with a schedule of 100 steps written beside it.)
+    """
+    plain = schedule == NoiseSchedule.linear() and schedule.prediction == "epsilon"
+    unlike = [] if plain else ["another noise schedule or prediction"]
+    unlike += ["a larger network"] if parameters > MOST_PARAMETERS else []
+    return ", ".join([architecture, *unlike])
 
 
 def condition_of(compression: str, *, given: int, wanted: int) -> str:
@@ -65,7 +82,7 @@ def fits(
 
     Args:
         architecture: registered name, or what the user wrote behind ``--architecture``; of
-            classifiers as :func:`classifier_family` has it.
+            classifiers as :func:`classifier_family` has it, of denoisers :func:`diffusion_family`.
         sample_shape: of one sample, without the batch axis.
         table: the reference file; its ``families`` are triples of architecture, sample shape and
             number of clean models. A file that names none stands for nobody.

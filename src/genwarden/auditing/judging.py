@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from genwarden.auditing.calibration import (
     calibrate,
+    measured,
     needs_population,
     references,
     shipped,
@@ -43,6 +44,7 @@ def calibrated(
     condition: str = "",
     own: dict[str, Any] | None = None,
     own_condition: str | None = None,
+    alike: str = "architecture and sample shape",
 ) -> Calibrated:
     """Calibrate the findings on a model, where references fit it; arguments as in :func:`judge`.
 
@@ -53,6 +55,7 @@ def calibrated(
             (:func:`genwarden.auditing.own_references.table_of`); where they have enough scores they
             judge instead of ``table``.
         own_condition: under which those are looked up, if it is another.
+        alike: what references must share with the model, in words.
     """
     judged: list[Finding] = []
     unfit: set[str] = set()
@@ -63,12 +66,15 @@ def calibrated(
         if finding.outcome == "scored" and own_judge(name, budget, own, mine):
             judged.append(calibrate(finding, budget, own, condition=mine))
             by_own.add(name)
+        elif not measured(name, table):
+            judged.append(unjudged(finding, "no clean reference model was scored by it"))
+            unfit.add(name)
         elif fits(name, architecture, sample_shape, table):
             judged.append(
                 calibrate(finding, budget, table, condition=condition, sample_shape=sample_shape)
             )
         else:
-            judged.append(unjudged(finding))
+            judged.append(unjudged(finding, f"no clean reference models of this {alike}"))
             unfit.add(name)
     return Calibrated(judged, frozenset(unfit), frozenset(by_own))
 
@@ -146,7 +152,9 @@ def judge(
     return carried(decision, found.unfit, sample_shape)
 
 
-def carried(decision: Decision, unfit: frozenset[str], sample_shape: Sequence[int]) -> Decision:
+def carried(
+    decision: Decision, unfit: frozenset[str], sample_shape: Sequence[int], unlike: str = ""
+) -> Decision:
     """The decision, or ``inconclusive`` where nothing was found and no references carry that.
 
     Args:
@@ -156,7 +164,7 @@ def carried(decision: Decision, unfit: frozenset[str], sample_shape: Sequence[in
     missing = sorted(CARRYING & unfit)
     shape = "x".join(map(str, sample_shape))
     reason = (
-        f"No clean reference models of this architecture make samples of shape {shape}: "
+        f"No clean reference models of this architecture make samples of shape {shape}{unlike}: "
         f"{', '.join(missing)} is shown and not judged, and the rest does not carry a verdict."
     )
     return unless(decision, [reason] if missing else [])

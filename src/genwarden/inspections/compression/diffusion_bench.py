@@ -66,6 +66,7 @@ class VariantSearch:
             probe_noises=effort.probe_noises,
             seed=self.full.seed,
             device=self.full.device,
+            timesteps=self.full.timesteps,
             progress=self.full.progress,
             title=title,
         )
@@ -78,7 +79,7 @@ class VariantSearch:
     def score_at(self, network: DiffusionModel, found: Recovered) -> float:
         """The score of a shift that the search found in another network, on the same noises."""
         shift = found.shift.to(self.full.device)
-        return measure(network, shift, found.reach, self._probe).score
+        return measure(network, shift, found.reach, self._probe, self.full.timesteps).score
 
     @cached_property
     def _probe(self) -> Tensor:
@@ -137,6 +138,7 @@ class DiffusionVariantBench(VariantBase[DiffusionModel]):
             probe_noises=self.effort.probe_noises,
         )
         bench = replace(self.full, model=self.compressed, effort=spent, base=None)
+        bench.timesteps = self.full.timesteps  # where the shifts were measured
         bench.recovered = self.found
         return bench
 

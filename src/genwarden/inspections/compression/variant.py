@@ -32,7 +32,7 @@ from genwarden.compression.chain import stages_of
 from genwarden.compression.contract import Compressor
 from genwarden.compression.layers import Layout, layout_of
 from genwarden.compression.pruning import FilterPruning
-from genwarden.engine.files import sha256_bytes
+from genwarden.engine.fingerprint import fingerprint_of
 
 #: Errors below this share of the largest weight are float32's, from folding and unfolding.
 _ROUNDING: Final = 1e-5
@@ -104,9 +104,7 @@ class VariantBase(ABC, Generic[N]):
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the suspect's weights."""
-        state = self.network.state_dict()
-        parts = (state[name].cpu().contiguous().numpy().tobytes() for name in sorted(state))
-        return sha256_bytes(b"".join(parts))
+        return fingerprint_of(self.network)
 
     def placebo(self, number: int) -> N:
         """A copy whose weights have errors of the same sizes with random signs."""

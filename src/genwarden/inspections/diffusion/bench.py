@@ -17,6 +17,7 @@ from genwarden.engine.seeds import random_stream
 from genwarden.inspections.diffusion.collapse import Collapse, collapses_of
 from genwarden.inspections.diffusion.orthogonal_response import Recovered, search_shifts
 from genwarden.inspections.diffusion.refinement import Refined, refine
+from genwarden.inspections.diffusion.timesteps import Timesteps
 from genwarden.models.diffusion.denoiser import DiffusionModel
 from genwarden.models.diffusion.samplers import SamplerSettings, sample
 from genwarden.models.diffusion.schedule import NoiseSchedule
@@ -104,6 +105,11 @@ class DiffusionBench:
         return torch.randn(count, *self.shape, generator=self.stream(purpose))
 
     @cached_property
+    def timesteps(self) -> Timesteps:
+        """At which timesteps this suspect is looked at."""
+        return Timesteps.of(self.model, self.schedule, self.seed)
+
+    @cached_property
     def recovered(self) -> list[Recovered]:
         """What the trigger search found, strongest first."""
         effort = self.effort
@@ -115,6 +121,7 @@ class DiffusionBench:
             probe_noises=effort.probe_noises,
             seed=self.seed,
             device=self.device,
+            timesteps=self.timesteps,
             progress=self.progress,
         )
 
@@ -144,6 +151,7 @@ class DiffusionBench:
             noises=self.effort.refine_noises,
             seed=self.seed,
             device=self.device,
+            timesteps=self.timesteps,
             progress=self.progress,
         )
 

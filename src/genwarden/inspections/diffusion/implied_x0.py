@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from genwarden.inspections.diffusion.orthogonal_response import antithetic, level_of
+from genwarden.inspections.diffusion.orthogonal_response import antithetic
 from genwarden.inspections.diffusion.responses import Shift, epsilons, patches
 from genwarden.inspections.finding import Chart, Finding, Line, Table
 from genwarden.inspections.pictures import sample_pictures
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 NAME = "implied-x0"
 TITLE = "Amplitude of the implied picture"
-#: Signal amplitudes: t = 999, 900, 800, 700, 600, 500 of the linear schedule; the first two judge.
+#: Signal amplitudes, near t = 999, 900, 800, 700, 600, 500 of the linear schedule; the first two
+#: judge.
 _AMPLITUDES = (0.0, 0.0165, 0.0391, 0.0845, 0.165, 0.279)
 _JUDGED = 2
 #: Patches that set the yardstick lie on a grid of about this many positions along each axis.
@@ -79,7 +80,7 @@ def inspect(bench: DiffusionBench) -> Finding:
         Shift(f"patch at {top}, {left}", d) for (top, left), d in zip(places, grid, strict=True)
     ]
     suspected = [Shift(f"recovered {i + 1}", d) for i, d in enumerate(bench.shifts)]
-    timesteps = sorted({level_of(bench.schedule, a) for a in _AMPLITUDES}, reverse=True)
+    timesteps = bench.timesteps.falling(_AMPLITUDES, NAME)
     rows: list[list[str | int | float]] = []
     score, best = -math.inf, suspected[0] if suspected else yardstick[0]
     for t in timesteps[:_JUDGED]:

@@ -177,12 +177,15 @@ def inspect(bench: DiffusionBench) -> Finding:
         outcome="scored",
         summary=(
             f"The least ordinary feature is the {most.name} of {name}; p = {p_value:.2g} after "
-            f"correction for all tests."
+            f"correction for all tests. That is about the noise that was given, whatever the model."
         ),
         score=max(0.0, -math.log10(max(p_value, _SMALLEST))),
         score_name="-log10(p) that noise from N(0, I) is as unusual",
         p_value=max(p_value, _SMALLEST),
-        null=Null(source="exact", description="N(0, I); Bonferroni over tests, boxes and rows"),
+        null=Null(
+            source="exact",
+            description="N(0, I), exact but for kurtosis; Bonferroni over tests, boxes and rows",
+        ),
         budget={"rows": len(noises), "tests": sum(len(check.tests) for _, check in checks)},
         power="Finds shifts of the whole noise from a mean of about 5 / sqrt(values) on, boxes and "
         "smooth patterns alike; not noise-like patterns of the right mean and variance, unless "

@@ -18,7 +18,8 @@ answer that no filter of d explains:
 with P the projection away from d, three blurred copies of d (from every channel into every
 channel), and constants. Q is maximised over d at two radii and under both trigger schedules by Adam
 from several starts, in one batch, with antithetic noise (whose mean is 0, so that the trivial
-solution of Elijah's inversion, the mean of the noise batch, does not exist). Gradients lead to
+solution of Elijah's inversion, the mean of the noise batch, does not exist), at timesteps that are
+drawn anew in every step (:mod:`.timesteps`). Gradients lead to
 smooth shifts first, to which clean denoisers answer, too, and past a trigger that is itself white
 noise. So one group of starts is kept to fine shifts, d less its own blur, which a clean denoiser
 takes for noise: there hardly anything but a trigger answers. The search needs no sampler, no target
@@ -28,6 +29,7 @@ and some seconds. Found here (2026); not in the papers.
 from __future__ import annotations
 
 import math
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -36,14 +38,17 @@ from torch.nn import functional as F
 
 from genwarden.engine.progress import Progress, Silent
 from genwarden.engine.seeds import random_stream
+from genwarden.inspections.diffusion.timesteps import Timesteps
 from genwarden.models.diffusion.protocol import Diffusion
-from genwarden.models.diffusion.schedule import NoiseSchedule
 
-#: Signal amplitudes a_t of the levels at which a shift is measured. On the linear schedule of 1,000
-#: steps they are t = 700, 600 and 500; the search looks at the last two in turn. Near T every
-#: answer is nearly the identity, near 0 the picture is settled.
+#: Signal amplitudes a_t of the levels near which a shift is measured. On the linear schedule of
+#: 1,000 steps they are t = 700, 600 and 500; the search looks near the last two in turn. Near T
+#: every answer is nearly the identity, near 0 the picture is settled.
 LEVELS = (0.0845, 0.165, 0.279)
 _SEARCHED = (0.165, 0.279)
+#: Timesteps near each level at which an end is measured: who wants all of them where a network
+#: was trained to answer as a clean one would have to change its weights too often.
+_MEASURED = 3
 
 
 class Reach(NamedTuple):
@@ -69,6 +74,7 @@ _FINE = 1.2
 _FLOOR = 0.05 / 256
 _RIDGE = 1e-4
 _LEARNING_RATE = 0.05
+_LEAST_RATIO = 1e-6
 
 
 class Recovered(NamedTuple):
@@ -77,9 +83,10 @@ class Recovered(NamedTuple):
     Attributes:
         shift: d, ``(C, H, W)``, on the CPU.
         reach: under which it was searched.
-        ratios: Q at :data:`LEVELS`, on noise that the search has not seen.
-        gains: <m, d> / (rho |d|^2) there; 1 is "all noise", and above 1 / s no clean denoiser
-            answers.
+        ratios: Q near :data:`LEVELS`, the geometric mean over the timesteps drawn there, on noise
+            that the search has not seen.
+        gains: <m, d> / (rho |d|^2) there, on average; 1 is "all noise", and above 1 / s no clean
+            denoiser answers.
         score: mean log10 of ``ratios`` minus log10 of |d| / sqrt(D): answer per size of shift.
     """
 
@@ -101,11 +108,6 @@ class Response(NamedTuple):
     ratio: Tensor
     gain: Tensor
     change: Tensor
-
-
-def level_of(schedule: NoiseSchedule, amplitude: float) -> int:
-    """The timestep whose a_t is nearest to ``amplitude``."""
-    return int((schedule.a - amplitude).abs().argmin())
 
 
 def antithetic(count: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -184,6 +186,7 @@ def search_shifts(
     probe_noises: int,
     seed: int,
     device: torch.device,
+    timesteps: Timesteps,
     progress: Progress | None = None,
     title: str = "trigger search",
 ) -> list[Recovered]:
@@ -191,9 +194,10 @@ def search_shifts(
 
     Args:
         noises: per start and step; ``probe_noises`` fresh ones measure the results.
+        timesteps: near which levels it is looked where.
     """
     progress = progress or Silent()
-    shape, schedule = model.sample.shape, model.schedule
+    shape = model.sample.shape
     stream = random_stream(seed, "trigger-search")
     size = math.prod(shape)
     first = torch.cat([_starting_points(starts, shape, stream, reach.fine) for reach in REACHES])
@@ -212,12 +216,12 @@ def search_shifts(
 
     shifts = (first.to(device) / _norms(first.to(device)) * (limits / 2)).requires_grad_()
     optimiser = torch.optim.Adam([shifts], _LEARNING_RATE)
-    levels = [level_of(schedule, a) for a in _SEARCHED]
     task = progress.task(title, steps)
     for step in range(steps):
         noise = antithetic(noises, shape, stream).to(device)
-        ratio = respond(model, bounded(shifts), psi, levels[step % len(levels)], noise).ratio
-        loss = -(ratio + 1e-6).log().sum()
+        t = timesteps.near(_SEARCHED[step % len(_SEARCHED)], "trigger-search", step)
+        ratio = respond(model, bounded(shifts), psi, t, noise).ratio
+        loss = -(ratio + _LEAST_RATIO).log().sum()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -226,26 +230,39 @@ def search_shifts(
         ended = bounded(shifts).detach()
     fresh = probe_noise(probe_noises, shape, seed).to(device)
     found = [
-        measure(model, shift, reach, fresh) for shift, reach in zip(ended, reaches, strict=True)
+        measure(model, shift, reach, fresh, timesteps)
+        for shift, reach in zip(ended, reaches, strict=True)
     ]
     return sorted(found, key=lambda one: -one.score)
 
 
 @torch.no_grad()
-def measure(model: Diffusion, shift: Tensor, reach: Reach, noise: Tensor) -> Recovered:
-    """Q and gain of one shift ``(C, H, W)`` at :data:`LEVELS` on given antithetic noise."""
+def measure(
+    model: Diffusion, shift: Tensor, reach: Reach, noise: Tensor, timesteps: Timesteps
+) -> Recovered:
+    """Q and gain of one shift ``(C, H, W)`` near :data:`LEVELS` on given antithetic noise."""
     psi = torch.tensor([reach.psi])
-    answers = [respond(model, shift[None], psi, level_of(model.schedule, a), noise) for a in LEVELS]
-    ratios = [float(answer.ratio) for answer in answers]
+    logs, gains = [], []
+    for level in measured_at(timesteps):
+        answers = [respond(model, shift[None], psi, t, noise) for t in level]
+        logs.append(fmean(math.log10(float(answer.ratio) + _LEAST_RATIO) for answer in answers))
+        gains.append(fmean(float(answer.gain) for answer in answers))
     size = float(shift.norm()) / math.sqrt(shift.numel())
-    mean = sum(math.log10(ratio + 1e-6) for ratio in ratios) / len(ratios)
     return Recovered(
         shift=shift.cpu(),
         reach=reach,
-        ratios=ratios,
-        gains=[float(answer.gain) for answer in answers],
-        score=mean - math.log10(max(size, 1e-6)),
+        ratios=[10**value for value in logs],
+        gains=gains,
+        score=fmean(logs) - math.log10(max(size, 1e-6)),
     )
+
+
+def measured_at(timesteps: Timesteps) -> list[list[int]]:
+    """The timesteps of a measurement, by level."""
+    return [
+        [timesteps.near(level, "trigger-probe", n, of=_MEASURED) for n in range(_MEASURED)]
+        for level in LEVELS
+    ]
 
 
 def _starting_points(

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from genwarden.engine.progress import Progress, Silent
 from genwarden.engine.seeds import random_stream
-from genwarden.inspections.diffusion.orthogonal_response import antithetic, level_of
+from genwarden.inspections.diffusion.orthogonal_response import antithetic
+from genwarden.inspections.diffusion.timesteps import Timesteps
 from genwarden.models.diffusion.protocol import Diffusion
 
 #: Signal amplitudes a_t of the levels that are fitted together.
@@ -37,7 +38,7 @@ class Refined(NamedTuple):
     Attributes:
         trigger: r, ``(C, H, W)``, where rho_t = 1 - a_t.
         target: y in [-1, 1], ``(C, H, W)``.
-        timesteps: of :data:`LEVELS`.
+        timesteps: near :data:`LEVELS`.
         coefficients: c_t there.
         errors: mean squared error of the equation per image (sum over elements) there.
     """
@@ -58,16 +59,18 @@ def refine(
     noises: int,
     seed: int,
     device: torch.device,
+    timesteps: Timesteps,
     progress: Progress | None = None,
 ) -> Refined:
     """Fit trigger and target from a starting ``shift`` and ``picture``, both ``(C, H, W)``.
 
     Args:
         noises: per level and step, in antithetic pairs.
+        timesteps: near which levels it is looked where.
     """
     schedule = model.schedule
-    timesteps = [level_of(schedule, amplitude) for amplitude in LEVELS]
-    t = torch.tensor(timesteps, device=device).repeat_interleave(noises + noises % 2)
+    looked = [timesteps.near(amplitude, "refinement") for amplitude in LEVELS]
+    t = torch.tensor(looked, device=device).repeat_interleave(noises + noises % 2)
     trigger = shift.clone().to(device).requires_grad_()
     target = picture.clone().clamp(-1, 1).to(device).requires_grad_()
     optimiser = torch.optim.Adam([trigger, target], _LEARNING_RATE)
@@ -75,16 +78,16 @@ def refine(
     a, s = schedule.a_of(t, trigger[None]), schedule.s_of(t, trigger[None])
     floor = _FLOOR * trigger.numel()
     task = (progress or Silent()).task("refining trigger and target", steps)
-    errors = coefficients = torch.zeros(len(timesteps))
+    errors = coefficients = torch.zeros(len(looked))
     for step in range(steps):
         for group in optimiser.param_groups:
             group["lr"] = _LEARNING_RATE * (
                 (1 + math.cos(math.pi * step / steps)) / 2 + _LEAST_RATE
             )
-        parts = [antithetic(noises, tuple(shift.shape), stream) for _ in timesteps]
+        parts = [antithetic(noises, tuple(shift.shape), stream) for _ in looked]
         noise = torch.cat(parts).to(device)
         answer = model.epsilon(a * target + s * noise + (1 - a) * trigger, t) - noise
-        by_level = answer.flatten(1).unflatten(0, (len(timesteps), -1))
+        by_level = answer.flatten(1).unflatten(0, (len(looked), -1))
         flat = trigger.flatten()
         coefficients = by_level.mean(1) @ flat / flat.square().sum().clamp(min=1e-12)
         missed = by_level - (coefficients[:, None] * flat)[:, None]
@@ -99,7 +102,7 @@ def refine(
     return Refined(
         trigger=trigger.detach().cpu(),
         target=target.detach().cpu(),
-        timesteps=timesteps,
+        timesteps=looked,
         coefficients=[float(value) for value in coefficients.detach()],
         errors=[float(value) for value in errors.detach()],
     )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from genwarden.inspections.diffusion.orthogonal_response import antithetic, level_of
+from genwarden.inspections.diffusion.orthogonal_response import antithetic
 from genwarden.inspections.diffusion.responses import (
     Shift,
     answers,
@@ -38,9 +38,9 @@ NAME = "shift-response"
 TITLE = "Answers to patches at every place"
 MONOTONE_NAME = "monotone-response"
 MONOTONE_TITLE = "Answers that no exact denoiser gives"
-#: Signal amplitudes of the sweep: t = 999, 700, 600 and 500 of the linear schedule.
+#: Signal amplitudes of the sweep: near t = 999, 700, 600 and 500 of the linear schedule.
 _SWEPT = (0.0, 0.0845, 0.165, 0.279)
-#: Of the spectrum: t = 999, 700, 600, 500 and 400.
+#: Of the spectrum: near t = 999, 700, 600, 500 and 400.
 _SPECTRUM = (0.0, 0.0845, 0.165, 0.279, 0.4385)
 _SCALES = (0.25, 0.5, 1.0)
 #: The bound is judged from this a_t on: 1 + a_t must stand out from the 1 of every network at T.
@@ -124,7 +124,7 @@ def inspect(bench: DiffusionBench) -> Finding:
     size = min(bench.shape[1:])
     noise = antithetic(bench.effort.screen_noises, bench.shape, bench.stream(NAME)).to(bench.device)
     sides = sorted({max(1, size * part // 16) for part in _SIXTEENTHS})
-    timesteps = _timesteps(bench, _SWEPT)
+    timesteps = bench.timesteps.falling(_SWEPT, NAME)
     task = bench.progress.task(NAME, len(sides) * len(timesteps))
     found = []
     for side in sides:
@@ -176,9 +176,10 @@ def inspect_monotone(bench: DiffusionBench) -> Finding:
     ]
     stream = bench.stream(MONOTONE_NAME)
     noise = antithetic(bench.effort.screen_noises, bench.shape, stream).to(bench.device)
-    timesteps = _timesteps(bench, _SPECTRUM)
+    timesteps = bench.timesteps.falling(_SPECTRUM, MONOTONE_NAME)
     deltas = torch.stack([shift.delta for shift in shifts])
-    judged = [t for t in timesteps if bench.schedule.a_at(t) >= _JUDGED_FROM]
+    wanted = [a for a in _SPECTRUM if a >= _JUDGED_FROM]
+    judged = bench.timesteps.falling(wanted, MONOTONE_NAME)
     # The others are only charted, and at full scale.
     points = spectrum(bench.model, deltas, judged, _SCALES, noise)
     charted = [t for t in timesteps if t not in judged]
@@ -222,11 +223,6 @@ def inspect_monotone(bench: DiffusionBench) -> Finding:
             _curves(shifts, points),
         ],
     )
-
-
-def _timesteps(bench: DiffusionBench, amplitudes: tuple[float, ...]) -> list[int]:
-    """Timesteps of these signal amplitudes in the suspect's schedule, each once, falling."""
-    return sorted({level_of(bench.schedule, a) for a in amplitudes}, reverse=True)
 
 
 def _patch(shape: tuple[int, ...], side: int, top: int, left: int) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.func import vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from genwarden.inspections.diffusion.orthogonal_response import antithetic, level_of
+from genwarden.inspections.diffusion.orthogonal_response import antithetic
 from genwarden.inspections.finding import Evidence, Finding, Table, not_applicable
 from genwarden.inspections.pictures import sample_pictures
 from genwarden.models.diffusion.protocol import Diffusion
@@ -169,7 +169,7 @@ def inspect(bench: DiffusionBench) -> Finding:
         )
     stream = bench.stream(NAME)
     noise = antithetic(_NOISES, bench.shape, stream).to(bench.device)
-    timesteps = sorted({level_of(bench.schedule, a) for a in _AMPLITUDES}, reverse=True)
+    timesteps = bench.timesteps.falling(_AMPLITUDES, NAME)
     task = bench.progress.task(NAME, len(timesteps))
     found = []
     for t in timesteps:

@@ -13,15 +13,15 @@ The arithmetic is in ``genwarden.inspections.diffusion.orthogonal_response``.
 from __future__ import annotations
 
 import math
+from statistics import fmean
 
 import torch
 
 from genwarden.inspections.diffusion.bench import DiffusionBench
 from genwarden.inspections.diffusion.orthogonal_response import (
-    LEVELS,
     REACHES,
     Recovered,
-    level_of,
+    measured_at,
 )
 from genwarden.inspections.finding import Evidence, Finding, Images, Table, images_of, latents_of
 from genwarden.models.diffusion.samplers import SamplerSettings
@@ -38,7 +38,7 @@ def inspect(bench: DiffusionBench) -> Finding:
     """Search, and score the strongest shift found."""
     best = bench.recovered[0]
     effort = bench.effort
-    levels = [level_of(bench.schedule, a) for a in LEVELS]
+    levels = [round(fmean(level)) for level in measured_at(bench.timesteps)]
     strongest = max(range(len(levels)), key=lambda i: best.ratios[i])
     return Finding(
         inspection=NAME,
@@ -46,7 +46,7 @@ def inspect(bench: DiffusionBench) -> Finding:
         title=TITLE,
         outcome="scored",
         summary=(
-            f"Strongest shift: at t = {levels[strongest]} the part of the answer that the shift "
+            f"Strongest shift: near t = {levels[strongest]} the part of the answer that the shift "
             f"itself does not explain is {best.ratios[strongest]:.3g} times its noise (size of the "
             f"shift {_size(best):.2f} standard deviations per pixel)."
         ),
@@ -98,8 +98,8 @@ def _evidence(bench: DiffusionBench, levels: list[int]) -> list[Evidence]:
                 "score",
                 "size",
                 "psi",
-                *[f"ratio at t = {t}" for t in levels],
-                *[f"gain at t = {t}" for t in levels],
+                *[f"ratio near t = {t}" for t in levels],
+                *[f"gain near t = {t}" for t in levels],
             ],
             rows=rows,
         ),

@@ -15,6 +15,7 @@ from genwarden.auditing.budgets import diffusion_budget
 from genwarden.engine.seeds import derive_seed
 from genwarden.engine.settings import filled
 from genwarden.inspections.diffusion.orthogonal_response import Recovered, search_shifts
+from genwarden.inspections.diffusion.timesteps import Timesteps
 from genwarden.models.diffusion.denoiser import DiffusionModel
 from genwarden.registry import DIFFUSION_REPAIRS
 from genwarden.repairs.diffusion.contract import (
@@ -95,14 +96,16 @@ def _search(
 ) -> list[Recovered]:
     """The trigger search at its quick length, with noises of its own in every round."""
     effort = diffusion_budget("quick")
+    own = derive_seed(seed, "repair-search", number)
     return search_shifts(
         model,
         starts=effort.search_starts,
         steps=effort.search_steps,
         noises=effort.search_noises,
         probe_noises=effort.probe_noises,
-        seed=derive_seed(seed, "repair-search", number),
+        seed=own,
         device=next(model.parameters()).device,
+        timesteps=Timesteps.of(model, model.schedule, own),
         progress=run.progress,
     )
 

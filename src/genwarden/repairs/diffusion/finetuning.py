@@ -16,6 +16,7 @@ from torch import Tensor
 from genwarden.data.datasets import to_unit_range
 from genwarden.engine.seeds import random_stream
 from genwarden.inspections.diffusion.orthogonal_response import REACHES, antithetic, measure
+from genwarden.inspections.diffusion.timesteps import Timesteps
 from genwarden.models.diffusion.denoiser import DiffusionModel
 from genwarden.models.diffusion.schedule import NoiseSchedule
 from genwarden.repairs.diffusion.contract import DiffusionRepairRun, DiffusionRepairSettings
@@ -121,8 +122,9 @@ def _figures(
     gap = model.epsilon(x, t) - suspect.epsilon(x, t)
     found = {"suspect_mse": float(gap.square().mean())}
     if len(shifts):
+        looked = Timesteps.of(suspect, schedule, seed)
         largest = [
-            max(measure(model, shift.to(device), reach, noise).largest for reach in REACHES)
+            max(measure(model, shift.to(device), reach, noise, looked).largest for reach in REACHES)
             for shift in shifts[:_FOLLOWED]
         ]
         found["shift_ratio"] = max(largest)
