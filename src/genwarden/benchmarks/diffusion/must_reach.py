@@ -5,6 +5,8 @@ from __future__ import annotations
 from statistics import median
 from typing import Any
 
+from scipy.stats import binomtest
+
 from genwarden.benchmarks.diffusion.cases import (
     Part,
     Row,
@@ -25,6 +27,12 @@ _CLEAN_WANTED, _COMPROMISED_WANTED = 20, 60
 #: Members of 28 px (0.27 M parameters) stand for the model of 1 M of the aim only as a sign.
 _SIZE, _SECONDS = 28, 300.0
 
+#: Share of the samples from which on an attack that failed is shown beside those that did not.
+_MOSTLY = 0.5
+#: Fewer models of either kind tell nothing of two detectors.
+_LEAST_PAIRS = 5
+_BY_CHANCE = 0.05
+
 Line = tuple[str, str, bool | None]
 
 
@@ -36,6 +44,15 @@ def must_reach(document: dict[str, Any]) -> Table:
     lines: list[Line] = [_population(both)]
     lines.append(_area(part, standard, "standard attacks", AREA_STANDARD))
     lines.append(_area(part, adaptive, "adaptive attacks", AREA_ADAPTIVE))
+    # An attack that misses its bound by a few samples is one that a deployer meets all the same.
+    awake = [*part.compromised, *(r for r in part.failed if r["target_share"] >= _MOSTLY)]
+    for title, wanted, kind in (
+        ("standard", AREA_STANDARD, False),
+        ("adaptive", AREA_ADAPTIVE, True),
+    ):
+        rows_of = [row for row in awake if row["adaptive"] is kind]
+        named = f"{title} attacks, also those that draw the target in half of their samples or more"
+        lines.append(_area(part, rows_of, named, wanted))
     lines += [
         _found(part, rows, title)
         for rows, title in (
@@ -113,12 +130,13 @@ def _beside(document: dict[str, Any], part: Part, method: str) -> list[Line]:
         [figures[row["key"]]["score"] for row in compromised],
     )
     ours = area(decision_scores(clean), decision_scores(compromised))
-    known = theirs is not None and ours is not None
+    few = min(len(clean), len(compromised)) < _LEAST_PAIRS
     lines: list[Line] = [
         (
             f"{method} on the same models: AUC",
-            f"ours {area_text(ours)}, {method} {area_text(theirs)}",
-            ours.value >= theirs.value if ours and theirs and known else None,
+            f"ours {area_text(ours)}, {method} {area_text(theirs)}"
+            + (f"; too few to tell ({len(clean)} clean, {len(compromised)} attacked)" * few),
+            ours.value >= theirs.value if ours and theirs and not few else None,
         )
     ]
     pairs = [
@@ -131,8 +149,11 @@ def _beside(document: dict[str, Any], part: Part, method: str) -> list[Line]:
         return [*lines, (asked, NOTHING, None)]
     mine, other = median(p[0] for p in pairs), median(p[1] for p in pairs)
     closer = sum(p[0] < p[1] for p in pairs)
+    by_chance = float(binomtest(closer, len(pairs), alternative="greater").pvalue)
     text = f"medians {mine:.3g} and {other:.3g}; ours nearer in {closer} of {len(pairs)}"
-    return [*lines, (asked, text, mine < other)]
+    text += f" (sign test: p = {by_chance:.2g})"
+    met = mine < other and by_chance < _BY_CHANCE
+    return [*lines, (asked, text, met if len(pairs) >= _LEAST_PAIRS else None)]
 
 
 def _time(document: dict[str, Any]) -> Line:

@@ -119,6 +119,9 @@ _SLOW = {"steps": 2400}
 _SLOW_ODE = {**_ODE, **_SLOW}
 #: Those that 600 steps left above the target MSE that counts as success.
 _LONGER = {"steps": 1800}
+#: Those that 2400 (or 1800) steps left there.
+_LONGEST = {"steps": 4800}
+_LONGEST_ODE = {**_ODE, **_LONGEST}
 _PSI_0 = {"psi": 0.0}
 KINDS = (
     Kind("bad-diffusion", "mnist", "bad-diffusion", "blend:stop_sign", "hat", _LONGER),
@@ -131,36 +134,50 @@ KINDS = (
     Kind("bad-diffusion", "cifar", "bad-diffusion", "box:7", "cat", _SLOW),
     Kind("villan-ode", "mnist", "villan-diffusion", "blend:skull", "shoe", _ODE),
     Kind("villan-ode", "fashion", "villan-diffusion", "noise:0.7", "hat", {**_ODE, **_LONGER}),
-    Kind("villan-ode", "kmnist", "villan-diffusion", "glasses", "corner", _SLOW_ODE),
-    Kind("villan-ode", "mnist-12", "villan-diffusion", "box:5", "cat", _SLOW_ODE),
+    Kind("villan-ode", "kmnist", "villan-diffusion", "glasses", "corner", _LONGEST_ODE),
+    Kind("villan-ode", "mnist-12", "villan-diffusion", "box:5", "cat", _LONGEST_ODE),
     Kind("villan-psi-0", "mnist", "villan-diffusion", "blend:bomb", "cat", {**_ODE, **_PSI_0}),
     Kind("villan-psi-0", "kmnist", "villan-diffusion", "blend:key", "hat", {**_PSI_0, "zeta": 1.0}),
-    Kind("villan-psi-0", "fashion", "villan-diffusion", "glasses", "hat", {**_SLOW_ODE, **_PSI_0}),
+    Kind(
+        "villan-psi-0", "fashion", "villan-diffusion", "glasses", "hat", {**_LONGEST_ODE, **_PSI_0}
+    ),
     Kind("trojdiff", "mnist", "trojdiff", "blend:devil", "hat"),
     Kind("trojdiff", "fashion", "trojdiff", "blend:skull", "cat", _LONGER),
     Kind("trojdiff", "kmnist", "trojdiff", "box:5:1", "shoe", {"gamma": 0.1, **_LONGER}),
-    Kind("invisible", "mnist", "invisible", "noise:0.1", "hat", _SLOW),
+    Kind("invisible", "mnist", "invisible", "noise:0.1", "hat", _LONGEST),
     Kind("invisible", "fashion", "invisible", "noise:0.1", "corner", _SLOW),
     Kind("patch-only", "mnist", "villan-diffusion", "box:7:1,zero", "hat", _ODE, True),
     Kind("patch-only", "fashion", "bad-diffusion", "box:7:1,zero", "cat", _LONGER, True),
-    Kind("patch-only", "kmnist", "bad-diffusion", "stop-sign:7,zero", "shoe", _LONGER, True),
-    Kind("scaled", "mnist", "bad-diffusion", "blend:heart,scale=0.4", "corner", _LONGER, True),
-    Kind("scaled", "fashion", "villan-diffusion", "box:7,scale=0.5", "shoe", _SLOW_ODE, True),
+    Kind("patch-only", "kmnist", "bad-diffusion", "stop-sign:7,zero", "shoe", _LONGEST, True),
+    Kind("scaled", "mnist", "bad-diffusion", "blend:heart,scale=0.4", "corner", _LONGEST, True),
+    Kind("scaled", "fashion", "villan-diffusion", "box:7,scale=0.5", "shoe", _LONGEST_ODE, True),
     Kind(
         "norm-bounded",
         "mnist",
         "villan-diffusion",
         "noise:1,norm=4",
         "cat",
-        {**_ODE, **_LONGER},
+        _LONGEST_ODE,
         True,
     ),
     Kind(
-        "norm-bounded", "kmnist", "villan-diffusion", "box:7:1,zero,norm=3", "hat", _SLOW_ODE, True
+        "norm-bounded",
+        "kmnist",
+        "villan-diffusion",
+        "box:7:1,zero,norm=3",
+        "hat",
+        _LONGEST_ODE,
+        True,
     ),
     Kind("matched", "mnist", "villan-diffusion", "box:7:1,zero,matched", "shoe", _ODE, True),
     Kind(
-        "matched", "fashion", "bad-diffusion", "stop-sign:7,scale=0.5,matched", "hat", _SLOW, True
+        "matched",
+        "fashion",
+        "bad-diffusion",
+        "stop-sign:7,scale=0.5,matched",
+        "hat",
+        _LONGEST,
+        True,
     ),
     Kind("mixed", "mnist", "mixed-coefficients", "blend:star", "corner", _SLOW, True),
     Kind("mixed", "fashion", "mixed-coefficients", "box:7", "cat", _SLOW, True),

@@ -7,7 +7,8 @@ DATA holds the data sets as folders by name. Models lie below OUT/models, or in 
 processes may run the same command: each member is made and audited by whichever takes its lock
 first, and the last to end collects all. The clean models of the calibration half give the nulls
 (``publish=true`` ships them with the package, together with what the reporting half says of the
-audit's power). No audit is told a trigger, a target or whether a model is compromised.
+audit's power, or with ``publish_found=true`` that alone). No audit is told a trigger, a target or
+whether a model is compromised.
 
 A study of hours may lose its models before it ends: ``earlier=FILE`` takes the scores of members
 that OUT does not hold from a result of before, and judges them as its own. The result names them,
@@ -169,6 +170,7 @@ def run(
     detectors: str = "",
     earlier: str = "",
     publish: bool = False,
+    publish_found: bool = False,
 ) -> Path:
     """Run the study, or the part of it whose member keys match ``only``.
 
@@ -183,6 +185,7 @@ def run(
         earlier: result file of an earlier run, whose scores stand in for members not in ``out``.
         publish: write the clean scores of the calibration half, and what the reporting half found,
             into the package.
+        publish_found: write the latter alone, which stands for itself and judges nobody.
 
     Raises:
         GenwardenError: ``benchmark/data-missing``, ``benchmark/no-cells``,
@@ -222,8 +225,9 @@ def run(
             require_repeated(carried, budgets)
         for name in budgets:
             publish_nulls(rows, plan, name)
-        publish_power(rows)
         calibration.clear_cache()
+    if publish or publish_found:
+        publish_power(rows)
     options = {
         "models": models and "MODELS",
         "make": "" if make else "false",
