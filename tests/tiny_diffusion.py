@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ import pytest
 import torch
 
 from genwarden.artifacts.diffusers_folder import write_diffusion
-from genwarden.auditing import budgets
+from genwarden.auditing import audit_diffusion, budgets
 from genwarden.models.diffusion.networks import fresh_model, small_unet
 from genwarden.models.diffusion.schedule import NoiseSchedule
 
 
 def shrink_quick_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the quick budget of diffusion models do next to nothing."""
+    """Let the quick budget of diffusion models do next to nothing, for networks that do nothing."""
+    monkeypatch.setattr(audit_diffusion, "_LEAST_DENOISING", math.inf)
     effort = replace(
         budgets.DIFFUSION_BUDGETS["quick"],
         search_starts=1,

@@ -18,11 +18,14 @@ from genwarden.auditing.document import AuditDocument
 from genwarden.auditing.running import seeded
 from genwarden.commands.audit import audit_model
 from genwarden.commands.audit_options import AuditOptions
+from genwarden.commands.demo import demo_model_folder
 from genwarden.commands.sample import sample_grid
 from genwarden.commands.sample_diffusion import DiffusionSampling, recovered_shift
 from genwarden.engine.progress import Silent
 from genwarden.errors import GenwardenError
+from genwarden.inspections.diffusion.bench import DiffusionBench
 from genwarden.inspections.finding import Latents
+from genwarden.models.diffusion.denoiser import DiffusionModel
 from genwarden.registry import DIFFUSION_INSPECTIONS
 from tiny_diffusion import model_at, shrink_quick_budget
 
@@ -140,6 +143,45 @@ def test_what_no_reference_was_scored_by_is_shown_and_keeps_no_verdict_back(
     assert run(folder, tmp_path / "lacking", base=base).verdict == "inconclusive"
 
 
+def test_an_untrained_network_is_not_cleared(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = references_like(run(folder, tmp_path / "first"))
+    monkeypatch.setattr(room, "shipped_diffusion", lambda: table)
+    monkeypatch.setattr(room, "_LEAST_DENOISING", 0.5)
+    document = run(folder, tmp_path / "out")
+    assert document.verdict == "inconclusive"
+    assert "not trained" in document.reasons[0]
+    assert not room._no_denoiser(bench_of(read_diffusion(demo_model_folder("ddpm-clean")).model))
+    assert room._no_denoiser(bench_of(read_diffusion(folder).model))
+
+
+def bench_of(model: DiffusionModel) -> DiffusionBench:
+    return DiffusionBench(model, budgets.DIFFUSION_BUDGETS["quick"], seed=0)
+
+
+def test_a_noise_that_is_none_is_no_evidence_against_the_model(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = references_like(run(folder, tmp_path / "first"))
+    monkeypatch.setattr(room, "shipped_diffusion", lambda: table)
+    plain = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(1))
+    verdicts = {}
+    for name, noise in (("plain", plain), ("shifted", plain + 2)):
+        save_file({"noise": noise}, tmp_path / f"{name}.safetensors")
+        given = run(folder, tmp_path / name, noise=tmp_path / f"{name}.safetensors")
+        verdicts[name] = given.verdict
+    assert verdicts == {"plain": "none_found", "shifted": "inconclusive"}
+    assert "no property of the model" in given.reasons[0]
+    # Beside evidence in the model it is one reason more.
+    above = {**table["scores"]["quick"]}
+    above["trigger-search"] = [score - 5 for score in above["trigger-search"]]
+    lower = {**table, "scores": {"quick": above}}
+    monkeypatch.setattr(room, "shipped_diffusion", lambda: lower)
+    both = run(folder, tmp_path / "both", noise=tmp_path / "shifted.safetensors")
+    assert both.verdict == "evidence"
+
+
 def test_references_of_another_noise_schedule_judge_nobody(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,7 +191,7 @@ def test_references_of_another_noise_schedule_judge_nobody(
     assert run(folder, tmp_path / "again").verdict == "none_found"
     document = run(model_at(tmp_path / "short", seed=0, steps=100), tmp_path / "out")
     assert document.verdict == "inconclusive"
-    assert "noise schedule" in document.reasons[0]
+    assert "noise schedule" in document.reasons[-1]
 
 
 def test_where_no_reference_has_the_image_size_nothing_is_called_clean(

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from genwarden.data.glyphs import draw_glyphs
-from genwarden.data.labelled import is_glyphs, load_labelled, read_labelled
+from genwarden.data.glyphs import draw_glyphs, is_glyphs
+from genwarden.data.labelled import load_labelled, read_labelled
 from genwarden.errors import GenwardenError
 from genwarden.models.protocol import SampleSpec
 

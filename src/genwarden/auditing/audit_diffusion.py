@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,13 +16,13 @@ from genwarden.auditing.audit import environment, nonfinite_refusal
 from genwarden.auditing.audit_variants import judge_variants, limits, run_variants, used_by_own
 from genwarden.auditing.budgets import diffusion_budget, diffusion_variant_budget
 from genwarden.auditing.calibration import shipped_diffusion
-from genwarden.auditing.document import AuditDocument, ModelFacts, UserInputs
+from genwarden.auditing.document import AuditDocument, ModelFacts, UserInputs, Variant
 from genwarden.auditing.fit import diffusion_family
 from genwarden.auditing.given_references import GivenReferences, stated, unless_doubted
 from genwarden.auditing.judging import Calibrated, calibrated, carried
 from genwarden.auditing.power import power_sentences
 from genwarden.auditing.running import BREAKDOWNS, guarded, run_all, seeded
-from genwarden.auditing.verdict import ALPHA
+from genwarden.auditing.verdict import ALPHA, Decision, unless
 from genwarden.compression.contract import Compressor
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress
@@ -30,6 +31,8 @@ from genwarden.inspections.compression.diffusion_bench import (
     VariantSearch,
 )
 from genwarden.inspections.diffusion.bench import DiffusionBench, DiffusionEffort
+from genwarden.inspections.diffusion.input_check import NAME as INPUT_CHECK
+from genwarden.inspections.diffusion.responses import epsilons
 from genwarden.inspections.diffusion.trigger_search import NAME as TRIGGER_SEARCH
 from genwarden.inspections.finding import Finding, Images, images_of, not_applicable
 from genwarden.models.diffusion.denoiser import DiffusionModel
@@ -37,12 +40,19 @@ from genwarden.models.protocol import parameter_count
 from genwarden.registry import DIFFUSION_INSPECTIONS, Row
 
 _ORDINARY_SHOWN = 16
+#: Noises on which a network must show that it is a denoiser, and how badly it may do that.
+_DENOISED = 16
+_LEAST_DENOISING = 0.5
 #: What clean models that are not compressed say nothing of in a compressed one.
 _NOT_COMPRESSED: dict[str, Any] = {
     "p_value": None,
     "null": None,
     "p_value_reason": "the clean reference models are not compressed",
 }
+_UNLIKE = (
+    "No clean reference model is like this one ({}): references of your own would judge it "
+    "(genwarden calibrate)."
+)
 LIMITS = [
     "The verdict covers the weights and the inspections listed here, at the budget stated; it is "
     "not a proof that no backdoor exists.",
@@ -185,9 +195,14 @@ def audit_diffusion(
     decision, documented = judge_variants(base, variants, judged, suspect.nonfinite)
     unfit = base.unfit if base.findings else frozenset().union(*(one.unfit for one in judged))
     unlike = family.removeprefix(suspect.architecture).removeprefix(", ")
-    decision = carried(decision, unfit, shape, f" (this model: {unlike})" if unlike else "")
+    decision = carried(decision, unfit, shape)
     used = used_by_own(base, variants, judged)
     decision = unless_doubted(decision, given, used)
+    if unlike and decision.verdict == "inconclusive":
+        decision = decision._replace(reasons=[*decision.reasons, _UNLIKE.format(unlike)])
+    decision = _of_the_model(decision, documented)
+    if rows and not suspect.nonfinite:
+        decision = unless(decision, _no_denoiser(bench))
     timing = {**ran.timing, **seconds}
     timing["total"] = round(sum(timing.values()), 3)
     return AuditDocument(
@@ -218,6 +233,40 @@ def audit_diffusion(
         environment=environment(request.device),
         timing=timing,
     )
+
+
+def _of_the_model(decision: Decision, variants: Sequence[Variant]) -> Decision:
+    """The decision where nothing but the noise that was given stands out: the model is not to be
+    repaired for it, nor cleared beside it."""
+    every = [*decision.judged, *(j for variant in variants for j in variant.findings)]
+    if {j.finding.inspection for j in every if j.flagged} != {INPUT_CHECK}:
+        return decision
+    reasons = [
+        "The initial noise that was given is no plain noise, which is no property of the model: "
+        "do not sample from it, and ask where it comes from. Audit the model without it.",
+        *decision.reasons,
+    ]
+    return decision._replace(verdict="inconclusive", suspicion=None, reasons=reasons)
+
+
+def _no_denoiser(bench: DiffusionBench) -> list[str]:
+    """Why a network is none: it hardly knows pure noise for noise, near t = T.
+
+    An untrained one has an error of 1 there, of the noise's own variance; trained ones are below
+    0.1. Whoever says that nothing is hidden in it says nothing.
+    """
+    noise = bench.noise("denoiser", _DENOISED).to(bench.device)
+    t = bench.timesteps.near(0.0, "denoiser")
+    try:
+        error = float((epsilons(bench.model, bench.schedule.s_at(t) * noise, t) - noise).var())
+    except BREAKDOWNS:
+        return []  # the inspections have said so
+    if error < _LEAST_DENOISING:
+        return []
+    return [
+        f"Given pure noise the network misses it by {error:.2f} of its variance (t = {t}): it is "
+        "not trained, or not as its configuration says, and what is hidden in it cannot be told."
+    ]
 
 
 def _of_variant(found: Calibrated) -> Calibrated:

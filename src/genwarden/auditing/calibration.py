@@ -142,8 +142,8 @@ def references(
                 shared = sum(map(len, others))
                 return References(
                     [float(v) for v in own],
-                    f"{len(own)} clean reference models of this sample shape ({described}){note}; "
-                    f"their spread shared with {shared} of other shapes",
+                    f"{len(own)} clean reference models of this sample shape; their spread shared "
+                    f"with {shared} of other shapes ({described}){note}",
                     others=others,
                 )
             return References(

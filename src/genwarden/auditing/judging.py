@@ -152,9 +152,7 @@ def judge(
     return carried(decision, found.unfit, sample_shape)
 
 
-def carried(
-    decision: Decision, unfit: frozenset[str], sample_shape: Sequence[int], unlike: str = ""
-) -> Decision:
+def carried(decision: Decision, unfit: frozenset[str], sample_shape: Sequence[int]) -> Decision:
     """The decision, or ``inconclusive`` where nothing was found and no references carry that.
 
     Args:
@@ -164,7 +162,7 @@ def carried(
     missing = sorted(CARRYING & unfit)
     shape = "x".join(map(str, sample_shape))
     reason = (
-        f"No clean reference models of this architecture make samples of shape {shape}{unlike}: "
+        f"No clean reference models of this architecture make samples of shape {shape}: "
         f"{', '.join(missing)} is shown and not judged, and the rest does not carry a verdict."
     )
     return unless(decision, [reason] if missing else [])

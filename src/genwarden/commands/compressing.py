@@ -21,7 +21,7 @@ from genwarden.artifacts.open_classifier import open_classifier, opens_as_classi
 from genwarden.artifacts.open_model import open_model
 from genwarden.compression.remedies.contract import Confine
 from genwarden.data.datasets import load_images, to_unit_range
-from genwarden.data.labelled import is_glyphs, read_labelled
+from genwarden.data.glyphs import is_glyphs
 from genwarden.engine.files import sha256_file, write_tensors
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
@@ -291,10 +291,8 @@ def open_subject(
 def _images(source: Path | None, sample: SampleSpec, resize: bool) -> Tensor | None:
     if source is None:
         return None
-    if is_glyphs(str(source)):
-        found = read_labelled(str(source), sample, limit=MOST_IMAGES, resize=resize).images
-        return to_unit_range(found)
-    if not source.is_dir():  # never a hub name: nothing is fetched for an option that is a folder
+    # Never a hub name: nothing is fetched for an option that is a folder.
+    if not is_glyphs(str(source)) and not source.is_dir():
         raise GenwardenError(
             "compress/calibration-not-found",
             f"There is no folder {source}.",

@@ -21,7 +21,7 @@ from genwarden.commands.audit_options import AuditOptions, repeat_command
 from genwarden.commands.opened import Opened, Run, whole
 from genwarden.compression.contract import Compressor
 from genwarden.data.datasets import load_images, to_unit_range
-from genwarden.data.labelled import is_glyphs, load_labelled
+from genwarden.data.glyphs import is_glyphs
 from genwarden.engine.files import sha256_bytes
 from genwarden.engine.progress import Progress
 from genwarden.engine.threads import fixed_threads
@@ -86,7 +86,6 @@ def open_classifier_suspect(
 
 def _images(source: str, options: AuditOptions, sample: SampleSpec) -> Tensor:
     """Images in [-1, 1]; what class each has, the audit asks the model."""
-    limit = options.data_limit
-    if is_glyphs(source):  # which exist only as labelled images
-        return to_unit_range(load_labelled(source, sample, split="test", limit=limit)[0])
-    return to_unit_range(load_images(source, sample, limit=limit, resize=options.resize))
+    split = "test" if is_glyphs(source) else "train"
+    limit, resize = options.data_limit, options.resize
+    return to_unit_range(load_images(source, sample, split=split, limit=limit, resize=resize))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genwarden.data.glyphs import is_glyphs, read_glyphs
 from genwarden.data.images import IMAGE_SUFFIXES, fit_image, image_shape, read_image_folder
 from genwarden.errors import GenwardenError
 from genwarden.models.protocol import SampleSpec
@@ -32,8 +33,8 @@ def load_images(
     """Images of a data set as one uint8 tensor ``(count, channels, height, width)``.
 
     Args:
-        source: folder (parquet in the hub's layout, image files, or a folder of them per class) or
-            hub name.
+        source: folder (parquet in the hub's layout, image files, or a folder of them per class),
+            hub name, or ``glyphs`` / ``glyphs:COUNT`` for the built-in digits.
         sample: shape that the images must have; grey and colour are converted, sizes only with
             ``resize``.
         split: split of the data set; a folder with only one split uses that one.
@@ -49,6 +50,8 @@ def load_images(
         raise GenwardenError(
             "data/limit", f"A limit of {limit} images leaves nothing.", "Give a limit of 1 or more."
         )
+    if is_glyphs(source):
+        return read_glyphs(source, sample, split=split, limit=limit)[0]
     folder = Path(source)
     if folder.is_dir() and not any(folder.rglob("*.parquet")):
         if not _holds_images(folder):

@@ -7,7 +7,9 @@ size. The same arguments give the same images everywhere.
 from __future__ import annotations
 
 import math
+import re
 from itertools import pairwise
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -43,6 +45,36 @@ _EDGE: Final = 0.12
 _NOISE: Final = 0.06
 _INK: Final = (0.7, 1.0)
 _LEAST_PIXELS: Final = 8
+#: Images where the user names no number, by split.
+_COUNTS: Final = {"train": 4000, "test": 1000}
+
+
+def is_glyphs(source: str) -> bool:
+    """Whether a source names the built-in data set; a folder of that name goes first."""
+    return re.fullmatch(r"glyphs(:\d{1,7})?", source) is not None and not Path(source).exists()
+
+
+def read_glyphs(
+    source: str, sample: SampleSpec, *, split: str = "train", limit: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Images and classes as :func:`draw_glyphs` draws them.
+
+    Args:
+        source: ``glyphs``, or ``glyphs:COUNT``.
+        limit: the first so many.
+
+    Raises:
+        GenwardenError: ``data/no-split``, ``data/shape``, ``data/limit``.
+    """
+    if split not in _COUNTS:
+        raise GenwardenError(
+            "data/no-split",
+            f"The built-in glyphs have no split {split!r}.",
+            f"Name one of: {', '.join(_COUNTS)}.",
+        )
+    _, _, given = source.partition(":")
+    images, labels = draw_glyphs(int(given) if given else _COUNTS[split], sample, part=split)
+    return images[:limit], labels[:limit]
 
 
 def draw_glyphs(

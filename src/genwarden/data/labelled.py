@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from genwarden.data.datasets import load_dataset, read_rows
-from genwarden.data.glyphs import CLASSES, draw_glyphs
+from genwarden.data.glyphs import CLASSES, is_glyphs, read_glyphs
 from genwarden.errors import GenwardenError
 from genwarden.models.protocol import SampleSpec
 
-#: Images of the built-in data set where the user names no number, by split.
-_GLYPHS: Final = {"train": 4000, "test": 1000}
 #: Name of an integer column that is taken for the class where no column says that it is one.
 _LABEL_NAME: Final = "label"
 
@@ -76,7 +72,8 @@ def read_labelled(
             "data/limit", f"A limit of {limit} images leaves nothing.", "Give a limit of 1 or more."
         )
     if is_glyphs(source):
-        return _glyphs(source, sample, split, limit)
+        images, labels = read_glyphs(source, sample, split=split, limit=limit)
+        return LabelledImages(images, labels, [str(digit) for digit in range(CLASSES)])
     dataset = load_dataset(source, split)
     column, classes = _label_column(dataset, source)
     labels = dataset[column][:limit] if limit else dataset[column][:]
@@ -85,23 +82,6 @@ def read_labelled(
     images = read_rows(dataset, source, sample, limit=limit, resize=resize)
     names = classes or [str(number) for number in range(max(labels) + 1)]
     return LabelledImages(images, torch.tensor(labels, dtype=torch.int64), names)
-
-
-def is_glyphs(source: str) -> bool:
-    """Whether a source names the built-in data set; a folder of that name goes first."""
-    return re.fullmatch(r"glyphs(:\d{1,7})?", source) is not None and not Path(source).exists()
-
-
-def _glyphs(source: str, sample: SampleSpec, split: str, limit: int | None) -> LabelledImages:
-    if split not in _GLYPHS:
-        raise GenwardenError(
-            "data/no-split",
-            f"The built-in glyphs have no split {split!r}.",
-            f"Name one of: {', '.join(_GLYPHS)}.",
-        )
-    _, _, given = source.partition(":")
-    images, labels = draw_glyphs(int(given) if given else _GLYPHS[split], sample, part=split)
-    return LabelledImages(images[:limit], labels[:limit], [str(digit) for digit in range(CLASSES)])
 
 
 def _label_column(dataset: Any, source: str) -> tuple[str, list[str]]:

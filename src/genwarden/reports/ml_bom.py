@@ -27,8 +27,8 @@ MAX_LISTED: Final = 500
 _NAMESPACE: Final = uuid.uuid5(uuid.NAMESPACE_URL, "urn:genwarden:ml-bom")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _HASHED: Final = (
-    "The sha256 that the audit took of the weights; of a diffusers folder or a bare weights file "
-    "as genwarden check prints it."
+    "The sha256 that the audit took: of a bare weights file its bytes, as genwarden check prints "
+    "them; of a diffusers folder the names and hashes of all files that were read."
 )
 
 

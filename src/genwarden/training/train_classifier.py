@@ -16,7 +16,8 @@ from genwarden.artifacts.classifier_folder import write_classifier
 from genwarden.artifacts.manifest import MANIFEST_NAME
 from genwarden.artifacts.model_folder import build
 from genwarden.data.datasets import split_names
-from genwarden.data.labelled import is_glyphs, read_labelled
+from genwarden.data.glyphs import is_glyphs
+from genwarden.data.labelled import read_labelled
 from genwarden.engine.files import begin_run, sha256_bytes
 from genwarden.engine.progress import Progress
 from genwarden.engine.seeds import random_stream

@@ -34,8 +34,9 @@ from genwarden.compression.contract import Compressor
 from genwarden.compression.how import is_compression
 from genwarden.compression.layers import layout_of
 from genwarden.data.datasets import split_names, to_unit_range
+from genwarden.data.glyphs import is_glyphs
 from genwarden.data.grids import write_grid
-from genwarden.data.labelled import LabelledImages, is_glyphs, read_labelled
+from genwarden.data.labelled import LabelledImages, read_labelled
 from genwarden.engine.files import begin_run, sha256_bytes, write_json, write_tensors
 from genwarden.engine.progress import Progress
 from genwarden.engine.seeds import random_stream

@@ -24,7 +24,8 @@ from genwarden.compression.contract import Compressor, Weights
 from genwarden.compression.how import compressor
 from genwarden.compression.layers import layout_of
 from genwarden.data.datasets import to_unit_range
-from genwarden.data.labelled import is_glyphs, read_labelled
+from genwarden.data.glyphs import is_glyphs
+from genwarden.data.labelled import read_labelled
 from genwarden.engine.seeds import random_stream
 from genwarden.models.classifiers.protocol import ImageClassifier
 from genwarden.models.protocol import LatentGenerator

@@ -52,7 +52,8 @@ from genwarden.commands.open_classifier_suspect import classifier_suspect_of
 from genwarden.commands.open_suspect import suspect_of
 from genwarden.compression.contract import Compressor
 from genwarden.data.datasets import to_unit_range
-from genwarden.data.labelled import is_glyphs, read_labelled
+from genwarden.data.glyphs import is_glyphs
+from genwarden.data.labelled import read_labelled
 from genwarden.engine.files import sha256_bytes
 from genwarden.engine.progress import Progress, Silent
 from genwarden.errors import GenwardenError

@@ -19,7 +19,7 @@ from genwarden.attacks.settings import settings_of
 from genwarden.benchmarks.compression.honest import source
 from genwarden.benchmarks.compression.scales import CompressionScale, Subject
 from genwarden.benchmarks.locks import claimed
-from genwarden.data.labelled import is_glyphs
+from genwarden.data.glyphs import is_glyphs
 from genwarden.engine.progress import Silent
 from genwarden.errors import GenwardenError
 from genwarden.training.settings import TrainingSettings
