@@ -57,7 +57,11 @@ def genwarden(
 def train(
     name: Annotated[str, typer.Argument(help="Architecture: see `genwarden list architectures`.")],
     data: Annotated[
-        str, typer.Option("--data", help="Folder of images or parquet, or a hub name.")
+        str,
+        typer.Option(
+            "--data",
+            help="Folder of images or parquet, a hub name, or glyphs (built-in digits).",
+        ),
     ],
     out: OutFolder,
     setting: Settings = None,
@@ -76,8 +80,8 @@ def train(
 ) -> None:
     """Train a clean reference model and write it as a model folder.
 
-    A GAN, VAE, WaveGAN, diffusion model or classifier. A classifier needs --data with labels
-    (--data glyphs are built-in digits) and states its accuracy on images it was not trained on.
+    A GAN, VAE, WaveGAN, diffusion model or classifier. A classifier needs --data with labels (the
+    built-in glyphs have some) and states its accuracy on images it was not trained on.
 
     Sample grids appear in OUT/samples while it runs. Stop it at any time: the same command
     continues from the last checkpoint.

@@ -242,7 +242,7 @@ def run(
         "members": {"clean": _count(plan, False), "compromised": _count(plan, True)},
         "rows": rows,
         "earlier": carried,
-        "detectors": _detectors(detectors),
+        "detectors": _detectors(detectors, set(carried["other"]) if carried else set()),
     }
     return write_study(out, RECIPE, plan, document, failed, draw(document))
 
@@ -251,10 +251,10 @@ def _count(plan: list[Member], compromised: bool) -> int:
     return sum(member.compromised is compromised for member in plan)
 
 
-def _detectors(folder: str) -> list[dict[str, Any]]:
+def _detectors(folder: str, other: set[str]) -> list[dict[str, Any]]:
+    """Its figures, without those of members that were planned otherwise then: other models."""
     if not folder:
         return []
     advice = "Name the --out folder of a finished run of it."
     found = read_result(Path(folder) / "result.json", "diffusion-detectors", advice)
-    rows: list[dict[str, Any]] = found["rows"]
-    return rows
+    return [row for row in found["rows"] if row["cell"]["member"] not in other]
