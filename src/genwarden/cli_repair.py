@@ -68,8 +68,8 @@ def repair(
     """Take a backdoor out of a model and audit the result; the input is never touched.
 
     Writes OUT/model (the repaired model), OUT/repair.json, OUT/repair.html (both verdicts, what was
-    changed, pictures before and after) and the audits OUT/before and OUT/after. Needs no trigger
-    and no target. Give the same command again after an interruption.
+    changed, pictures before and after) and the audits OUT/before (unless --audit gave one) and
+    OUT/after. Needs no trigger and no target. Give the same command again after an interruption.
 
     A diffusion model (diffusers folder) gets remedies of its own and is fine-tuned on --data, or on
     its own samples; OUT/model is a diffusers folder again.

@@ -113,6 +113,8 @@ def test_drawn_noise_follows_from_the_seed_alone() -> None:
         ("box:0", "trigger/number"),
         ("box:-3", "trigger/number"),
         ("box:x", "trigger/number"),
+        ("box:4,foo", "trigger/unknown-modifier"),
+        ("blend:devil,norm=2,big", "trigger/unknown-modifier"),
         ("box:4:nan", "trigger/number"),
         ("noise:inf", "trigger/number"),
         ("noise:0", "trigger/nothing"),

@@ -143,11 +143,17 @@ def make_image_trigger(
         seed: of ``noise``.
 
     Raises:
-        GenwardenError: ``trigger/unknown-kind``, ``trigger/number``, ``trigger/too-large``,
-            ``trigger/nothing``, ``trigger/scale``, ``trigger/cannot-match``, or ``icon/...``,
-            ``image/...``.
+        GenwardenError: ``trigger/unknown-kind``, ``trigger/unknown-modifier``,
+            ``trigger/number``, ``trigger/too-large``, ``trigger/nothing``, ``trigger/scale``,
+            ``trigger/cannot-match``, or ``icon/...``, ``image/...``.
     """
     head, *modifiers = _split(text)
+    if "," in head and not head.startswith("file:"):
+        raise GenwardenError(
+            "trigger/unknown-modifier",
+            f"{head.split(',')[1]!r} in the trigger {text!r} is none of its modifiers.",
+            f"Behind commas: {', '.join(IMAGE_TRIGGER_MODIFIERS)}.",
+        )
     for modifier in modifiers:
         key, given, value = modifier.partition("=")
         if given and key in ("zero", "minus-one", "matched"):
