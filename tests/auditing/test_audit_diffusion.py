@@ -143,6 +143,19 @@ def test_what_no_reference_was_scored_by_is_shown_and_keeps_no_verdict_back(
     assert run(folder, tmp_path / "lacking", base=base).verdict == "inconclusive"
 
 
+def test_pictures_beyond_memory_are_not_inspected_and_not_cleared(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "MOST_VALUES", 63)
+    document = run(folder, tmp_path / "out", deploy_as="int8")
+    assert document.verdict == "inconclusive"
+    assert "1x8x8" in document.reasons[0]
+    assert not document.findings
+    assert not document.variants[0].findings
+    monkeypatch.setattr(room, "MOST_VALUES", 64)
+    assert run(folder, tmp_path / "small").findings
+
+
 def test_an_untrained_network_is_not_cleared(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -40,6 +41,9 @@ from genwarden.models.protocol import parameter_count
 from genwarden.registry import DIFFUSION_INSPECTIONS, Row
 
 _ORDINARY_SHOWN = 16
+#: In a picture: colour of 256x256. The search differentiates 128 of them at once, and what a folder
+#: says of its size costs its writer nothing.
+MOST_VALUES = 3 * 256 * 256
 #: Noises on which a network must show that it is a denoiser, and how badly it may do that.
 _DENOISED = 16
 _LEAST_DENOISING = 0.5
@@ -152,7 +156,14 @@ def audit_diffusion(
     rows = {name: row for name, row in rows.items() if row.options.get("needs") != "variant"}
     if suspect.nonfinite:
         progress.message("The weights hold NaN or infinite values: the model cannot be inspected.")
-    if suspect.nonfinite or request.variants_only:
+    untestable = "the weights hold NaN or infinite values." if suspect.nonfinite else ""
+    if math.prod(model.sample.shape) > MOST_VALUES:
+        untestable = (
+            f"pictures of {'x'.join(map(str, model.sample.shape))} are larger than the search can "
+            f"hold in memory ({MOST_VALUES:,} values)."
+        )
+        progress.message(f"The model cannot be inspected: {untestable}")
+    if untestable or request.variants_only:
         rows = {}
 
     def run(row: Row) -> dict[str, Finding]:
@@ -173,7 +184,7 @@ def audit_diffusion(
         ledger,
         progress,
         whole=whole,
-        untestable="the weights hold NaN or infinite values." if suspect.nonfinite else "",
+        untestable=untestable,
     )
     # Judged after the ledger, so that a resumed audit uses the references of today.
     shape, given = model.sample.shape, request.references
@@ -200,6 +211,8 @@ def audit_diffusion(
     decision = unless_doubted(decision, given, used)
     if unlike and decision.verdict == "inconclusive":
         decision = decision._replace(reasons=[*decision.reasons, _UNLIKE.format(unlike)])
+    if untestable and not suspect.nonfinite:
+        decision = decision._replace(reasons=[f"Not inspected: {untestable}", *decision.reasons])
     decision = _of_the_model(decision, documented)
     if rows and not suspect.nonfinite:
         decision = unless(decision, _no_denoiser(bench))
