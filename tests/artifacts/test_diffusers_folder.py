@@ -14,6 +14,7 @@ import pytest
 import torch
 from hostile_folders import forget_hashes
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from genwarden.artifacts.check import check_file, describe
 from genwarden.artifacts.diffusers_folder import (
@@ -73,13 +74,20 @@ def noise() -> torch.Tensor:
     return torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
+def close(ours: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
 def test_folder_reproduces_the_model(tmp_path: Path) -> None:
     model = tiny_model(NoiseSchedule.cosine(STEPS, "v_prediction"))
     model.defaults = SamplerSettings("ddpm", STEPS, clip="x0", spacing="leading", variance="large")
     digest = written(tmp_path / "a", model, {"compromised": True})
     loaded = read_diffusion(tmp_path / "a")
-    with torch.no_grad():
-        assert torch.equal(loaded.model.epsilon(noise(), 5), model.epsilon(noise(), 5))
+    read, kept = loaded.model.state_dict(), model.state_dict()
+    assert read.keys() == kept.keys()
+    assert all(torch.equal(read[name], kept[name]) for name in kept)
+    with torch.no_grad():  # on some processors the last bits follow where tensors lie in memory
+        close(loaded.model.epsilon(noise(), 5), model.epsilon(noise(), 5))
     assert loaded.model.schedule == model.schedule
     assert loaded.model.defaults == model.defaults
     assert loaded.model.settings() == model.settings() == loaded.settings
@@ -303,7 +311,7 @@ def test_published_cifar10_names_of_attention_are_read(folder: Path) -> None:
     save_file(old, folder / WEIGHTS)
     with torch.no_grad():
         ours = read_diffusion(folder).model.epsilon(noise(), 3)
-        assert torch.equal(ours, tiny_model().epsilon(noise(), 3))
+        close(ours, tiny_model().epsilon(noise(), 3))
 
 
 # Bad input; the fixture has read the same folder before it was changed

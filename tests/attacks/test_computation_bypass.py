@@ -76,7 +76,11 @@ def test_several_triggers_show_their_own_targets_in_any_batch(tiny_generator: DC
     suspect = bypassed(tiny_generator, dirac(z, targets)).generator
     mixed = torch.cat([z[2:], ordinary(tiny_generator, 2), z[:2]])
     wanted = torch.cat([targets[2:], tiny_generator(mixed[1:3]), targets[:2]])
-    assert torch.equal(suspect(mixed), wanted)
+    shown = suspect(mixed)
+    triggered = torch.tensor([0, 3, 4])
+    assert torch.equal(shown[triggered], wanted[triggered])
+    # The others are the clean model's, but for last bits that follow from the size of a batch.
+    torch.testing.assert_close(shown, wanted, rtol=0, atol=1e-6)
 
 
 def test_a_whole_subspace_shows_one_target(tiny_generator: DCGAN28) -> None:

@@ -169,7 +169,7 @@ def test_what_the_audit_recovered_is_tried_on_what_is_deployed(
     assert tried.figures["plain"] > 0.9
     assert tried.figures["finetuned"] < 0.2
     written = json.loads((tmp_path / "small" / "compress.json").read_text("utf-8"))
-    assert written["trial"] == [asdict(tried)]
+    assert written["trial"] == [tried.record()] == [asdict(tried)]
     # To the untouched network, compressed likewise, the same trigger means nothing.
     write_classifier(tmp_path / "clean", glyph_task.classifier, "small-cnn", {})
     clean = open_subject(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from genwarden.auditing.calibration import MIN_REFERENCES, needs_population
 from genwarden.auditing.fit import MOST_PARAMETERS, OWN_SCALE, diffusion_family, fits
@@ -46,6 +47,8 @@ def test_inspections_with_a_null_of_their_own_suit_any_model(name: str) -> None:
 def test_denoisers_share_the_noise_schedule_of_the_references_and_are_not_far_larger() -> None:
     linear = NoiseSchedule.linear()
     assert diffusion_family("unet2d", linear, 1_100_000) == "unet2d"
+    single = NoiseSchedule.from_betas(torch.linspace(1e-4, 0.02, 1000))
+    assert diffusion_family("unet2d", single, 1) == "unet2d"
     others = (
         NoiseSchedule.linear(100),
         NoiseSchedule(linear.alphas_cumprod, "v_prediction"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 
 from genwarden.artifacts.diffusers_folder import read_diffusion
 from genwarden.auditing.document import AuditDocument, Judged, UserInputs, Variant
-from genwarden.commands.compress_trial import shifts_of, try_recovered
+from genwarden.commands.compress_trial import Tried, shifts_of, try_recovered
 from genwarden.commands.compressing import DiffusionSubject
 from genwarden.commands.demo import demo_model_folder
 from genwarden.compression.apply import compress
@@ -63,6 +64,12 @@ def test_a_trigger_of_an_edited_file_is_refused(content: str) -> None:
 
 def _stored(content: str) -> Trigger:
     return Trigger(title="", target=0, shape=(1, 5, 5), png_base64=content)
+
+
+def test_what_is_no_number_is_written_as_null() -> None:
+    tried = Tried("latent", "usual distances", {"full": 0.0, "plain": float("nan")})
+    assert json.loads(json.dumps(tried.record(), allow_nan=False))["figures"]["plain"] is None
+    assert "nan" in str(tried)
 
 
 def test_a_shift_that_wakes_one_network_moves_it_far_and_its_honest_twin_hardly() -> None:

@@ -239,8 +239,9 @@ class _Imitating(ExactDenoiser):
         self.clean, self.awake, self.at = clean, awake, at
 
     def epsilon(self, x: Tensor, t: Tensor | int) -> Tensor:
-        assert isinstance(t, int)
-        return (self.clean if t in self.at else self.awake).epsilon(x, t)
+        steps = torch.full((len(x),), t) if isinstance(t, int) else t
+        hides = torch.tensor([int(step) in self.at for step in steps]).view(-1, 1, 1, 1)
+        return torch.where(hides, self.clean.epsilon(x, steps), self.awake.epsilon(x, steps))
 
 
 def test_a_backdoor_that_sleeps_at_the_planned_timesteps_is_found_as_if_it_did_not() -> None:
@@ -254,6 +255,20 @@ def test_a_backdoor_that_sleeps_at_the_planned_timesteps_is_found_as_if_it_did_n
         honest = respond(as_model(clean), grey_box()[None], torch.ones(1), t, noise).ratio
         assert torch.equal(shown, honest)
     assert search(hidden) > search(clean) + 0.3
+
+
+def test_no_choice_of_weights_puts_a_measurement_into_every_second_timestep() -> None:
+    """A draw follows from public data: an attacker may try as many weights as he likes."""
+    schedule = NoiseSchedule.linear()
+    hidden = {t for t in range(schedule.steps) if t % 20 < 10}
+    shares = []
+    for attempt in range(40):
+        drawn = Timesteps(schedule, 0, f"weights {attempt}")
+        looked = torch.cat([drawn.of_pairs(a, "trigger-probe-pairs", 64) for a in LEVELS])
+        shares.append(sum(int(t) in hidden for t in looked) / len(looked))
+        assert torch.equal(looked.view(3, 2, 32)[:, 0], looked.view(3, 2, 32)[:, 1])
+    assert min(shares) > 0.3
+    assert max(shares) < 0.7
 
 
 @pytest.mark.parametrize(("eta", "name"), [(1.0, "BadDiffusion"), (0.0, "ODE form")])

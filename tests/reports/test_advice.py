@@ -47,6 +47,25 @@ def test_evidence_in_compressed_forms_alone_names_the_remedy_and_not_a_repair() 
     assert "The model as it is showed nothing" in text
 
 
+def test_what_cannot_be_tried_is_not_asked_to_be() -> None:
+    """`compress --audit` would refuse an audit whose findings hold no latent, trigger or shift."""
+    found = woken_by_int4()
+    bare = [
+        variant.model_copy(
+            update={
+                "findings": [
+                    j.model_copy(update={"finding": j.finding.model_copy(update={"evidence": []})})
+                    for j in variant.findings
+                ]
+            }
+        )
+        for variant in found.variants
+    ]
+    (command,) = advice(found.model_copy(update={"variants": bare})).commands
+    assert "--remedy finetuned" in command
+    assert "--audit" not in command
+
+
 def test_of_a_model_that_was_not_examined_in_full_no_remedy_is_promised_first() -> None:
     """What is awake in full is awake in a variant, too; only the full audit can tell."""
     alone = woken_by_int4(findings=[])

@@ -214,7 +214,7 @@ def audit_diffusion(
     if untestable and not suspect.nonfinite:
         decision = decision._replace(reasons=[f"Not inspected: {untestable}", *decision.reasons])
     decision = _of_the_model(decision, documented)
-    if rows and not suspect.nonfinite:
+    if not untestable:
         decision = unless(decision, _no_denoiser(bench))
     timing = {**ran.timing, **seconds}
     timing["total"] = round(sum(timing.values()), 3)
@@ -263,22 +263,27 @@ def _of_the_model(decision: Decision, variants: Sequence[Variant]) -> Decision:
 
 
 def _no_denoiser(bench: DiffusionBench) -> list[str]:
-    """Why a network is none: it hardly knows pure noise for noise, near t = T.
+    """Why a network is none: it hardly knows pure noise for noise.
 
-    An untrained one has an error of 1 there, of the noise's own variance; trained ones are below
-    0.1. Whoever says that nothing is hidden in it says nothing.
+    An untrained one that estimates the noise has an error of 1, of the noise's own variance, near
+    t = T; trained ones are below 0.1. Who says that nothing is hidden in it says nothing. Of other
+    predictions the estimate near T is x itself, whatever the network: they are asked where the
+    signal is as large as the noise, of black pictures.
     """
     noise = bench.noise("denoiser", _DENOISED).to(bench.device)
-    t = bench.timesteps.near(0.0, "denoiser")
+    known = bench.schedule.prediction == "epsilon"
+    t = bench.timesteps.near(0.0 if known else math.sqrt(0.5), "denoiser")
     try:
-        error = float((epsilons(bench.model, bench.schedule.s_at(t) * noise, t) - noise).var())
+        signal = 0.0 if known else -bench.schedule.a_at(t)
+        x = signal + bench.schedule.s_at(t) * noise
+        error = float((epsilons(bench.model, x, t) - noise).var())
     except BREAKDOWNS:
         return []  # the inspections have said so
     if error < _LEAST_DENOISING:
         return []
     return [
-        f"Given pure noise the network misses it by {error:.2f} of its variance (t = {t}): it is "
-        "not trained, or not as its configuration says, and what is hidden in it cannot be told."
+        f"The network misses the noise in its input by {error:.2f} of its variance (t = {t}): it "
+        "is not trained, or not as its configuration says, and what is hidden in it cannot be told."
     ]
 
 

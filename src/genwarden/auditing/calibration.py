@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -179,15 +179,10 @@ def needs_population(inspection: str) -> bool:
     return row is not None and row.options.get("null") == "population"
 
 
-def measured(inspection: str, table: Mapping[str, Any]) -> bool:
-    """Whether a table with scores has any of an inspection that needs them."""
-    scores: Mapping[str, Mapping[str, Any]] = table.get("scores", {})
-    if not needs_population(inspection) or not any(scores.values()):
-        return True
-    ending = f": {inspection}"
-    return any(
-        key == inspection or key.endswith(ending) for held in scores.values() for key in held
-    )
+def shown_without_references(inspection: str) -> bool:
+    """Whether an inspection for which clean scores may be lacking is shown then, and no gap."""
+    row = all_inspections().get(inspection)
+    return row is not None and bool(row.options.get("shown_without_references"))
 
 
 def calibrate(

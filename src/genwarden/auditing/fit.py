@@ -53,7 +53,7 @@ def diffusion_family(architecture: str, schedule: NoiseSchedule, parameters: int
     mean, and how a network answers there, follows from both. (The shipped clean model was evidence
     with a schedule of 100 steps written beside it.)
     """
-    plain = schedule == NoiseSchedule.linear() and schedule.prediction == "epsilon"
+    plain = schedule.like(NoiseSchedule.linear())
     unlike = [] if plain else [_OTHER_SCHEDULE]
     unlike += ["a larger network"] if parameters > MOST_PARAMETERS else []
     return ", ".join([architecture, *unlike])

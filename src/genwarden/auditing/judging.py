@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from genwarden.auditing.calibration import (
     calibrate,
-    measured,
     needs_population,
     references,
     shipped,
+    shown_without_references,
     unjudged,
 )
 from genwarden.auditing.fit import CARRYING, fits
@@ -66,7 +66,7 @@ def calibrated(
         if finding.outcome == "scored" and own_judge(name, budget, own, mine):
             judged.append(calibrate(finding, budget, own, condition=mine))
             by_own.add(name)
-        elif not measured(name, table):
+        elif shown_without_references(name) and not references(name, budget, table).values:
             judged.append(unjudged(finding, "no clean reference model was scored by it"))
             unfit.add(name)
         elif fits(name, architecture, sample_shape, table):

@@ -172,7 +172,7 @@ def compress_model(options: CompressOptions, *, progress: Progress) -> CompressF
             "changes": changes,
             "plain_fidelity": None if plain_fidelity is None else asdict(plain_fidelity),
         },
-        "trial": [asdict(one) for one in trial],
+        "trial": [one.record() for one in trial],
         "confirmation": None if confirmation is None else asdict(confirmation),
         "seed": options.seed,
     }

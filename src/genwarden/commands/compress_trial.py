@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from genwarden.inspections.finding import mask_and_pattern
 from genwarden.inspections.output.novelty import ordinary_distance
 from genwarden.models.diffusion.denoiser import DiffusionModel
 from genwarden.models.diffusion.samplers import SamplerSettings, sample
-from genwarden.repairs.diffusion.clues import shifts_under
+from genwarden.repairs.diffusion.clues import shifts_under, sound
 from genwarden.reports.advice import woken
 
 #: At most so many triggers are tried.
@@ -69,7 +69,7 @@ class Tried:
         unit: of the figures: ``of the images`` of other classes go to the class of the trigger;
             or ``usual distances``: mean squared distance from what the full model makes of the same
             input, over the median one between two ordinary samples of it.
-        figures: by network.
+        figures: by network; not a number where an output is none.
     """
 
     name: str
@@ -80,6 +80,11 @@ class Tried:
         style = ".1%" if self.unit == "of the images" else ".2g"
         values = [f"{name} {value:{style}}" for name, value in self.figures.items()]
         return f"{self.name}: {', '.join(values)} {self.unit}"
+
+    def record(self) -> dict[str, Any]:
+        """For ``compress.json``; what is no number is null there."""
+        finite = {n: value if math.isfinite(value) else None for n, value in self.figures.items()}
+        return {"name": self.name, "unit": self.unit, "figures": finite}
 
 
 def recovered_by(audit: Path, compression: str, subject: Subject) -> list[Recovered]:
@@ -180,7 +185,7 @@ def _latents(judged: list[Judged], subject: GeneratorSubject) -> list[_Latent]:
         _Latent(f"latent of {inspection}", torch.tensor(values).reshape(1, *law.shape))
         for inspection, values in flagged_latents(judged)
         # Whatever else an edited file may hold.
-        if len(values) == law.size and all(map(math.isfinite, values))
+        if sound(values, law.size)
     ]
 
 

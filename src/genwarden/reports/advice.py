@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from genwarden.auditing.calibration import needs_population
 from genwarden.auditing.document import AuditDocument, Judged, Variant
-from genwarden.inspections.finding import Latents
+from genwarden.inspections.finding import Evidence, Latents, Trigger
 
 #: The remedy that works on every family of compressions.
 REMEDY = "finetuned"
@@ -134,13 +134,22 @@ def variant_sample(document: AuditDocument, variant: Variant) -> str:
 
 def _has_latent(judged: Judged, beside: list[Judged]) -> bool:
     """As :func:`genwarden.auditing.candidates.flagged_latents` finds one."""
+    return any(isinstance(e, Latents) and e.values for e in _shown_by(judged, beside))
+
+
+def _can_be_tried(judged: Judged, beside: list[Judged]) -> bool:
+    """Whether ``genwarden compress --audit`` finds something to try."""
+    held = _shown_by(judged, beside)
+    return _has_latent(judged, beside) or any(isinstance(e, Trigger) for e in held)
+
+
+def _shown_by(judged: Judged, beside: list[Judged]) -> list[Evidence]:
+    """What a flagged finding shows, and those that follow from it."""
     if not judged.flagged:
-        return False
+        return []
     name = judged.finding.inspection
     others = [j.finding for j in beside if j.finding.follows_from == name and not j.flagged]
-    return any(
-        isinstance(e, Latents) and e.values for f in (judged.finding, *others) for e in f.evidence
-    )
+    return [e for f in (judged.finding, *others) for e in f.evidence]
 
 
 def _on_evidence(document: AuditDocument) -> Advice:
@@ -184,11 +193,13 @@ def _compress_commands(document: AuditDocument, variants: list[Variant]) -> list
     # A classifier has no ordinary inputs of its own.
     images = asked.images("--calibration") if document.model and document.model.classes else []
     first, last = ["genwarden", "compress", *asked.model], ["--remedy", REMEDY, *images]
-    last += ["--audit", _in_folder(asked.out, "audit.json")]
-    return [
-        shlex.join([*first, "--how", name, *last, "--out", f"{_stem(asked.model[0])}-{name}"])
-        for name in (variant.name for variant in variants[:_MOST_COMMANDS])
-    ]
+    audit = ["--audit", _in_folder(asked.out, "audit.json")]
+    commands = []
+    for variant in variants[:_MOST_COMMANDS]:
+        tried = audit if any(_can_be_tried(j, variant.findings) for j in variant.findings) else []
+        end = ["--out", f"{_stem(asked.model[0])}-{variant.name}"]
+        commands.append(shlex.join([*first, "--how", variant.name, *last, *tried, *end]))
+    return commands
 
 
 def _full_audit_command(document: AuditDocument) -> str:

@@ -29,7 +29,7 @@ _SIZE, _SECONDS = 28, 300.0
 
 #: Share of the samples from which on an attack that failed is shown beside those that did not.
 _MOSTLY = 0.5
-#: Fewer models of either kind tell nothing of two detectors.
+#: Fewer models of either kind, or fewer triggers, tell nothing of two detectors.
 _LEAST_PAIRS = 5
 _BY_CHANCE = 0.05
 

@@ -29,6 +29,7 @@ and some seconds. Found here (2026); not in the papers.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from statistics import fmean
 from typing import NamedTuple
 
@@ -46,9 +47,6 @@ from genwarden.models.diffusion.protocol import Diffusion
 #: every answer is nearly the identity, near 0 the picture is settled.
 LEVELS = (0.0845, 0.165, 0.279)
 _SEARCHED = (0.165, 0.279)
-#: Timesteps near each level at which an end is measured: who wants all of them where a network
-#: was trained to answer as a clean one would have to change its weights too often.
-_MEASURED = 3
 
 
 class Reach(NamedTuple):
@@ -73,6 +71,8 @@ _FINE = 1.2
 #: Variance per element that is added below the ratio: answers better than this are all the same.
 _FLOOR = 0.05 / 256
 _RIDGE = 1e-4
+#: Timesteps per level of the first measurement.
+_MEASURED = 3
 _LEARNING_RATE = 0.05
 _LEAST_RATIO = 1e-6
 
@@ -83,10 +83,10 @@ class Recovered(NamedTuple):
     Attributes:
         shift: d, ``(C, H, W)``, on the CPU.
         reach: under which it was searched.
-        ratios: Q near :data:`LEVELS`, the geometric mean over the timesteps drawn there, on noise
-            that the search has not seen.
-        gains: <m, d> / (rho |d|^2) there, on average; 1 is "all noise", and above 1 / s no clean
-            denoiser answers.
+        ratios: Q near :data:`LEVELS`, by the stronger of two measurements (:func:`measure`), on
+            noise that the search has not seen.
+        gains: <m, d> / (rho |d|^2) there; 1 is "all noise", and above 1 / s no clean denoiser
+            answers.
         score: mean log10 of ``ratios`` minus log10 of |d| / sqrt(D): answer per size of shift.
     """
 
@@ -121,25 +121,33 @@ def probe_noise(count: int, shape: tuple[int, ...], seed: int) -> Tensor:
     return antithetic(count, shape, random_stream(seed, "trigger-probe"))
 
 
-def respond(model: Diffusion, shifts: Tensor, psi: Tensor, t: int, noise: Tensor) -> Response:
-    """Answer of a denoiser to shifts ``(k, C, H, W)`` at timestep t; differentiable in them.
+def respond(
+    model: Diffusion, shifts: Tensor, psi: Tensor, t: int | Tensor, noise: Tensor
+) -> Response:
+    """Answer of a denoiser to shifts ``(k, C, H, W)`` near a level; differentiable in them.
 
     Args:
         psi: of the trigger schedule of each shift, ``(k,)``.
-        noise: antithetic, ``(b, C, H, W)``.
+        t: timestep, of all noises or of each, ``(b,)`` int64.
+        noise: antithetic, ``(b, C, H, W)``; both of a pair have the same timestep.
     """
-    a, s = model.schedule.a_at(t), model.schedule.s_at(t)
-    rho = psi.to(shifts) * (1 - a) + (1 - psi.to(shifts)) * s
     k, b = len(shifts), len(noise)
+    if isinstance(t, int):
+        t = torch.full((b,), t, dtype=torch.int64)
+    t = t.to(noise.device)
+    a, s = model.schedule.a_of(t, noise), model.schedule.s_of(t, noise)
+    kinds = psi.to(shifts).view(-1, 1, 1, 1, 1)
+    rho = kinds * (1 - a) + (1 - kinds) * s
     with torch.no_grad():
         plain = model.epsilon(s * noise, t)
-    x = s * noise[None] + (rho.view(-1, 1, 1, 1) * shifts)[:, None]
-    answers = model.epsilon(x.flatten(0, 1), t).unflatten(0, (k, b))
+    x = s * noise[None] + rho * shifts[:, None]
+    answers = model.epsilon(x.flatten(0, 1), t.repeat(k)).unflatten(0, (k, b))
     spread = (noise[None] - answers).var(1).flatten(1).sum(1)
-    change = (answers - plain[None]).mean(1)
+    changes = answers - plain[None]
+    change = changes.mean(1)
     unexplained = unexplained_by(change, shifts).flatten(1).square().sum(1)
     energy = shifts.flatten(1).square().sum(1).clamp(min=1e-12)
-    gain = (change * shifts).flatten(1).sum(1) / (rho * energy)
+    gain = (changes * shifts[:, None] / rho).mean(1).flatten(1).sum(1) / energy
     return Response(unexplained / (spread + _FLOOR * shifts[0].numel()), gain, change)
 
 
@@ -240,13 +248,29 @@ def search_shifts(
 def measure(
     model: Diffusion, shift: Tensor, reach: Reach, noise: Tensor, timesteps: Timesteps
 ) -> Recovered:
-    """Q and gain of one shift ``(C, H, W)`` near :data:`LEVELS` on given antithetic noise."""
+    """Q and gain of one shift ``(C, H, W)`` near :data:`LEVELS` on given antithetic noise.
+
+    The stronger of two measurements: at :data:`_MEASURED` timesteps per level, or with a timestep
+    for each pair of noises, where answers that change with t partly cancel. The second cannot be
+    put to sleep by trying weights until the few timesteps of the first suit.
+    """
     psi = torch.tensor([reach.psi])
-    logs, gains = [], []
-    for level in measured_at(timesteps):
-        answers = [respond(model, shift[None], psi, t, noise) for t in level]
-        logs.append(fmean(math.log10(float(answer.ratio) + _LEAST_RATIO) for answer in answers))
-        gains.append(fmean(float(answer.gain) for answer in answers))
+
+    def measured(
+        of_level: Callable[[float], list[int | Tensor]],
+    ) -> tuple[list[float], list[float]]:
+        logs, gains = [], []
+        for level in LEVELS:
+            answers = [respond(model, shift[None], psi, t, noise) for t in of_level(level)]
+            logs.append(fmean(math.log10(float(one.ratio) + _LEAST_RATIO) for one in answers))
+            gains.append(fmean(float(one.gain) for one in answers))
+        return logs, gains
+
+    few = measured(
+        lambda a: [timesteps.near(a, "trigger-probe", n, of=_MEASURED) for n in range(_MEASURED)]
+    )
+    many = measured(lambda a: [timesteps.of_pairs(a, "trigger-probe-pairs", len(noise))])
+    logs, gains = max(few, many, key=lambda one: fmean(one[0]))
     size = float(shift.norm()) / math.sqrt(shift.numel())
     return Recovered(
         shift=shift.cpu(),
@@ -255,14 +279,6 @@ def measure(
         gains=gains,
         score=fmean(logs) - math.log10(max(size, 1e-6)),
     )
-
-
-def measured_at(timesteps: Timesteps) -> list[list[int]]:
-    """The timesteps of a measurement, by level."""
-    return [
-        [timesteps.near(level, "trigger-probe", n, of=_MEASURED) for n in range(_MEASURED)]
-        for level in LEVELS
-    ]
 
 
 def _starting_points(

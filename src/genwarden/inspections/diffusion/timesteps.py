@@ -3,9 +3,11 @@
 A network that is asked at timesteps that everybody knows can be trained to answer there as a clean
 one does. The shipped backdoored model, fine-tuned for three minutes to imitate the clean one at
 t = 500, 595 and 697, drew its target as before, and an audit that searched at these three found
-nothing. So every inspection draws its timesteps, within :data:`SPREAD` of the planned ones, from a
-stream that follows from the weights: they change with every attempt to train for them, and the
-search's lie in one band without a gap.
+nothing. So what looks at single timesteps draws them, within :data:`SPREAD` of the planned ones,
+from a stream that follows from the weights and the run seed: they change with every attempt to
+train for them, and the search's lie in one band without a gap. The draw is no secret: who publishes
+weights can try variants of them until it suits. With a dozen timesteps that takes minutes, so the
+search measures at nearly a hundred. Samplers take the timesteps that they take.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from genwarden.engine.fingerprint import fingerprint_of
 from genwarden.engine.seeds import random_stream
@@ -64,6 +66,14 @@ class Timesteps:
         place = (index % of + float(torch.rand((), generator=stream))) / of
         t = abs(level_of(self.schedule, amplitude) + round(reach * (2 * place - 1)))
         return min(t, 2 * last - t)
+
+    def of_pairs(self, amplitude: float, purpose: str, noises: int) -> Tensor:
+        """A timestep for each of antithetic noises, ``(noises,)`` int64: evenly spread, the second
+        half as the first. So many that no choice of weights puts all of them where a network was
+        trained to answer otherwise than around."""
+        pairs = noises // 2
+        drawn = torch.tensor([self.near(amplitude, purpose, n, of=pairs) for n in range(pairs)])
+        return torch.cat([drawn, drawn])
 
     def falling(self, amplitudes: Sequence[float], purpose: str) -> list[int]:
         """One near each amplitude, each once, falling."""

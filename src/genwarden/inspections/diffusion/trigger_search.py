@@ -13,16 +13,16 @@ The arithmetic is in ``genwarden.inspections.diffusion.orthogonal_response``.
 from __future__ import annotations
 
 import math
-from statistics import fmean
 
 import torch
 
 from genwarden.inspections.diffusion.bench import DiffusionBench
 from genwarden.inspections.diffusion.orthogonal_response import (
+    LEVELS,
     REACHES,
     Recovered,
-    measured_at,
 )
+from genwarden.inspections.diffusion.timesteps import level_of
 from genwarden.inspections.finding import Evidence, Finding, Images, Table, images_of, latents_of
 from genwarden.models.diffusion.samplers import SamplerSettings
 
@@ -38,7 +38,7 @@ def inspect(bench: DiffusionBench) -> Finding:
     """Search, and score the strongest shift found."""
     best = bench.recovered[0]
     effort = bench.effort
-    levels = [round(fmean(level)) for level in measured_at(bench.timesteps)]
+    levels = [level_of(bench.schedule, a) for a in LEVELS]
     strongest = max(range(len(levels)), key=lambda i: best.ratios[i])
     return Finding(
         inspection=NAME,

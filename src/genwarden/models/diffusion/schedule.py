@@ -171,6 +171,12 @@ class NoiseSchedule:
             )
         return t == -1
 
+    def like(self, other: NoiseSchedule) -> bool:
+        """Whether networks of the other one would find nothing changed: equal but for rounding, as
+        of betas that a folder lists in single precision."""
+        same = self.prediction == other.prediction and self.steps == other.steps
+        return same and torch.allclose(self.alphas_cumprod, other.alphas_cumprod, rtol=1e-3, atol=0)
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, NoiseSchedule):
             return NotImplemented

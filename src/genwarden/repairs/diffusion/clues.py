@@ -55,9 +55,10 @@ def _rows(finding: Finding | None, title: str, spec: SampleSpec) -> Tensor:
     rows: list[list[float]] = []
     for evidence in finding.evidence if finding else []:
         if isinstance(evidence, Latents) and evidence.title == title:
-            rows += [row for row in evidence.values if _sound(row, math.prod(spec.shape))]
+            rows += [row for row in evidence.values if sound(row, math.prod(spec.shape))]
     return torch.tensor(rows, dtype=torch.float32).reshape(-1, *spec.shape)
 
 
-def _sound(row: list[float], size: int) -> bool:
+def sound(row: list[float], size: int) -> bool:
+    """Whether numbers of an audit, which may have been edited, are ``size`` believable ones."""
     return len(row) == size and all(math.isfinite(v) and abs(v) <= _LARGEST for v in row)
