@@ -83,7 +83,7 @@ def inspect(bench: DiffusionBench) -> Finding:
     timesteps = bench.timesteps.falling(_AMPLITUDES, NAME)
     rows: list[list[str | int | float]] = []
     score, best = -math.inf, suspected[0] if suspected else yardstick[0]
-    for t in timesteps[:_JUDGED]:
+    for t in bench.timesteps.falling(_AMPLITUDES[:_JUDGED], NAME):
         plain = implied_x0(bench.model, torch.zeros(bench.shape), t, noise)
         shifts = [*suspected, *yardstick]
         implied = [implied_x0(bench.model, shift.delta, t, noise) for shift in shifts]
