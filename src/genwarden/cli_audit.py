@@ -43,7 +43,9 @@ def audit(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", help="Training data you have: folder or hub name; not needed."),
+        typer.Option(
+            "--data", help="Training data you have: folder, hub name or glyphs; not needed."
+        ),
     ] = None,
     data_limit: Annotated[int, typer.Option(help="Use the first N images of --data.")] = 10_000,
     resize: DataResize = False,

@@ -54,7 +54,7 @@ def repair(
         str | None,
         typer.Option(
             "--data",
-            help="Clean images you have (folder or hub name). Diffusion model: not needed; "
+            help="Clean images you have (folder, hub name or glyphs). Diffusion model: not needed; "
             "classifier: needed, with a class each.",
         ),
     ] = None,

@@ -26,6 +26,7 @@ from genwarden.errors import GenwardenError
 from genwarden.inspections.diffusion.bench import DiffusionBench
 from genwarden.inspections.finding import Latents
 from genwarden.models.diffusion.denoiser import DiffusionModel
+from genwarden.models.diffusion.schedule import NoiseSchedule
 from genwarden.registry import DIFFUSION_INSPECTIONS
 from tiny_diffusion import model_at, shrink_quick_budget
 
@@ -167,6 +168,11 @@ def test_an_untrained_network_is_not_cleared(
     assert "not trained" in document.reasons[0]
     assert not room._no_denoiser(bench_of(read_diffusion(demo_model_folder("ddpm-clean")).model))
     assert room._no_denoiser(bench_of(read_diffusion(folder).model))
+    # Whatever it is said to predict.
+    for prediction in ("v_prediction", "sample"):
+        schedule = NoiseSchedule(NoiseSchedule.linear().alphas_cumprod, prediction)
+        network = read_diffusion(folder).model.unet
+        assert room._no_denoiser(bench_of(DiffusionModel(network, schedule)))  # type: ignore[arg-type]
 
 
 def bench_of(model: DiffusionModel) -> DiffusionBench:
@@ -186,6 +192,7 @@ def test_a_noise_that_is_none_is_no_evidence_against_the_model(
         verdicts[name] = given.verdict
     assert verdicts == {"plain": "none_found", "shifted": "inconclusive"}
     assert "no property of the model" in given.reasons[0]
+    assert "not plain noise" in (tmp_path / "shifted" / "audit.html").read_text("utf-8")
     # Beside evidence in the model it is one reason more.
     above = {**table["scores"]["quick"]}
     above["trigger-search"] = [score - 5 for score in above["trigger-search"]]

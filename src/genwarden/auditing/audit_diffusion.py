@@ -18,7 +18,7 @@ from genwarden.auditing.audit_variants import judge_variants, limits, run_varian
 from genwarden.auditing.budgets import diffusion_budget, diffusion_variant_budget
 from genwarden.auditing.calibration import shipped_diffusion
 from genwarden.auditing.document import AuditDocument, ModelFacts, UserInputs, Variant
-from genwarden.auditing.fit import diffusion_family
+from genwarden.auditing.fit import CARRYING, diffusion_family
 from genwarden.auditing.given_references import GivenReferences, stated, unless_doubted
 from genwarden.auditing.judging import Calibrated, calibrated, carried
 from genwarden.auditing.power import power_sentences
@@ -54,8 +54,7 @@ _NOT_COMPRESSED: dict[str, Any] = {
     "p_value_reason": "the clean reference models are not compressed",
 }
 _UNLIKE = (
-    "No clean reference model is like this one ({}): references of your own would judge it "
-    "(genwarden calibrate)."
+    "References of your own, of models like this one ({}), would judge it (genwarden calibrate)."
 )
 LIMITS = [
     "The verdict covers the weights and the inspections listed here, at the budget stated; it is "
@@ -73,7 +72,8 @@ LIMITS = [
     "Population p-values assume that clean scores follow a normal law; the clean scores are shown.",
     "The shipped clean reference models are small pixel-space UNets that predict the noise of the "
     "linear schedule of 1,000 steps: grey of 12x12, 16x16 and 28x28 pixels, colour of 16x16. Of "
-    "others, scores of the search are shown and not judged.",
+    "others, scores of the search are shown and not judged. They were scored at fixed timesteps; "
+    "audits look near these, where the weights say.",
 ]
 
 
@@ -206,10 +206,11 @@ def audit_diffusion(
     decision, documented = judge_variants(base, variants, judged, suspect.nonfinite)
     unfit = base.unfit if base.findings else frozenset().union(*(one.unfit for one in judged))
     unlike = family.removeprefix(suspect.architecture).removeprefix(", ")
-    decision = carried(decision, unfit, shape)
+    unheld = unlike if CARRYING & unfit and not untestable else ""
+    decision = carried(decision, unfit, shape, unheld)
     used = used_by_own(base, variants, judged)
     decision = unless_doubted(decision, given, used)
-    if unlike and decision.verdict == "inconclusive":
+    if unheld and decision.verdict == "inconclusive":
         decision = decision._replace(reasons=[*decision.reasons, _UNLIKE.format(unlike)])
     if untestable and not suspect.nonfinite:
         decision = decision._replace(reasons=[f"Not inspected: {untestable}", *decision.reasons])
@@ -265,25 +266,27 @@ def _of_the_model(decision: Decision, variants: Sequence[Variant]) -> Decision:
 def _no_denoiser(bench: DiffusionBench) -> list[str]:
     """Why a network is none: it hardly knows pure noise for noise.
 
-    An untrained one that estimates the noise has an error of 1, of the noise's own variance, near
-    t = T; trained ones are below 0.1. Who says that nothing is hidden in it says nothing. Of other
-    predictions the estimate near T is x itself, whatever the network: they are asked where the
-    signal is as large as the noise, of black pictures.
+    The measure is the mean squared error of its noise estimate over that of a network that returns
+    zeros, 1 if untrained; trained ones are below 0.1. Who says that nothing is hidden in it says
+    nothing. It is taken near t = T; of other predictions the estimate there is x itself, whatever
+    the network, so they are asked where signal and noise are alike, of black pictures.
     """
     noise = bench.noise("denoiser", _DENOISED).to(bench.device)
-    known = bench.schedule.prediction == "epsilon"
-    t = bench.timesteps.near(0.0 if known else math.sqrt(0.5), "denoiser")
+    prediction = bench.schedule.prediction
+    t = bench.timesteps.near(0.0 if prediction == "epsilon" else math.sqrt(0.5), "denoiser")
+    a, s = bench.schedule.a_at(t), bench.schedule.s_at(t)
+    of_zeros = {"epsilon": 1.0, "v_prediction": a**2, "sample": (a / s) ** 2}[prediction]
     try:
-        signal = 0.0 if known else -bench.schedule.a_at(t)
-        x = signal + bench.schedule.s_at(t) * noise
-        error = float((epsilons(bench.model, x, t) - noise).var())
+        x = s * noise - (0.0 if prediction == "epsilon" else a)
+        error = float((epsilons(bench.model, x, t) - noise).square().mean()) / of_zeros
     except BREAKDOWNS:
         return []  # the inspections have said so
     if error < _LEAST_DENOISING:
         return []
     return [
-        f"The network misses the noise in its input by {error:.2f} of its variance (t = {t}): it "
-        "is not trained, or not as its configuration says, and what is hidden in it cannot be told."
+        f"The network's estimate of the noise has an error of {error:.2f}, where zeros have 1 "
+        f"(t = {t}): it is not trained, or not as its configuration says, and what is hidden in it "
+        "cannot be told."
     ]
 
 

@@ -152,17 +152,21 @@ def judge(
     return carried(decision, found.unfit, sample_shape)
 
 
-def carried(decision: Decision, unfit: frozenset[str], sample_shape: Sequence[int]) -> Decision:
+def carried(
+    decision: Decision, unfit: frozenset[str], sample_shape: Sequence[int], unlike: str = ""
+) -> Decision:
     """The decision, or ``inconclusive`` where nothing was found and no references carry that.
 
     Args:
         unfit: inspections that no reference models suit.
         sample_shape: of one sample, without the batch axis.
+        unlike: what else no reference has, in words.
     """
     missing = sorted(CARRYING & unfit)
     shape = "x".join(map(str, sample_shape))
+    lacking = f"of this architecture make samples of shape {shape}"
     reason = (
-        f"No clean reference models of this architecture make samples of shape {shape}: "
+        f"No clean reference models {f'are like this one ({unlike})' if unlike else lacking}: "
         f"{', '.join(missing)} is shown and not judged, and the rest does not carry a verdict."
     )
     return unless(decision, [reason] if missing else [])

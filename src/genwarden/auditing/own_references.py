@@ -34,6 +34,7 @@ from genwarden.auditing.budgets import (
 from genwarden.auditing.calibration import reference_key
 from genwarden.engine.files import sha256_bytes, write_json
 from genwarden.errors import GenwardenError
+from genwarden.inspections.diffusion.timesteps import SPREAD
 from genwarden.models.protocol import parameter_count
 from genwarden.registry import all_inspections
 
@@ -179,7 +180,9 @@ def effort_hash(kind: Kind, name: str) -> str:
         "diffusion": [diffusion_budget(name), diffusion_variant_budget(name)],
         "classifier": [classifier_budget(name)],
     }
-    return hash_of([asdict(one) for one in efforts[kind]])
+    # Of denoisers also where they are looked at: scores of fixed timesteps are no references.
+    looked = [SPREAD] if kind == "diffusion" else []
+    return hash_of([*(asdict(one) for one in efforts[kind]), *looked])
 
 
 def alike(own: OwnReferences, suspect: Suspected) -> list[ReferenceModel]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from genwarden.auditing.document import VERDICT_SENTENCES, AuditDocument, Judged
 from genwarden.inspections.candidate import Candidate
+from genwarden.inspections.diffusion.input_check import NAME as INPUT_CHECK
 from genwarden.inspections.finding import Null
 from genwarden.reports.escaping import visible as visible
 
@@ -71,7 +72,8 @@ def headline(document: AuditDocument) -> str:
 def result_of(judged: Judged) -> Result:
     """What a finding amounts to, in one word."""
     if judged.flagged:
-        return Result("flagged", "!", "evidence")
+        about_noise = judged.finding.inspection == INPUT_CHECK
+        return Result("flagged", "!", "not plain noise" if about_noise else "evidence")
     if judged.finding.outcome == "failed":
         return Result("failed", "x", "failed")
     if judged.finding.outcome == "not_applicable":
