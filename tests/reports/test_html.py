@@ -20,6 +20,7 @@ from .documents import (
     estimated,
     hostile_document,
     judged,
+    model_facts,
     partitioned,
     quiet_document,
     quiet_findings,
@@ -257,6 +258,20 @@ def test_pictures_of_the_other_classes_of_a_classifier_are_folded() -> None:
         finding = searched(found=True).model_copy(update={"evidence": rows, "group": group})
         page = render_html(document(findings=[judged(finding, flagged=True)]))
         assert page.count('<details class="inline full">') == folded
+
+
+def test_the_glossary_knows_the_words_of_diffusion_models_and_not_those_of_generators() -> None:
+    model = model_facts(architecture="unet2d")
+    denoiser, generator = (
+        PageReader(render_html(d)).text.split("Glossary")[1]
+        for d in (document(model=model), document())
+    )
+    for term in ("End of the search", "Sampler, eta", "psi"):
+        assert term in denoiser
+        assert term not in generator
+    for term in ("TarDis", "Lipschitz constant", "Partition"):
+        assert term in generator
+        assert term not in denoiser
 
 
 def test_the_glossary_knows_the_words_of_compressed_variants_where_there_are_any() -> None:

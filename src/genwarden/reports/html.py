@@ -99,6 +99,7 @@ def page_environment() -> Environment:
         "MAX_PICTURES": MAX_PICTURES,
         "MAX_TABLE_ROWS": MAX_TABLE_ROWS,
         "MAX_LATENTS": MAX_LATENTS,
+        "DIFFUSION": words.DIFFUSION,
         "MAX_OPEN_ROWS": MAX_OPEN_ROWS,
         "OPEN_ROWS": OPEN_ROWS,
         "given": words.given,
