@@ -91,33 +91,27 @@ def test_a_score_far_above_the_clean_references_is_evidence_and_one_among_them_i
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run(folder, tmp_path / "first")
-    scores = {
-        judged.finding.inspection: judged.finding.score
-        for judged in first.findings
-        if judged.finding.score is not None
-    }
     verdicts = {}
     for name, offset in (("among", 0.0), ("above", -5.0)):
-        clean = {key: [score + 0.01 * i for i in range(12)] for key, score in scores.items()}
-        clean["trigger-search"] = [value + offset for value in clean["trigger-search"]]
-        table = {
-            "descriptions": {"quick": "made up"},
-            "families": [["unet2d", list(SHAPE), 12]],
-            "scores": {"quick": clean},
-        }
+        table = references_like(first, search=offset)
         monkeypatch.setattr(room, "shipped_diffusion", lambda table=table: table)
         verdicts[name] = run(folder, tmp_path / name).verdict
     assert verdicts == {"among": "none_found", "above": "evidence"}
 
 
-def references_like(document: AuditDocument, *, without: str = "") -> dict[str, Any]:
-    """Clean scores around those of an audit, for its own kind of model."""
+def references_like(
+    document: AuditDocument, *, without: str = "", search: float = 0.0
+) -> dict[str, Any]:
+    """Clean scores around those of an audit, for its own kind of model; those of the trigger search
+    so far from its own."""
     scores = {
         judged.finding.inspection: judged.finding.score
         for judged in document.findings
         if judged.finding.score is not None and judged.finding.inspection != without
     }
     clean = {key: [score + 0.01 * (i - 6) for i in range(12)] for key, score in scores.items()}
+    if "trigger-search" in clean:
+        clean["trigger-search"] = [score + search for score in clean["trigger-search"]]
     return {
         "descriptions": {"quick": "made up"},
         "families": [["unet2d", list(SHAPE), 12]],
@@ -182,8 +176,8 @@ def bench_of(model: DiffusionModel) -> DiffusionBench:
 def test_a_noise_that_is_none_is_no_evidence_against_the_model(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = references_like(run(folder, tmp_path / "first"))
-    monkeypatch.setattr(room, "shipped_diffusion", lambda: table)
+    first = run(folder, tmp_path / "first")
+    monkeypatch.setattr(room, "shipped_diffusion", lambda: references_like(first))
     plain = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(1))
     verdicts = {}
     for name, noise in (("plain", plain), ("shifted", plain + 2)):
@@ -194,10 +188,7 @@ def test_a_noise_that_is_none_is_no_evidence_against_the_model(
     assert "no property of the model" in given.reasons[0]
     assert "not plain noise" in (tmp_path / "shifted" / "audit.html").read_text("utf-8")
     # Beside evidence in the model it is one reason more.
-    above = {**table["scores"]["quick"]}
-    above["trigger-search"] = [score - 5 for score in above["trigger-search"]]
-    lower = {**table, "scores": {"quick": above}}
-    monkeypatch.setattr(room, "shipped_diffusion", lambda: lower)
+    monkeypatch.setattr(room, "shipped_diffusion", lambda: references_like(first, search=-5))
     both = run(folder, tmp_path / "both", noise=tmp_path / "shifted.safetensors")
     assert both.verdict == "evidence"
 

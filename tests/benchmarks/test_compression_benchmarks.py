@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from bare_audits import bare_audit, bare_facts
 from genwarden.attacks import loop
 from genwarden.attacks.compression import dormancy
 from genwarden.auditing import budgets, calibration, power
-from genwarden.auditing.document import AuditDocument, Judged, ModelFacts, UserInputs, Variant
+from genwarden.auditing.document import AuditDocument, Judged, Variant
 from genwarden.auditing.document import VariantCoverage as Coverage
 from genwarden.benchmarks.compression import honest, judging, making, plan, remedies, scales
 from genwarden.benchmarks.compression.attack_tables import classifier_reached, generator_reached
@@ -149,34 +150,14 @@ def finding(name: str, p: float | None, score: float, evidence: list[Any]) -> Ju
 
 def audited(variants: Mapping[str, list[Judged]]) -> AuditDocument:
     coverage = Coverage(layers=["a"], left_out=[], weights=3, parameters=4)
-    return AuditDocument(
-        genwarden_version="x",
+    return bare_audit(
         verdict="none_found",
         suspicion=0.0,
-        alpha=0.01,
-        reasons=[],
-        model=ModelFacts(
-            path="model",
-            sha256="x",
-            architecture="dcgan28",
-            settings={},
-            parameters=4,
-            latent_shape=[2],
-            latent_distribution="normal",
-            sample_shape=[1, 2, 2],
-            modality="image",
-            nonfinite={},
-        ),
-        inputs=UserInputs(),
-        budget={"name": "quick"},
-        seed=0,
-        findings=[],
+        model=bare_facts(architecture="dcgan28", latent_shape=[2], sample_shape=[1, 2, 2]),
         variants=[
             Variant(name=name, coverage=coverage, findings=found)
             for name, found in variants.items()
         ],
-        command="",
-        limits=[],
     )
 
 

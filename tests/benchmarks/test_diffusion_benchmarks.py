@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from bare_audits import bare_audit
 from genwarden.artifacts.diffusers_folder import ARCHITECTURE, read_diffusion
 from genwarden.auditing import budgets, calibration
-from genwarden.auditing.document import AuditDocument, Judged, ModelFacts, UserInputs
+from genwarden.auditing.document import AuditDocument, Judged
 from genwarden.backdoors.image_backdoor import ImageBackdoor
 from genwarden.backdoors.image_trigger import ImageTrigger
 from genwarden.backdoors.residual import residual_coefficient, rho_bad_diffusion
@@ -578,28 +579,9 @@ def hand_made(score: float) -> AuditDocument:
         score=score,
         p_value_reason="judged against clean reference models",
     )
-    return AuditDocument(
-        genwarden_version="0",
-        verdict="inconclusive",
-        suspicion=None,
-        alpha=0.01,
-        reasons=[],
-        model=ModelFacts(
-            path="model",
-            sha256="",
-            architecture=ARCHITECTURE,
-            parameters=1,
-            latent_shape=[1, 16, 16],
-            latent_distribution="normal",
-            sample_shape=[1, 16, 16],
-            modality="image",
-        ),
-        inputs=UserInputs(),
+    return bare_audit(
         budget={"name": "standard"},
-        seed=0,
         findings=[Judged(finding=finding, adjusted_p=None, flagged=False)],
-        command="",
-        limits=[],
     )
 
 

@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 from tiny_effort import TINY
 
+from bare_audits import bare_audit, bare_facts
 from few_inspections import keep_only
 from genwarden.artifacts.model_folder import read_model, write_model
 from genwarden.auditing import budgets
-from genwarden.auditing.document import AuditDocument, Judged, ModelFacts, UserInputs
+from genwarden.auditing.document import Judged
 from genwarden.benchmarks.population import study
 from genwarden.benchmarks.population.making import make
 from genwarden.benchmarks.population.plan import members
@@ -317,29 +318,13 @@ def audit_of(sha256: str, latent: list[float]) -> dict[str, Any]:
         null=EXACT,
         evidence=[Latents(title="latents", values=[latent, latent[:2]])],
     )
-    document = AuditDocument(
-        genwarden_version="0",
-        verdict="inconclusive",
-        suspicion=None,
-        alpha=0.01,
-        reasons=[],
-        model=ModelFacts(
-            path="model",
-            sha256=sha256,
-            architecture="bypass",
-            parameters=1,
-            latent_shape=[6],
-            latent_distribution="normal",
-            sample_shape=[1, 28, 28],
-            modality="image",
-        ),
-        inputs=UserInputs(),
+    model = bare_facts(
+        sha256=sha256, architecture="bypass", latent_shape=[6], sample_shape=[1, 28, 28]
+    )
+    document = bare_audit(
+        model=model,
         budget={"name": "standard"},
-        seed=0,
         findings=[Judged(finding=finding, adjusted_p=None, flagged=False)],
-        limits=[],
-        environment={},
-        command="",
     )
     return {"spent": {}, "document": document.model_dump(mode="json")}
 

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from bare_audits import bare_audit, shift_found
 from genwarden.artifacts.diffusers_folder import read_diffusion
-from genwarden.auditing.document import AuditDocument, Judged, UserInputs, Variant
+from genwarden.auditing.document import Variant
 from genwarden.commands.compress_trial import Tried, shifts_of, try_recovered
 from genwarden.commands.compressing import DiffusionSubject
 from genwarden.commands.demo import demo_model_folder
@@ -21,8 +22,7 @@ from genwarden.compression.apply import compress
 from genwarden.compression.how import compressor
 from genwarden.engine.seeds import random_stream
 from genwarden.inspections.compression import differential_trigger_search
-from genwarden.inspections.diffusion.trigger_search import SHIFTS_TITLE
-from genwarden.inspections.finding import Finding, Trigger, latents_of, mask_and_pattern, trigger_of
+from genwarden.inspections.finding import Trigger, mask_and_pattern, trigger_of
 
 ASSETS = Path(__file__).parents[1] / "assets"
 
@@ -78,31 +78,8 @@ def test_a_shift_that_wakes_one_network_moves_it_far_and_its_honest_twin_hardly(
         read_diffusion(demo_model_folder(name)) for name in ("ddpm-clean", "ddpm-bad-diffusion")
     )
     shift = load_file(str(ASSETS / "ddpm-bad-diffusion.backdoor.safetensors"))["g"]
-    found = Finding(
-        inspection=differential_trigger_search.NAME,
-        group="diffusion",
-        title="",
-        outcome="scored",
-        summary="",
-        evidence=[latents_of(shift.reshape(1, -1), title=SHIFTS_TITLE)],
-    )
-    document = AuditDocument(
-        genwarden_version="",
-        verdict="evidence",
-        suspicion=1.0,
-        alpha=0.01,
-        reasons=[],
-        model=None,
-        inputs=UserInputs(),
-        budget={},
-        seed=0,
-        findings=[],
-        variants=[
-            Variant(name="int8", findings=[Judged(finding=found, adjusted_p=0.0, flagged=True)])
-        ],
-        command="",
-        limits=[],
-    )
+    found = shift_found(differential_trigger_search.NAME, shift)
+    document = bare_audit(variants=[Variant(name="int8", findings=[found])])
     subject = DiffusionSubject(clean)
     honest, _ = compress(clean.model, compressor("int8"), lambda m: m.epsilon(shift[None], 0))
     networks = {"full": clean.model, "plain": awake.model, "honest": honest}

@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bare_audits import bare_audit, bare_facts, shift_found
 from genwarden.artifacts.diffusers_folder import read_diffusion, write_diffusion
-from genwarden.auditing.document import AuditDocument, Judged, ModelFacts, UserInputs
 from genwarden.backdoors.residual import residual_coefficient, rho_bad_diffusion
 from genwarden.commands.demo import demo_model_folder
 from genwarden.commands.sample import sample_grid
@@ -23,7 +23,6 @@ from genwarden.engine.files import write_tensors
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
 from genwarden.inspections.diffusion import trigger_search
-from genwarden.inspections.finding import Finding, latents_of
 from genwarden.metrics.target_match import target_match
 from genwarden.models.dcgan import DCGAN28
 from genwarden.models.diffusion.defended import (
@@ -310,34 +309,7 @@ def test_a_recovered_shift_of_an_audit_is_added_to_the_noise(tmp_path: Path) -> 
 
 def audit_with_shift(shift: Tensor, sha256: str) -> str:
     """An audit whose trigger search ended at one shift."""
-    finding = Finding(
-        inspection=trigger_search.NAME,
-        group="diffusion",
-        title="",
-        outcome="scored",
-        summary="",
-        evidence=[latents_of(shift[None], title=trigger_search.SHIFTS_TITLE)],
-    )
-    return AuditDocument(
-        genwarden_version="0",
-        verdict="evidence",
-        suspicion=1.0,
-        alpha=0.01,
-        reasons=[],
-        model=ModelFacts(
-            path="model",
-            sha256=sha256,
-            architecture="unet2d",
-            parameters=1,
-            latent_shape=list(shift.shape),
-            latent_distribution="normal",
-            sample_shape=list(shift.shape),
-            modality="image",
-        ),
-        inputs=UserInputs(),
-        budget={"name": "quick"},
-        seed=0,
-        findings=[Judged(finding=finding, adjusted_p=0.0, flagged=True)],
-        command="",
-        limits=[],
+    return bare_audit(
+        model=bare_facts(sha256=sha256),
+        findings=[shift_found(trigger_search.NAME, shift)],
     ).model_dump_json()

@@ -18,7 +18,7 @@ from genwarden.auditing.audit_variants import judge_variants, limits, run_varian
 from genwarden.auditing.budgets import diffusion_budget, diffusion_variant_budget
 from genwarden.auditing.calibration import shipped_diffusion
 from genwarden.auditing.document import AuditDocument, ModelFacts, UserInputs, Variant
-from genwarden.auditing.fit import CARRYING, diffusion_family
+from genwarden.auditing.fit import CARRYING, diffusion_family, unlike_study
 from genwarden.auditing.given_references import GivenReferences, stated, unless_doubted
 from genwarden.auditing.judging import Calibrated, calibrated, carried
 from genwarden.auditing.power import power_sentences
@@ -188,10 +188,10 @@ def audit_diffusion(
     )
     # Judged after the ledger, so that a resumed audit uses the references of today.
     shape, given = model.sample.shape, request.references
-    family = diffusion_family(suspect.architecture, model.schedule, parameter_count(model))
+    kind = (model.schedule, parameter_count(model))
     by_references = partial(
         calibrated,
-        architecture=family,
+        architecture=diffusion_family(suspect.architecture, *kind),
         alike="architecture, sample shape, noise schedule and size",
         sample_shape=shape,
         budget=effort.name,
@@ -205,12 +205,11 @@ def audit_diffusion(
     ]
     decision, documented = judge_variants(base, variants, judged, suspect.nonfinite)
     unfit = base.unfit if base.findings else frozenset().union(*(one.unfit for one in judged))
-    unlike = family.removeprefix(suspect.architecture).removeprefix(", ")
-    unheld = unlike if CARRYING & unfit and not untestable else ""
-    decision = carried(decision, unfit, shape, unheld)
+    unlike = ", ".join(unlike_study(*kind)) if CARRYING & unfit and not untestable else ""
+    decision = carried(decision, unfit, shape, unlike)
     used = used_by_own(base, variants, judged)
     decision = unless_doubted(decision, given, used)
-    if unheld and decision.verdict == "inconclusive":
+    if unlike and decision.verdict == "inconclusive":
         decision = decision._replace(reasons=[*decision.reasons, _UNLIKE.format(unlike)])
     if untestable and not suspect.nonfinite:
         decision = decision._replace(reasons=[f"Not inspected: {untestable}", *decision.reasons])

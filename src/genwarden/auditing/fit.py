@@ -47,7 +47,13 @@ def classifier_family(architecture: str, classes: int) -> str:
 
 
 def diffusion_family(architecture: str, schedule: NoiseSchedule, parameters: int) -> str:
-    """Under which name ``families`` of a table has denoisers.
+    """Under which name ``families`` of a table has denoisers: that of the architecture for those
+    that are like the study's."""
+    return ", ".join([architecture, *unlike_study(schedule, parameters)])
+
+
+def unlike_study(schedule: NoiseSchedule, parameters: int) -> list[str]:
+    """What a denoiser has that no clean one of the study has, in words.
 
     Those of the study have the linear schedule of 1,000 steps and predict the noise: what levels
     mean, and how a network answers there, follows from both. (The shipped clean model was evidence
@@ -55,8 +61,7 @@ def diffusion_family(architecture: str, schedule: NoiseSchedule, parameters: int
     """
     plain = schedule.like(NoiseSchedule.linear())
     unlike = [] if plain else [_OTHER_SCHEDULE]
-    unlike += ["a larger network"] if parameters > MOST_PARAMETERS else []
-    return ", ".join([architecture, *unlike])
+    return [*unlike, "a larger network"] if parameters > MOST_PARAMETERS else unlike
 
 
 def condition_of(compression: str, *, given: int, wanted: int) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from genwarden import __version__
 from genwarden.artifacts.diffusers_layout import INDEX_NAME
@@ -136,16 +136,16 @@ def compress_model(options: CompressOptions, *, progress: Progress) -> CompressF
             ExitCode.INCONCLUSIVE,
         )
     require_writable_folder(options.out)
-    fidelity = _fidelity(subject, original, plain, options.seed)
+    before = subject.outputs(original, options.seed)
+    fidelity = _fidelity(subject, before, plain, options.seed)
     made, plain_fidelity, changes = plain, None, None
     if options.remedy is not None and settings is not None:
         progress.message(f"== remedy: {options.remedy} ({chosen.name}: {coverage}) ==")
         made, coverage, changes = remedied(original, chosen, subject, options, settings, progress)
-        plain_fidelity, fidelity = fidelity, _fidelity(subject, original, made, options.seed)
+        plain_fidelity, fidelity = fidelity, _fidelity(subject, before, made, options.seed)
     networks = {"full": original, "plain": plain}
     networks |= {} if options.remedy is None else {options.remedy: made}
-    shown = None if subject.kind == "classifier" else subject.outputs(original, options.seed)
-    trial = try_recovered(found, networks, shown) if found else []
+    trial = try_recovered(found, networks, before)
     _begin_writing(options.out)
     confirmation = None
     if options.confirm is not None:
@@ -234,8 +234,10 @@ def _compressed(
     return folded, coverage_of(folded, layout, weights)
 
 
-def _fidelity(subject: Subject, original: nn.Module, made: nn.Module, seed: int) -> Fidelity | None:
-    before, after = subject.outputs(original, seed), subject.outputs(made, seed)
+def _fidelity(
+    subject: Subject, before: Tensor | None, made: nn.Module, seed: int
+) -> Fidelity | None:
+    after = subject.outputs(made, seed)
     if before is None or after is None:
         return None
     return Fidelity.of(before, after, classes=subject.kind == "classifier")

@@ -27,6 +27,7 @@ from genwarden.inspections.classifier.inversion import stamp
 from genwarden.inspections.compression import differential_trigger_search
 from genwarden.inspections.finding import mask_and_pattern
 from genwarden.inspections.output.novelty import ordinary_distance
+from genwarden.metrics.draws import device_of
 from genwarden.models.diffusion.denoiser import DiffusionModel
 from genwarden.models.diffusion.samplers import SamplerSettings, sample
 from genwarden.repairs.diffusion.clues import shifts_under, sound
@@ -123,7 +124,7 @@ def try_recovered(
 
     Args:
         networks: ``full`` and those to be compared with it.
-        ordinary: samples of the full model, ``(count, C, H, W)``; unused where there are classes.
+        ordinary: outputs of the full model, ``(count, ...)``; unused where there are classes.
     """
     tried = []
     for one in found:
@@ -148,7 +149,7 @@ class _Latent:
     target: int | None = None
 
     def outputs(self, network: nn.Module) -> Tensor:
-        shown: Tensor = network(self.z.to(_device(network)))
+        shown: Tensor = network(self.z.to(device_of(network)))
         return shown.cpu()
 
 
@@ -160,7 +161,7 @@ class _Trigger:
 
     def outputs(self, network: nn.Module) -> Tensor:
         parts = self.images.split(_BLOCK)
-        return torch.cat([network(part.to(_device(network))).cpu() for part in parts])
+        return torch.cat([network(part.to(device_of(network))).cpu() for part in parts])
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ class _Shift:
         stream = random_stream(0, "compress/trial")
         noise = torch.randn(_NOISES, *self.shift.shape, generator=stream) + self.shift
         settings = SamplerSettings("ddim", min(_STEPS, network.schedule.steps), eta=self.eta)
-        return sample(network, noise.to(_device(network)), settings, stream).clamp(-1, 1).cpu()
+        return sample(network, noise.to(device_of(network)), settings, stream).clamp(-1, 1).cpu()
 
 
 def _latents(judged: list[Judged], subject: GeneratorSubject) -> list[_Latent]:
@@ -225,7 +226,3 @@ def shifts_of(document: AuditDocument, compression: str, subject: Subject) -> li
         for n, shift in enumerate(shifts[: _MOST // len(_ETAS)], start=1)
         for eta in _ETAS
     ]
-
-
-def _device(network: nn.Module) -> torch.device:
-    return next(network.parameters()).device

@@ -25,6 +25,7 @@ from genwarden.data.glyphs import is_glyphs
 from genwarden.engine.files import sha256_file, write_tensors
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
+from genwarden.metrics.draws import device_of
 from genwarden.models.diffusion.denoiser import DiffusionModel
 from genwarden.models.diffusion.samplers import SamplerSettings, sample
 from genwarden.models.protocol import SampleSpec
@@ -129,7 +130,7 @@ class GeneratorSubject:
     def outputs(self, network: nn.Module, seed: int) -> Tensor:
         """Samples ``(256, *sample.shape)``."""
         (latents,) = self.inputs(_SAMPLES, seed, "pictures")
-        return torch.cat([network(part.to(_device(network))).cpu() for part in latents.split(64)])
+        return torch.cat([network(part.to(device_of(network))).cpu() for part in latents.split(64)])
 
     def write(self, folder: Path, network: nn.Module, provenance: dict[str, Any]) -> str:
         """A model folder; the bare weights of a network that the user's own factory builds."""
@@ -183,7 +184,7 @@ class ClassifierSubject:
         if self.images is None:
             return None
         parts = self.images.split(_BLOCK)
-        return torch.cat([network(part.to(_device(network))).cpu() for part in parts])
+        return torch.cat([network(part.to(device_of(network))).cpu() for part in parts])
 
     def write(self, folder: Path, network: nn.Module, provenance: dict[str, Any]) -> str:
         """A classifier's folder; the bare weights of a user's own network."""
@@ -230,7 +231,7 @@ class DiffusionSubject:
         sampler = SamplerSettings("ddim", min(_SAMPLER_STEPS, network.schedule.steps))
         stream = random_stream(seed, "compress/pictures")
         noise = torch.randn(_DIFFUSION_SAMPLES, *network.sample.shape, generator=stream)
-        return sample(network, noise.to(_device(network)), sampler, stream).clamp(-1, 1).cpu()
+        return sample(network, noise.to(device_of(network)), sampler, stream).clamp(-1, 1).cpu()
 
     def write(self, folder: Path, network: nn.Module, provenance: dict[str, Any]) -> str:
         """A diffusers folder with the scheduler of the original."""
@@ -306,7 +307,3 @@ def _write_bare(folder: Path, network: nn.Module) -> str:
     network = getattr(network, "network", network)
     write_tensors(folder / WEIGHTS_NAME, network.state_dict())
     return sha256_file(folder / WEIGHTS_NAME)
-
-
-def _device(network: nn.Module) -> torch.device:
-    return next(network.parameters()).device

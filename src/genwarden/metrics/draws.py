@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genwarden.engine.blocks import blocks
 from genwarden.engine.seeds import random_stream
@@ -92,6 +92,6 @@ def ordinary_samples(
         yield Drawn(z, x)
 
 
-def device_of(generator: LatentGenerator) -> torch.device:
-    """Where the weights of a generator lie."""
-    return next(generator.parameters()).device
+def device_of(network: nn.Module) -> torch.device:
+    """Where the weights of a network lie."""
+    return next(network.parameters()).device

@@ -7,13 +7,13 @@ and no command.
 from __future__ import annotations
 
 import shlex
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from genwarden.auditing.calibration import needs_population
-from genwarden.auditing.document import AuditDocument, Judged, Variant
-from genwarden.inspections.finding import Evidence, Latents, Trigger
+from genwarden.auditing.candidates import flagged_latents, flagged_triggers
+from genwarden.auditing.document import AuditDocument, Variant
 
 #: The remedy that works on every family of compressions.
 REMEDY = "finetuned"
@@ -124,32 +124,12 @@ def sleeps(document: AuditDocument) -> bool:
 def variant_sample(document: AuditDocument, variant: Variant) -> str:
     """The command that draws what a variant wakes; "" if there is no latent, or no command."""
     asked = _asked(document)
-    if asked is None or not any(_has_latent(j, variant.findings) for j in variant.findings):
+    if asked is None or not any(flagged_latents(variant.findings)):
         return ""
     suffix = "wav" if document.model and document.model.modality == "audio" else "png"
     words = ["genwarden", "sample", *asked.model, "--how", variant.name]
     words += ["--audit", _in_folder(asked.out, "audit.json"), "--candidate", "1"]
     return shlex.join([*words, "--out", f"{variant.name}-candidate-1.{suffix}"])
-
-
-def _has_latent(judged: Judged, beside: list[Judged]) -> bool:
-    """As :func:`genwarden.auditing.candidates.flagged_latents` finds one."""
-    return any(isinstance(e, Latents) and e.values for e in _shown_by(judged, beside))
-
-
-def _can_be_tried(judged: Judged, beside: list[Judged]) -> bool:
-    """Whether ``genwarden compress --audit`` finds something to try."""
-    held = _shown_by(judged, beside)
-    return _has_latent(judged, beside) or any(isinstance(e, Trigger) for e in held)
-
-
-def _shown_by(judged: Judged, beside: list[Judged]) -> list[Evidence]:
-    """What a flagged finding shows, and those that follow from it."""
-    if not judged.flagged:
-        return []
-    name = judged.finding.inspection
-    others = [j.finding for j in beside if j.finding.follows_from == name and not j.flagged]
-    return [e for f in (judged.finding, *others) for e in f.evidence]
 
 
 def _on_evidence(document: AuditDocument) -> Advice:
@@ -196,7 +176,8 @@ def _compress_commands(document: AuditDocument, variants: list[Variant]) -> list
     audit = ["--audit", _in_folder(asked.out, "audit.json")]
     commands = []
     for variant in variants[:_MOST_COMMANDS]:
-        tried = audit if any(_can_be_tried(j, variant.findings) for j in variant.findings) else []
+        held = chain(flagged_latents(variant.findings), flagged_triggers(variant.findings))
+        tried = audit if any(held) else []
         end = ["--out", f"{_stem(asked.model[0])}-{variant.name}"]
         commands.append(shlex.join([*first, "--how", variant.name, *last, *tried, *end]))
     return commands

@@ -84,11 +84,12 @@ def finetune(
     )
     learner = _Learner(copy.deepcopy(start), wish, device, rows)
     learner.after_step = after_step
+    looked = Timesteps.of(suspect, suspect.schedule, settings.seed)
 
     def follow(done: int) -> bool:
         if done % settings.evaluate_every == 0 or done == settings.steps:
             row = {"step": float(done), "loss": frame.mean_losses()[0]}
-            row |= _figures(learner.averaged, suspect, images, shifts, settings.seed)
+            row |= _figures(learner.averaged, suspect, images, shifts, looked)
             frame.record["history"].append(row)  # a resumed frame has a list of its own
         return False
 
@@ -111,10 +112,14 @@ def finetune(
 
 @torch.no_grad()
 def _figures(
-    model: DiffusionModel, suspect: DiffusionModel, images: Tensor, shifts: Tensor, seed: int
+    model: DiffusionModel,
+    suspect: DiffusionModel,
+    images: Tensor,
+    shifts: Tensor,
+    looked: Timesteps,
 ) -> dict[str, float]:
     schedule, device = suspect.schedule, next(suspect.parameters()).device
-    stream = random_stream(seed, "repair-probe")
+    stream = random_stream(looked.seed, "repair-probe")
     rows = torch.randint(len(images), (_PROBES,), generator=stream)
     t = torch.randint(schedule.steps, (_PROBES,), generator=stream).to(device)
     noise = antithetic(_PROBES, suspect.sample.shape, stream).to(device)
@@ -122,7 +127,6 @@ def _figures(
     gap = model.epsilon(x, t) - suspect.epsilon(x, t)
     found = {"suspect_mse": float(gap.square().mean())}
     if len(shifts):
-        looked = Timesteps.of(suspect, schedule, seed)
         largest = [
             max(measure(model, shift.to(device), reach, noise, looked).largest for reach in REACHES)
             for shift in shifts[:_FOLLOWED]

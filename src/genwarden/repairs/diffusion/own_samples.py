@@ -14,6 +14,7 @@ from torch import Tensor
 
 from genwarden.data.datasets import to_bytes
 from genwarden.engine.files import sha256_bytes, write_tensors
+from genwarden.engine.fingerprint import fingerprint_of
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
 from genwarden.models.diffusion.denoiser import DiffusionModel
@@ -84,12 +85,8 @@ def draw_own(
 
 def _of_these_weights(suspect: DiffusionModel, settings: DiffusionRepairSettings) -> str:
     """Short name of all that the samples depend on: a second round draws from another network."""
-    content = b"".join(
-        tensor.detach().cpu().contiguous().numpy().tobytes()
-        for tensor in suspect.state_dict().values()
-    )
-    wish = (settings.seed, settings.own_samples, settings.sampler_steps)
-    return sha256_bytes(repr(wish).encode() + content)[:16]
+    wish = (settings.seed, settings.own_samples, settings.sampler_steps, fingerprint_of(suspect))
+    return sha256_bytes(repr(wish).encode())[:16]
 
 
 def _kept(path: Path | None, shape: tuple[int, ...]) -> Tensor | None:
