@@ -10,6 +10,7 @@ Row = dict[str, Any]
 
 #: The one that counts first.
 BUDGETS = ("standard", "quick", "thorough")
+_TITLES = {"both": "both halves", "exchanged": "halves exchanged"}
 
 
 class Part(NamedTuple):
@@ -27,15 +28,29 @@ class Part(NamedTuple):
     failed: list[Row]
 
     @property
+    def halves(self) -> str:
+        """Which models, in words."""
+        return _TITLES.get(self.half, f"{self.half} half")
+
+    @property
     def title(self) -> str:
         """Of a table."""
-        halves = "both halves" if self.half == "both" else f"{self.half} half"
-        return f"{halves}, {self.budget} budget"
+        return f"{self.halves}, {self.budget} budget"
 
 
 def part_of(document: dict[str, Any], half: str, budget: str) -> Part:
-    """Select; ``half`` may be "both"."""
-    rows = [r for r in document["rows"] if r["budget"] == budget and half in (r["half"], "both")]
+    """Select.
+
+    Args:
+        half: of the plan; ``exchanged`` for the calibration half, judged by the clean models of the
+            reporting half; ``both`` for each half judged by the other as far as that was done.
+    """
+    rows = [r for r in document["rows"] if r["budget"] == budget]
+    if half in _TITLES:
+        swapped = [{**r, **(r.get("exchanged") or {})} for r in rows]
+        rows = [r for r in swapped if half == "both" or r.get("exchanged")]
+    else:
+        rows = [r for r in rows if r["half"] == half]
     return Part(
         half,
         budget,
@@ -46,11 +61,11 @@ def part_of(document: dict[str, Any], half: str, budget: str) -> Part:
 
 
 def parts_of(document: dict[str, Any]) -> list[Part]:
-    """Reporting half first, then both together, then calibration; those with any row."""
+    """Reporting half first, then the other one, then both together; those with any row."""
     made = [
         part_of(document, half, budget)
         for budget in BUDGETS
-        for half in ("reporting", "both", "calibration")
+        for half in ("reporting", "exchanged", "both", "calibration")
     ]
     return [part for part in made if part.clean or part.compromised or part.failed]
 

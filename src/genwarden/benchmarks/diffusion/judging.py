@@ -1,9 +1,13 @@
 """From stored audits of diffusion models to judged rows, and to the references that are shipped.
 
 As in the study of generators: scores are judged against the clean models of the calibration half,
-a clean model of that half against the others. Measuring and judging are two steps, so that rows of
-an earlier run (:mod:`genwarden.benchmarks.diffusion.earlier`), whose models are gone, are judged by
-the references of today.
+a clean model of that half against the others. Everything of that half is also judged with the
+halves exchanged, against the clean models of the reporting half, with which it shares no weights:
+its attacks are held out from every choice that was made after looking at the reporting half.
+
+Measuring and judging are two steps, so that rows of an earlier run
+(:mod:`genwarden.benchmarks.diffusion.earlier`), whose models are gone, are judged by the references
+of today.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from genwarden.auditing.judging import judge
 from genwarden.auditing.power import DIFFUSION_POWER, read_power
 from genwarden.auditing.verdict import Decision
 from genwarden.backdoors.image_backdoor import read_image_backdoor
-from genwarden.benchmarks.diffusion.plan import Member
+from genwarden.benchmarks.diffusion.plan import Half, Member
 from genwarden.benchmarks.diffusion.recovery import recovered_of
 from genwarden.benchmarks.member_files import Stored, facts_path, read_stored
 from genwarden.benchmarks.population.judging import power_of
@@ -96,12 +100,20 @@ def judged_rows(rows: Sequence[Row], plan: Sequence[Member], *, mixed: bool = Fa
 
     Unless all clean models of the calibration half are among the rows of a budget, the shipped
     references judge: their scores in the run that published them. ``judged_by`` says which did.
+    Rows of the calibration half have the same once more in ``exchanged``, judged by the clean
+    models of the reporting half; None unless all of those are among the rows.
 
     Args:
         mixed: whether clean models of an earlier run may be among those that judge.
     """
     members = {member.key: member for member in plan}
-    judges = {b: _judges(rows, plan, b, mixed) for b in {row["budget"] for row in rows}}
+    budgets = {row["budget"] for row in rows}
+    judges = {b: _judges(rows, plan, b, "calibration", mixed) for b in budgets}
+    others = {
+        b: reference_table(rows, plan, b, half="reporting")
+        for b in budgets
+        if _judges(rows, plan, b, "reporting", mixed) != _SHIPPED
+    }
     judged = []
     for row in rows:
         member, budget = members[row["key"]], row["budget"]
@@ -110,15 +122,20 @@ def judged_rows(rows: Sequence[Row], plan: Sequence[Member], *, mixed: bool = Fa
         if by != _SHIPPED:
             # A model of the calibration half is not judged by itself.
             table = reference_table(rows, plan, budget, without=row["key"])
-        verdict = _verdict(_decision(row, member, table))
-        judged.append({**row, **verdict, "judged_by": by})
+        made = {**row, **_verdict(_decision(row, member, table)), "judged_by": by}
+        if member.half == "calibration":
+            other = others.get(budget)
+            made["exchanged"] = _verdict(_decision(row, member, other)) if other else None
+        judged.append(made)
     return judged
 
 
-def _judges(rows: Sequence[Row], plan: Sequence[Member], budget: str, mixed: bool) -> str:
-    if _absent(rows, plan, budget):
+def _judges(
+    rows: Sequence[Row], plan: Sequence[Member], budget: str, half: Half, mixed: bool
+) -> str:
+    if _absent(rows, plan, budget, half):
         return _SHIPPED
-    nulls = {member.key for member in plan if _is_null(member)}
+    nulls = {member.key for member in plan if _is_null(member, half)}
     if not any("made_by" in r for r in rows if r["budget"] == budget and r["key"] in nulls):
         return "this run"
     return "this run and an earlier one" if mixed else _SHIPPED
@@ -172,20 +189,25 @@ def _shape(member: Member) -> tuple[int, int, int]:
     return member.base.channels, member.base.size, member.base.size
 
 
-def _is_null(member: Member) -> bool:
-    return not member.compromised and member.half == "calibration"
+def _is_null(member: Member, half: Half) -> bool:
+    return not member.compromised and member.half == half
 
 
-def _absent(rows: Sequence[Row], plan: Sequence[Member], budget: str) -> list[str]:
-    """Clean models of the calibration half without a row."""
+def _absent(rows: Sequence[Row], plan: Sequence[Member], budget: str, half: Half) -> list[str]:
+    """Clean models of a half without a row."""
     there = {row["key"] for row in rows if row["budget"] == budget}
-    return [member.key for member in plan if _is_null(member) and member.key not in there]
+    return [member.key for member in plan if _is_null(member, half) and member.key not in there]
 
 
 def reference_table(
-    rows: Sequence[Row], plan: Sequence[Member], budget: str, *, without: str = ""
+    rows: Sequence[Row],
+    plan: Sequence[Member],
+    budget: str,
+    *,
+    half: Half = "calibration",
+    without: str = "",
 ) -> dict[str, Any]:
-    """The reference table of a budget: scores of the calibration half's clean models.
+    """The reference table of a budget: scores of the clean models of one half.
 
     Raw scores enter from models of a sample shape that enough of them share
     (:data:`genwarden.auditing.calibration.MIN_REFERENCES`), in a group for each such shape.
@@ -193,7 +215,7 @@ def reference_table(
     Args:
         without: key of a model whose scores are left out, though it counts for its shape.
     """
-    nulls = {member.key: member for member in plan if _is_null(member)}
+    nulls = {member.key: member for member in plan if _is_null(member, half)}
     mine: Mapping[str, Row] = {
         row["key"]: row for row in rows if row["budget"] == budget and row["key"] in nulls
     }
@@ -216,7 +238,7 @@ def reference_table(
                     score
                 )
     return {
-        "descriptions": {budget: "the clean models of the study's calibration half"},
+        "descriptions": {budget: f"the clean models of the study's {half} half"},
         "families": [(ARCHITECTURE, shape, count) for shape, count in sorted(shapes.items())],
         "scores": {budget: dict(sorted(scores.items()))},
         "groups": {budget: dict(sorted(groups.items()))},
@@ -230,8 +252,8 @@ def publish_nulls(rows: Sequence[Row], plan: Sequence[Member], budget: str) -> N
         GenwardenError: ``benchmark/incomplete`` unless every clean model of the calibration half
             was audited: references are published of all or none.
     """
-    wanted = [member for member in plan if _is_null(member)]
-    if absent := _absent(rows, plan, budget):
+    wanted = [member for member in plan if _is_null(member, "calibration")]
+    if absent := _absent(rows, plan, budget, "calibration"):
         raise GenwardenError(
             "benchmark/incomplete",
             f"{len(absent)} of {len(wanted)} clean models of the calibration half have no "
@@ -257,11 +279,17 @@ def publish_nulls(rows: Sequence[Row], plan: Sequence[Member], budget: str) -> N
 
 
 def publish_power(rows: Sequence[Row]) -> None:
-    """Write what audits found in the reporting half (:mod:`genwarden.auditing.power`)."""
+    """Write what audits found (:mod:`genwarden.auditing.power`).
+
+    In models that share no weights with those that judged them: of the reporting half, and of the
+    other one with the halves exchanged.
+    """
     found: dict[str, Any] = read_power(DIFFUSION_POWER)
     for budget in sorted({row["budget"] for row in rows}):
-        mine = [r for r in rows if r["budget"] == budget and r["half"] == "reporting"]
-        found[budget] = power_of(mine, _family)
+        mine = [row for row in rows if row["budget"] == budget]
+        reporting = [row for row in mine if row["half"] == "reporting"]
+        swapped = [{**row, **row["exchanged"]} for row in mine if row.get("exchanged")]
+        found[budget] = power_of([*reporting, *swapped], _family)
     write_json(DIFFUSION_POWER, found)
 
 

@@ -1,4 +1,4 @@
-"""The aims of the diffusion study beside what was reached: reporting half, standard budget."""
+"""The aims of the diffusion study beside what was reached at the standard budget."""
 
 from __future__ import annotations
 
@@ -38,36 +38,20 @@ Line = tuple[str, str, bool | None]
 
 def must_reach(document: dict[str, Any]) -> Table:
     """One line per aim; a line without a measurement says so."""
-    part, both = (part_of(document, half, "standard") for half in ("reporting", "both"))
-    standard = [row for row in part.compromised if not row["adaptive"]]
-    adaptive = [row for row in part.compromised if row["adaptive"]]
+    both = part_of(document, "both", "standard")
     lines: list[Line] = [_population(both)]
-    lines.append(_area(part, standard, "standard attacks", AREA_STANDARD))
-    lines.append(_area(part, adaptive, "adaptive attacks", AREA_ADAPTIVE))
-    # An attack that misses its bound by a few samples is one that a deployer meets all the same.
-    awake = [*part.compromised, *(r for r in part.failed if r["target_share"] >= _MOSTLY)]
-    for title, wanted, kind in (
-        ("standard", AREA_STANDARD, False),
-        ("adaptive", AREA_ADAPTIVE, True),
-    ):
-        rows_of = [row for row in awake if row["adaptive"] is kind]
-        named = f"{title} attacks, also those that draw the target in half of their samples or more"
-        lines.append(_area(part, rows_of, named, wanted))
-    lines += [
-        _found(part, rows, title)
-        for rows, title in (
-            (part.compromised, "all"),
-            (standard, "standard"),
-            (adaptive, "adaptive"),
-        )
-    ]
+    for half in ("reporting", "exchanged", "both"):
+        part = part_of(document, half, "standard")
+        if half == "reporting" or any(r.get("exchanged") for r in part.compromised):
+            lines += _detection(part)
     for method in methods_of(document):
-        lines += _beside(document, part, method)
+        lines += _beside(document, part_of(document, "reporting", "standard"), method)
     lines.append(_time(document))
     rows = [[asked, ours, answer(met)] for asked, ours, met in lines]
     notes = [
-        "Reporting half, standard budget, attacks that reached their target; the audit is given "
-        "the model alone.",
+        "Reporting half unless a line names others, standard budget, attacks that reached their "
+        "target; the audit is given the model alone. Halves exchanged: models of the calibration "
+        "half, judged by the clean ones of the reporting half.",
         INTERVALS,
     ]
     if document.get("missing"):
@@ -108,16 +92,44 @@ def _population(both: Part) -> Line:
     )
 
 
+def _detection(part: Part) -> list[Line]:
+    """AUC and share found of one part."""
+    standard = [row for row in part.compromised if not row["adaptive"]]
+    adaptive = [row for row in part.compromised if row["adaptive"]]
+    # An attack that misses its bound by a few samples is one that a deployer meets all the same.
+    awake = [*part.compromised, *(r for r in part.failed if r["target_share"] >= _MOSTLY)]
+    more = "attacks, also those that draw the target in half of their samples or more"
+    return [
+        _area(part, standard, "standard attacks", AREA_STANDARD),
+        _area(part, adaptive, "adaptive attacks", AREA_ADAPTIVE),
+        *(
+            _area(part, [row for row in awake if row["adaptive"] is kind], named, wanted)
+            for named, wanted, kind in (
+                (f"standard {more}", AREA_STANDARD, False),
+                (f"adaptive {more}", AREA_ADAPTIVE, True),
+            )
+        ),
+        _found(part, part.compromised, "all"),
+        _found(part, standard, "standard"),
+        _found(part, adaptive, "adaptive"),
+    ]
+
+
 def _area(part: Part, rows: list[Row], title: str, wanted: float) -> Line:
     found = area(decision_scores(part.clean), decision_scores(rows))
     met = None if found is None else found.value >= wanted
-    return f"AUC at least {wanted:g} on the {title}", area_text(found), met
+    return f"{_where(part)}AUC at least {wanted:g} on the {title}", area_text(found), met
+
+
+def _where(part: Part) -> str:
+    """Before a line of a part other than the first."""
+    return "" if part.half == "reporting" else f"{part.halves}: "
 
 
 def _found(part: Part, rows: list[Row], title: str) -> Line:
     share = found_at(decision_scores(part.clean), decision_scores(rows))
     met = None if share is None or share.value is None else share.value >= FOUND
-    asked = f"at least {100 * FOUND:g} % found at zero false alarms ({title})"
+    asked = f"{_where(part)}at least {100 * FOUND:g} % found at zero false alarms ({title})"
     return asked, share_text(share), met
 
 

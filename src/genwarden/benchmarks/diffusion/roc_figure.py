@@ -1,4 +1,8 @@
-"""ROC curves of the diffusion study: reporting half, standard and adaptive attacks apart."""
+"""ROC curves of the diffusion study, standard and adaptive attacks apart.
+
+Of both halves, each judged by the other's clean models, once that was done; of the reporting half
+until then.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +27,17 @@ _SHOWN = ("trigger-search", "triggered-collapse")
 
 
 def draw(document: dict[str, Any]) -> dict[str, bytes]:
-    """``roc.png``; nothing where the reporting half lacks clean or compromised models."""
-    found = [part for part in parts_of(document) if part.half == "reporting"]
+    """``roc.png``; nothing where the halves shown lack clean or compromised models."""
+    parts = parts_of(document)
+    halves = "both" if any(part.half == "exchanged" for part in parts) else "reporting"
+    found = [part for part in parts if part.half == halves]
     if not found or not found[0].clean or not found[0].compromised:
         return {}
     part, panels = found[0], []
     for title, adaptive in (("standard attacks", False), ("adaptive attacks", True)):
         rows = [row for row in part.compromised if row["adaptive"] is adaptive]
         if rows:
-            panels.append(_panel(document, part, rows, title))
+            panels.append(_panel(document, part, rows, f"{title}, {part.halves}"))
     return {"roc.png": plot(panels)} if panels else {}
 
 

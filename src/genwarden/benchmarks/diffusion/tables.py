@@ -32,6 +32,9 @@ from genwarden.benchmarks.population.texts import (
 )
 from genwarden.benchmarks.tables import NOTHING, Table, figure
 
+#: Parts whose models share no weights with those that judge them.
+_HELD_OUT = ("reporting", "exchanged")
+
 
 def tables(document: dict[str, Any], name: str = "") -> list[Table]:
     """Everything that the study says; half-finished results give the tables of what is there.
@@ -42,8 +45,10 @@ def tables(document: dict[str, Any], name: str = "") -> list[Table]:
     """
     del name
     found = parts_of(document)
-    made = [must_reach(document), *(_detection(part) for part in found), _false_alarms(found)]
-    made += [_alone(part) for part in found if part.half == "reporting"]
+    swapped = {part.budget for part in found if part.half == "exchanged"}
+    shown = [part for part in found if part.half != "calibration" or part.budget not in swapped]
+    made = [must_reach(document), *(_detection(part) for part in shown), _false_alarms(found)]
+    made += [_alone(part) for part in found if part.half in _HELD_OUT]
     made += [_recovered(document), _missed(found), _failed(document), _times(document)]
     made.append(_left_out(document))
     return [table for table in made if table.rows]
@@ -82,7 +87,12 @@ def _detection(part: Part) -> Table:
         "Attack failed: target MSE above 10 % of the clean base's; in no rate.",
         BRACKETS,
     ]
-    if part.half != "reporting":
+    if part.half == "exchanged":
+        notes.append(
+            "Models of the calibration half, judged by the clean ones of the reporting half. What "
+            "was chosen after looking at results was chosen before these attacks were made."
+        )
+    if part.half == "calibration":
         notes.append(
             "Not the headline: the clean models of the calibration half are the nulls (each is "
             "judged against the others), and its compromised models start from them."
@@ -189,7 +199,7 @@ def _medians(found: Sequence[dict[str, Any]]) -> list[str]:
 def _missed(found: Sequence[Part]) -> Table:
     rows = []
     for part in found:
-        for row in part.compromised if part.half == "reporting" else []:
+        for row in part.compromised if part.half in _HELD_OUT else []:
             if row["verdict"] != "evidence":
                 p = row["p_values"]
                 best = min(p, key=p.get, default=None)
@@ -199,7 +209,7 @@ def _missed(found: Sequence[Part]) -> Table:
                     [part.budget, row["key"], about, row["verdict"], figure(row["score"]), shown]
                 )
     columns = ["budget", "model", "attack, trigger", "verdict", "score", "most suspicious"]
-    return Table("Missed models: reporting half", columns, rows)
+    return Table("Missed models", columns, rows)
 
 
 def _failed(document: dict[str, Any]) -> Table:
