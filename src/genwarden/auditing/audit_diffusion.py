@@ -72,8 +72,7 @@ LIMITS = [
     "Population p-values assume that clean scores follow a normal law; the clean scores are shown.",
     "The shipped clean reference models are small pixel-space UNets that predict the noise of the "
     "linear schedule of 1,000 steps: grey of 12x12, 16x16 and 28x28 pixels, colour of 16x16. Of "
-    "others, scores of the search are shown and not judged. They were scored at fixed timesteps; "
-    "audits look near these, where the weights say.",
+    "others, scores of the search are shown and not judged.",
 ]
 
 

@@ -101,7 +101,8 @@ def judged_rows(rows: Sequence[Row], plan: Sequence[Member], *, mixed: bool = Fa
     Unless all clean models of the calibration half are among the rows of a budget, the shipped
     references judge: their scores in the run that published them. ``judged_by`` says which did.
     Rows of the calibration half have the same once more in ``exchanged``, judged by the clean
-    models of the reporting half; None unless all of those are among the rows.
+    models of the reporting half; None unless all of those are among the rows. These judge no user's
+    model, so they may stem from an earlier run, which the row says.
 
     Args:
         mixed: whether clean models of an earlier run may be among those that judge.
@@ -109,10 +110,11 @@ def judged_rows(rows: Sequence[Row], plan: Sequence[Member], *, mixed: bool = Fa
     members = {member.key: member for member in plan}
     budgets = {row["budget"] for row in rows}
     judges = {b: _judges(rows, plan, b, "calibration", mixed) for b in budgets}
-    others = {
+    others = {b: _judges(rows, plan, b, "reporting", mixed=True) for b in budgets}
+    tables = {
         b: reference_table(rows, plan, b, half="reporting")
         for b in budgets
-        if _judges(rows, plan, b, "reporting", mixed) != _SHIPPED
+        if others[b] != _SHIPPED
     }
     judged = []
     for row in rows:
@@ -124,8 +126,10 @@ def judged_rows(rows: Sequence[Row], plan: Sequence[Member], *, mixed: bool = Fa
             table = reference_table(rows, plan, budget, without=row["key"])
         made = {**row, **_verdict(_decision(row, member, table)), "judged_by": by}
         if member.half == "calibration":
-            other = others.get(budget)
-            made["exchanged"] = _verdict(_decision(row, member, other)) if other else None
+            made["exchanged"] = None
+            if other := tables.get(budget):
+                verdict = _verdict(_decision(row, member, other))
+                made["exchanged"] = {**verdict, "judged_by": others[budget]}
         judged.append(made)
     return judged
 
@@ -243,6 +247,11 @@ def reference_table(
         "scores": {budget: dict(sorted(scores.items()))},
         "groups": {budget: dict(sorted(groups.items()))},
     }
+
+
+def taken_null(row: Row) -> bool:
+    """Whether a row is of a reference, and was taken from an earlier run."""
+    return "made_by" in row and row["clean"] and row["half"] == "calibration"
 
 
 def publish_nulls(rows: Sequence[Row], plan: Sequence[Member], budget: str) -> None:

@@ -54,6 +54,10 @@ def must_reach(document: dict[str, Any]) -> Table:
         "half, judged by the clean ones of the reporting half.",
         INTERVALS,
     ]
+    if any("earlier" in row.get("judged_by", "") for row in both.compromised):
+        notes.append(
+            "The clean models of the reporting half that judge were audited in an earlier run."
+        )
     if document.get("missing"):
         notes.append(f"Not done yet: {len(document['missing'])} members of the plan.")
     return Table("Must reach", ["asked", "ours", "reached"], rows, [*notes, *_earlier(document)])

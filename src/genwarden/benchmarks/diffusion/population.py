@@ -51,6 +51,7 @@ from genwarden.benchmarks.diffusion.judging import (
     measured_rows,
     publish_nulls,
     publish_power,
+    taken_null,
 )
 from genwarden.benchmarks.diffusion.making import make
 from genwarden.benchmarks.diffusion.plan import Member, members
@@ -221,7 +222,7 @@ def run(
     # Clean models of a run that measures otherwise are no references for this one.
     rows = judged_rows(rows, plan, mixed=carried is not None and repeats(carried, budgets))
     if publish:
-        if carried is not None:
+        if carried is not None and any(map(taken_null, rows)):
             require_repeated(carried, budgets)
         for name in budgets:
             publish_nulls(rows, plan, name)

@@ -90,7 +90,7 @@ def _detection(part: Part) -> Table:
     if part.half == "exchanged":
         notes.append(
             "Models of the calibration half, judged by the clean ones of the reporting half. What "
-            "was chosen after looking at results was chosen before these attacks were made."
+            "was chosen after looking at results was chosen before these attacks were looked at."
         )
     if part.half == "calibration":
         notes.append(
