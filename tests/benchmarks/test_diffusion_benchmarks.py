@@ -439,6 +439,11 @@ def test_rows_of_attacks_with_other_steps_are_left_out_and_named() -> None:
     assert [row["key"] for row in taken] == ["clean", "as-before"]
     assert said["keys"] == ["as-before", "clean"]
     assert said["other"] == ["longer", "unstated"]
+    # They stay named once they were made again: what others measured on them is of other models.
+    made_again = [{"key": "longer", "budget": "standard", "steps": 1800, "scores": {}}]
+    merged = {**made, "rows": [*taken, *made_again], "earlier": said}
+    _, said = with_earlier([], merged, today, ("standard",))
+    assert said["other"] == ["longer", "unstated"]
 
 
 def test_rows_of_lost_models_are_taken_from_an_earlier_result_and_named(

@@ -49,10 +49,11 @@ def with_earlier(
 
     Returns:
         The rows, of which each that was taken says in ``made_by`` what made it; and what the result
-        says of them: ``keys`` of those taken, ``other`` of those that were planned otherwise, and
-        in ``again``, of what both audited, the largest difference of a score, with the names of
-        scores that only one of them has; ``again_before`` is what the earlier result said of
-        models that it shared with one before it.
+        says of them: ``keys`` of those taken, ``other`` of those that were planned otherwise, then
+        or in a run before (what others measured on them is of other models), and in ``again``, of
+        what both audited, the largest difference of a score, with the names of scores that only one
+        of them has; ``again_before`` is what the earlier result said of models that it shared with
+        one before it.
     """
 
     def key_of(row: Row) -> tuple[str, str]:
@@ -75,7 +76,7 @@ def with_earlier(
     compared = {(one["key"], one["budget"]) for one in again}
     said = {
         "keys": sorted({key for key, _ in taken}),
-        "other": sorted(other),
+        "other": sorted(other.union(told.get("other", []))),
         "again": again,
         "again_before": [
             one
