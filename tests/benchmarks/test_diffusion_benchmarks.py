@@ -480,6 +480,9 @@ def test_rows_of_lost_models_are_taken_from_an_earlier_result_and_named(
     for row in found["rows"][1:]:
         assert row.pop("made_by") == {k: before[k] for k in ("genwarden", "environment")}
         measured = lost[row["key"]]
+        for one in (row, measured):
+            if one.get("exchanged"):
+                one["exchanged"].pop("judged_by")
         assert {**row, "judged_by": ""} == {**measured, "judged_by": ""}
         assert row["judged_by"] == "shipped references"  # the runs differ
     notes = tables_of("diffusion-population", found)["Must reach"].notes
@@ -528,6 +531,18 @@ def test_references_are_published_of_two_runs_that_measure_the_same(
     shipped = json.loads(calibration.DIFFUSION_NULLS.read_text("utf-8"))
     rows = {row["key"]: row["scores"] for row in study.document["rows"]}
     own = rows["clean-pictures-calibration"]["monotone-response"]
+    assert shipped["scores"]["standard"]["monotone-response"] == [own]
+    # Two runs that differ: unless every reference is of this one, nothing is published.
+    before = json.loads((study.out / "result.json").read_text("utf-8"))
+    for row in before["rows"]:
+        row["scores"]["monotone-response"] += 0.25
+    given["earlier"] = str(tmp_path / "moved.json")
+    (tmp_path / "moved.json").write_text(json.dumps(before), "utf-8")
+    with pytest.raises(GenwardenError, match="differ between this run") as refused:
+        run_recipe("diffusion-population", tmp_path / "two", **given, only="clean-*-reporting")
+    assert refused.value.code == "benchmark/other-run"
+    run_recipe("diffusion-population", tmp_path / "three", **given, only="clean-*-calibration")
+    shipped = json.loads(calibration.DIFFUSION_NULLS.read_text("utf-8"))
     assert shipped["scores"]["standard"]["monotone-response"] == [own]
 
 
@@ -633,7 +648,7 @@ def test_clean_models_of_the_calibration_half_are_judged_against_the_others(
 
 
 def test_the_calibration_half_is_judged_by_the_other_half_once_that_is_whole(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     members = [
         Member(f"clean-{number}-{half}", half, number, Base(f"{number}", "mnist"))
@@ -662,6 +677,7 @@ def test_the_calibration_half_is_judged_by_the_other_half_once_that_is_whole(
         calibration.predictive_p(3.4, low)
     )
     assert attacked["exchanged"]["verdict"] == "none_found"
+    assert attacked["exchanged"]["judged_by"] == "this run"
     assert attacked["exchanged"]["p_values"]["trigger-search"] == pytest.approx(
         calibration.predictive_p(3.4, scores[9:])
     )
@@ -676,6 +692,19 @@ def test_the_calibration_half_is_judged_by_the_other_half_once_that_is_whole(
     asked = {row[0] for row in tables_of("diffusion-population", document)["Must reach"].rows}
     assert "halves exchanged: AUC at least 0.99 on the standard attacks" in asked
     assert "both halves: AUC at least 0.99 on the standard attacks" in asked
+
+    # So does the published power; the attack counts as missed.
+    monkeypatch.setattr(judging, "DIFFUSION_POWER", tmp_path / "power.json")
+    judging.publish_power(list(judged.values()))
+    power = json.loads((tmp_path / "power.json").read_text("utf-8"))
+    assert power["standard"]["families"] == {"bad-diffusion": [0, 1]}
+
+    # Judges of an earlier run are named.
+    last = members[-1].key
+    mixed = [{**row, "made_by": {}} if row["key"] == last else row for row in rows]
+    (found,) = (row for row in judged_rows(mixed, every) if row["key"] == "attacked")
+    assert found["judged_by"] == "this run"
+    assert found["exchanged"]["judged_by"] == "this run and an earlier one"
 
     # A half judges as a whole or not at all.
     without = [row for row in rows if row["key"] != members[-1].key]

@@ -1,8 +1,9 @@
 """What audits of this budget found where the truth was known.
 
 Measured by ``genwarden benchmark population`` on the models that neither a null nor a choice of
-method has seen (its reporting half), and shipped as ``auditing/nulls/power.json``. A report quotes
-it, so that "nothing found" says what would have been found.
+method has seen (its reporting half), and shipped as ``auditing/nulls/power.json``; for diffusion
+models by ``diffusion-population`` on both halves, each judged by the other's clean models. A report
+quotes it, so that "nothing found" says what would have been found.
 """
 
 from __future__ import annotations

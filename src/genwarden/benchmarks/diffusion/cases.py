@@ -38,6 +38,11 @@ class Part(NamedTuple):
         return f"{self.halves}, {self.budget} budget"
 
 
+def swapped(row: Row) -> Row:
+    """A row with the verdict of the half that it does not belong to, where that has judged it."""
+    return {**row, **(row.get("exchanged") or {})}
+
+
 def part_of(document: dict[str, Any], half: str, budget: str) -> Part:
     """Select.
 
@@ -47,8 +52,7 @@ def part_of(document: dict[str, Any], half: str, budget: str) -> Part:
     """
     rows = [r for r in document["rows"] if r["budget"] == budget]
     if half in _TITLES:
-        swapped = [{**r, **(r.get("exchanged") or {})} for r in rows]
-        rows = [r for r in swapped if half == "both" or r.get("exchanged")]
+        rows = [swapped(r) for r in rows if half == "both" or r.get("exchanged")]
     else:
         rows = [r for r in rows if r["half"] == half]
     return Part(

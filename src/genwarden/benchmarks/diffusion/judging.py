@@ -26,6 +26,7 @@ from genwarden.auditing.judging import judge
 from genwarden.auditing.power import DIFFUSION_POWER, read_power
 from genwarden.auditing.verdict import Decision
 from genwarden.backdoors.image_backdoor import read_image_backdoor
+from genwarden.benchmarks.diffusion.cases import swapped
 from genwarden.benchmarks.diffusion.plan import Half, Member
 from genwarden.benchmarks.diffusion.recovery import recovered_of
 from genwarden.benchmarks.member_files import Stored, facts_path, read_stored
@@ -296,9 +297,8 @@ def publish_power(rows: Sequence[Row]) -> None:
     found: dict[str, Any] = read_power(DIFFUSION_POWER)
     for budget in sorted({row["budget"] for row in rows}):
         mine = [row for row in rows if row["budget"] == budget]
-        reporting = [row for row in mine if row["half"] == "reporting"]
-        swapped = [{**row, **row["exchanged"]} for row in mine if row.get("exchanged")]
-        found[budget] = power_of([*reporting, *swapped], _family)
+        held_out = [row for row in mine if row["half"] == "reporting" or row.get("exchanged")]
+        found[budget] = power_of([swapped(row) for row in held_out], _family)
     write_json(DIFFUSION_POWER, found)
 
 

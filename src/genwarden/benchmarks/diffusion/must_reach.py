@@ -54,9 +54,11 @@ def must_reach(document: dict[str, Any]) -> Table:
         "half, judged by the clean ones of the reporting half.",
         INTERVALS,
     ]
-    if any("earlier" in row.get("judged_by", "") for row in both.compromised):
+    judges = {(row.get("exchanged") or {}).get("judged_by", "") for row in document["rows"]}
+    if any("earlier" in name for name in judges):
         notes.append(
-            "The clean models of the reporting half that judge were audited in an earlier run."
+            "Of the clean models of the reporting half, which judge where the halves are "
+            "exchanged, most or all were audited in an earlier run."
         )
     if document.get("missing"):
         notes.append(f"Not done yet: {len(document['missing'])} members of the plan.")
@@ -81,7 +83,8 @@ def _earlier(document: dict[str, Any]) -> list[str]:
         text += f", {lost} of them have a score in one run only." if lost else "."
     if other := carried.get("other"):
         text += (
-            f" Rows of {len(other)} attacks that are planned with other steps today were left out."
+            f" {len(other)} attacks are planned with other steps than in an earlier run: their "
+            "rows of then, and what published detectors said of them, are left out."
         )
     return [text]
 

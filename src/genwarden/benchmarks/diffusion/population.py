@@ -6,7 +6,7 @@ DATA holds the data sets as folders by name. Models lie below OUT/models, or in 
 ``--option models=DIR``; with ``make=false`` only those that are there are audited. Several
 processes may run the same command: each member is made and audited by whichever takes its lock
 first, and the last to end collects all. The clean models of the calibration half give the nulls
-(``publish=true`` ships them with the package, together with what the reporting half says of the
+(``publish=true`` ships them with the package, together with what both halves say of the
 audit's power, or with ``publish_found=true`` that alone). No audit is told a trigger, a target or
 whether a model is compromised.
 
@@ -184,7 +184,7 @@ def run(
         workers: members at a time, one thread each.
         detectors: OUT folder of the recipe ``diffusion-detectors``; empty for none.
         earlier: result file of an earlier run, whose scores stand in for members not in ``out``.
-        publish: write the clean scores of the calibration half, and what the reporting half found,
+        publish: write the clean scores of the calibration half, and what the audits found,
             into the package.
         publish_found: write the latter alone, which stands for itself and judges nobody.
 

@@ -29,11 +29,13 @@ _SHOWN = ("trigger-search", "triggered-collapse")
 def draw(document: dict[str, Any]) -> dict[str, bytes]:
     """``roc.png``; nothing where the halves shown lack clean or compromised models."""
     parts = parts_of(document)
-    halves = "both" if any(part.half == "exchanged" for part in parts) else "reporting"
-    found = [part for part in parts if part.half == halves]
-    if not found or not found[0].clean or not found[0].compromised:
+    if not parts:
         return {}
-    part, panels = found[0], []
+    of_budget = {part.half: part for part in parts if part.budget == parts[0].budget}
+    found = of_budget.get("both" if "exchanged" in of_budget else "reporting")
+    if found is None or not found.clean or not found.compromised:
+        return {}
+    part, panels = found, []
     for title, adaptive in (("standard attacks", False), ("adaptive attacks", True)):
         rows = [row for row in part.compromised if row["adaptive"] is adaptive]
         if rows:

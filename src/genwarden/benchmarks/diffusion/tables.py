@@ -19,6 +19,7 @@ from genwarden.benchmarks.diffusion.cases import (
     part_of,
     parts_of,
     raw_scores,
+    swapped,
 )
 from genwarden.benchmarks.diffusion.must_reach import must_reach
 from genwarden.benchmarks.population.ablation import ALONE
@@ -45,8 +46,8 @@ def tables(document: dict[str, Any], name: str = "") -> list[Table]:
     """
     del name
     found = parts_of(document)
-    swapped = {part.budget for part in found if part.half == "exchanged"}
-    shown = [part for part in found if part.half != "calibration" or part.budget not in swapped]
+    other = {part.budget for part in found if part.half == "exchanged"}
+    shown = [part for part in found if part.half != "calibration" or part.budget not in other]
     made = [must_reach(document), *(_detection(part) for part in shown), _false_alarms(found)]
     made += [_alone(part) for part in found if part.half in _HELD_OUT]
     made += [_recovered(document), _missed(found), _failed(document), _times(document)]
@@ -90,7 +91,8 @@ def _detection(part: Part) -> Table:
     if part.half == "exchanged":
         notes.append(
             "Models of the calibration half, judged by the clean ones of the reporting half. What "
-            "was chosen after looking at results was chosen before these attacks were looked at."
+            "was chosen after looking at results was chosen before these attacks were looked at; "
+            "that judges may be of an earlier run, after their other verdicts were known."
         )
     if part.half == "calibration":
         notes.append(
@@ -121,7 +123,13 @@ def _false_alarms(found: Sequence[Part]) -> Table:
                 ]
             )
     columns = ["half", "budget", "clean models", "verdict evidence", "inconclusive"]
-    return Table("False alarms", [*columns, "highest score", "which"], rows, [BRACKETS])
+    notes = [BRACKETS]
+    if any(part.half == "exchanged" for part in found):
+        notes.append(
+            "Exchanged: the clean models of the calibration half, judged by those of the reporting "
+            "half; in the lines of their own half each is judged by the others."
+        )
+    return Table("False alarms", [*columns, "highest score", "which"], rows, notes)
 
 
 def _alone(part: Part) -> Table:
@@ -219,7 +227,7 @@ def _failed(document: dict[str, Any]) -> Table:
             row["sampler"],
             figure(row["target_mse"]),
             figure(row["base_mse"]),
-            row["verdict"],
+            swapped(row)["verdict"],
         ]
         for row in document["rows"]
         if not row["clean"] and not row["succeeded"]
