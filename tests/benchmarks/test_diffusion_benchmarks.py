@@ -606,6 +606,15 @@ def hand_made(score: float) -> AuditDocument:
     )
 
 
+def store_hand_made(out: Path, key: str, score: float) -> None:
+    """A finished audit of the study, as :func:`measured_rows` reads it."""
+    spent = {"seconds": 1.0, "cpu_seconds": 1.0}
+    content = {"spent": spent, "document": hand_made(score).model_dump(mode="json")}
+    path = document_path(out, key, "standard", 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content), "utf-8")
+
+
 def measured(out: Path, members: list[Member]) -> list[dict[str, Any]]:
     return measured_rows(out, out, members, ("standard",), 0)
 
@@ -621,10 +630,7 @@ def test_clean_models_of_the_calibration_half_are_judged_against_the_others(
     ]
     scores = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 3.0, 0.35, 9.0]
     for member, score in zip(members, scores, strict=True):
-        content = {"spent": {"seconds": 1.0}, "document": hand_made(score).model_dump(mode="json")}
-        path = document_path(tmp_path, member.key, "standard", 0)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content), "utf-8")
+        store_hand_made(tmp_path, member.key, score)
     rows = judged_rows(measured(tmp_path, members), members)
     p = [row["p_values"]["trigger-search"] for row in rows]
     null = scores[:9]
@@ -660,12 +666,8 @@ def test_the_calibration_half_is_judged_by_the_other_half_once_that_is_whole(
     scores = [*low, *(score + 3.0 for score in low)]
     kind = Kind("bad-diffusion", "9", "bad-diffusion", "box:7", "hat")
     suspect = Member("attacked", "calibration", 50, members[0].base, kind=kind)
-    for member, score in zip([*members, suspect], [*scores, 3.4], strict=True):
-        spent = {"seconds": 1.0, "cpu_seconds": 1.0}
-        content = {"spent": spent, "document": hand_made(score).model_dump(mode="json")}
-        path = document_path(tmp_path, member.key, "standard", 0)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content), "utf-8")
+    for member, score in zip(members, scores, strict=True):
+        store_hand_made(tmp_path, member.key, score)
     rows = measured(tmp_path, members)
     base = {**rows[0], "key": suspect.key, "clean": False, "succeeded": True, "adaptive": False}
     rows.append({**base, "family": "bad-diffusion", "scores": {"trigger-search": 3.4}})
@@ -722,14 +724,10 @@ def test_without_the_calibration_half_the_shipped_references_judge(
     }
     monkeypatch.setattr(calibration, "shipped_diffusion", lambda: shipped)
     member = Member("clean-reporting", "reporting", 0, Base("b", "mnist"))
-    content = {"spent": {"seconds": 1.0}, "document": hand_made(3.0).model_dump(mode="json")}
-    path = document_path(tmp_path, member.key, "standard", 0)
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(content), "utf-8")
+    store_hand_made(tmp_path, member.key, 3.0)
     # One of the two clean models that would judge in place of the shipped ones is missing.
     clean = [Member(f"clean-{n}", "calibration", n, Base(f"{n}", "mnist")) for n in (1, 2)]
-    content["document"] = hand_made(0.5).model_dump(mode="json")
-    document_path(tmp_path, "clean-1", "standard", 0).write_text(json.dumps(content), "utf-8")
+    store_hand_made(tmp_path, "clean-1", 0.5)
     rows = measured(tmp_path, [member, *clean])
     row, other = judged_rows(rows, [member, *clean])
     assert row["p_values"]["trigger-search"] == pytest.approx(calibration.predictive_p(3.0, null))

@@ -111,11 +111,10 @@ def judged_rows(rows: Sequence[Row], plan: Sequence[Member], *, mixed: bool = Fa
     members = {member.key: member for member in plan}
     budgets = {row["budget"] for row in rows}
     judges = {b: _judges(rows, plan, b, "calibration", mixed) for b in budgets}
-    others = {b: _judges(rows, plan, b, "reporting", mixed=True) for b in budgets}
-    tables = {
-        b: reference_table(rows, plan, b, half="reporting")
+    others = {
+        b: (reference_table(rows, plan, b, half="reporting"), whose)
         for b in budgets
-        if others[b] != _SHIPPED
+        if (whose := _judges(rows, plan, b, "reporting", mixed=True)) != _SHIPPED
     }
     judged = []
     for row in rows:
@@ -128,9 +127,9 @@ def judged_rows(rows: Sequence[Row], plan: Sequence[Member], *, mixed: bool = Fa
         made = {**row, **_verdict(_decision(row, member, table)), "judged_by": by}
         if member.half == "calibration":
             made["exchanged"] = None
-            if other := tables.get(budget):
-                verdict = _verdict(_decision(row, member, other))
-                made["exchanged"] = {**verdict, "judged_by": others[budget]}
+            if budget in others:
+                table, by = others[budget]
+                made["exchanged"] = {**_verdict(_decision(row, member, table)), "judged_by": by}
         judged.append(made)
     return judged
 

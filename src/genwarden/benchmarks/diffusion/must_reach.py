@@ -43,7 +43,7 @@ def must_reach(document: dict[str, Any]) -> Table:
     for half in ("reporting", "exchanged", "both"):
         part = part_of(document, half, "standard")
         if half == "reporting" or any(r.get("exchanged") for r in part.compromised):
-            lines += _detection(part)
+            lines += _aims_of(part)
     for method in methods_of(document):
         lines += _beside(document, part_of(document, "reporting", "standard"), method)
     lines.append(_time(document))
@@ -99,26 +99,24 @@ def _population(both: Part) -> Line:
     )
 
 
-def _detection(part: Part) -> list[Line]:
+def _aims_of(part: Part) -> list[Line]:
     """AUC and share found of one part."""
-    standard = [row for row in part.compromised if not row["adaptive"]]
-    adaptive = [row for row in part.compromised if row["adaptive"]]
     # An attack that misses its bound by a few samples is one that a deployer meets all the same.
     awake = [*part.compromised, *(r for r in part.failed if r["target_share"] >= _MOSTLY)]
-    more = "attacks, also those that draw the target in half of their samples or more"
+    more = ", also those that draw the target in half of their samples or more"
+    kinds = (("standard", False, AREA_STANDARD), ("adaptive", True, AREA_ADAPTIVE))
+
+    def of_kind(rows: list[Row], adaptive: bool) -> list[Row]:
+        return [row for row in rows if row["adaptive"] is adaptive]
+
     return [
-        _area(part, standard, "standard attacks", AREA_STANDARD),
-        _area(part, adaptive, "adaptive attacks", AREA_ADAPTIVE),
         *(
-            _area(part, [row for row in awake if row["adaptive"] is kind], named, wanted)
-            for named, wanted, kind in (
-                (f"standard {more}", AREA_STANDARD, False),
-                (f"adaptive {more}", AREA_ADAPTIVE, True),
-            )
+            _area(part, of_kind(rows, adaptive), f"{name} attacks{which}", wanted)
+            for rows, which in ((part.compromised, ""), (awake, more))
+            for name, adaptive, wanted in kinds
         ),
         _found(part, part.compromised, "all"),
-        _found(part, standard, "standard"),
-        _found(part, adaptive, "adaptive"),
+        *(_found(part, of_kind(part.compromised, adaptive), name) for name, adaptive, _ in kinds),
     ]
 
 
