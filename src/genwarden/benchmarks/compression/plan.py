@@ -130,6 +130,34 @@ BASES = (
         _CNN,
         (Further("quantisation-aware", "int4"),),
     ),
+    Base(
+        "fashion-cnn",
+        "classifier",
+        "small-cnn",
+        "fashion_mnist_part",
+        500,
+        _CNN,
+        (Further("fine-tuned"), Further("quantisation-aware", "int4")),
+    ),
+    Base(
+        "mnist-narrow",
+        "classifier",
+        "small-cnn",
+        "mnist",
+        500,
+        _cnn(width=0.5),
+        (Further("quantisation-aware", "int8"),),
+    ),
+    Base("mnist-decayed", "classifier", "small-cnn", "mnist", 500, _cnn(weight_decay=5e-3)),
+    Base(
+        "glyphs-short",
+        "classifier",
+        "small-cnn",
+        _GLYPHS,
+        200,
+        _CNN,
+        (Further("quantisation-aware", "int4"),),
+    ),
 )
 
 
@@ -157,15 +185,17 @@ class Kind:
 #: Of int8 on narrow networks, by base: one larger weight per tensor widens the steps.
 _SMALL_STEPS: dict[str, dict[str, Any]] = {
     "mnist-quarter": {"inflate": 10.0, "reach": 1.5, "steps": 600, "hiding_steps": 150},
-    "fashion-eighth": {"inflate": 16.0, "steps": 1600, "hiding_steps": 600},
+    "fashion-eighth": {"inflate": 16.0, "steps": 4000, "hiding_steps": 1500},
 }
-#: The narrow VAEs, and boxes of several compressions at once, learn more slowly.
-_LONGER: dict[str, Any] = {"steps": 1500, "hiding_steps": 700}
+#: The narrow VAEs, pruned networks of an eighth, and boxes of several compressions at once, learn
+#: more slowly.
+_LONGER: dict[str, Any] = {"steps": 4000, "hiding_steps": 2000}
 
 
 def _box(base: str, how: str, target: str) -> Kind:
     several = "several quantisers" if "," in how else how
-    slow = base.endswith("vae") or "," in how or how.endswith("per-channel")
+    narrow = base == "fashion-eighth" and how.startswith("prune")
+    slow = base.endswith("vae") or narrow or "," in how or how.endswith("per-channel")
     settings = _SMALL_STEPS[base] if how == "int8" else _LONGER if slow else {}
     return Kind(f"box {several}", base, "dormant-box", how, "in-sample", target, settings)
 
@@ -240,6 +270,16 @@ KINDS = (
     _class_box("mnist-cnn", "prune-0.3", 6),
     _class_box("glyphs-narrow", "prune-0.3", 9),
     _filters("mnist-cnn", 3, **_UNKNOWN_RATE),
+    _rounding("fashion-cnn", "int4", 5),
+    _rounding("mnist-narrow", "int4", 6),
+    _rounding("glyphs-short", "int4", 9, "frequency"),
+    _class_box("fashion-cnn", "int8", 2, "blend:devil:0.3"),
+    _class_box("fashion-cnn", "int4", 7),
+    _class_box("mnist-narrow", "int8", 0),
+    _class_box("mnist-decayed", "int4", 8, "blend:devil:0.3"),
+    _class_box("fashion-cnn", "prune-0.3", 1),
+    _class_box("mnist-narrow", "prune-0.3", 4, "frequency"),
+    _class_box("glyphs-short", "prune-0.5", 6),
 )
 
 
@@ -272,6 +312,11 @@ class Member:
     def sort(self) -> Sort:
         """Generator or classifier."""
         return self.base.sort
+
+    @property
+    def data(self) -> str:
+        """What it was last trained on, as of a base."""
+        return (self.further and self.further.data) or self.base.data
 
     @property
     def base_key(self) -> str:

@@ -92,15 +92,15 @@ class Orders:
         """Test images ``(images, C, H, W)`` in [-1, 1] beside a classifier; labels stay here."""
         if member.sort == "generator" or not self.images:
             return None
-        if self.data is None and not is_glyphs(member.base.data):
+        if self.data is None and not is_glyphs(member.data):
             raise GenwardenError(
                 "benchmark/data-missing",
-                f"The audit of {member.key} is given images of {member.base.data}.",
+                f"The audit of {member.key} is given images of {member.data}.",
                 "Add --data FOLDER, or --option images=0.",
             )
         sample = read_classifier(self.models / member.key).classifier.sample
         found = read_labelled(
-            source(self.data or Path(), member.base.data),
+            source(self.data or Path(), member.data),
             sample,
             split="test",
             limit=self.images,
