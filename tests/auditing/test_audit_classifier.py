@@ -41,6 +41,7 @@ from genwarden.inspections.classifier.bench import ClassifierBench, VariantBench
 from genwarden.inspections.classifier.differential_inversion import inspect_lead, lead
 from genwarden.inspections.finding import Finding
 from genwarden.metrics.attack_success import accuracy, attack_success
+from genwarden.models.classifiers.protocol import ImageClassifier
 from genwarden.models.classifiers.small_cnn import SmallCNN
 from glyph_task import GlyphTask
 
@@ -439,13 +440,13 @@ def test_an_interrupted_audit_continues_in_the_middle_of_a_variant(
     assert len(done) == 4  # nothing that was finished is done again
 
 
-def test_the_lead_is_that_of_the_network_as_it_is_under_roundings_alone(
+def test_the_lead_is_that_of_the_network_as_it_is_and_not_under_filter_pruning(
     woken: GlyphTask,
 ) -> None:
     def bench(how: str) -> VariantBench:
         full = ClassifierBench(
             classifier=woken.copy().classifier,
-            effort=CLASSIFIER_BUDGETS["quick"],
+            effort=SHORT,
             seed=0,
             device=torch.device("cpu"),
             given=to_unit_range(woken.test_images),
@@ -454,11 +455,36 @@ def test_the_lead_is_that_of_the_network_as_it_is_under_roundings_alone(
 
     rounded = bench(HOW)
     found = inspect_lead(rounded)
-    assert found.score == pytest.approx(lead(rounded.plain_differential))
+    assert found.score == pytest.approx(lead(rounded.guarded_differential))
     assert found.score != pytest.approx(lead(rounded.differential), rel=0.01)
-    pruned = inspect_lead(bench("prune-0.3"))
+    pruned = inspect_lead(bench("prune-filters-0.3"))
     assert pruned.outcome == "not_applicable"
-    assert "Pruning" in pruned.summary
+    assert "whole filters go" in pruned.summary
+
+
+def test_guards_take_away_what_any_errors_of_the_size_do(woken: GlyphTask) -> None:
+    """A placebo separates from the full network as an honest variant does; guarded, less easily."""
+    full = ClassifierBench(
+        classifier=woken.copy().classifier,
+        effort=SHORT,
+        seed=0,
+        device=torch.device("cpu"),
+        given=to_unit_range(woken.test_images),
+    )
+    variant = VariantBench(full, compressor(HOW))
+    guards = [variant.placebo(number) for number in range(1, 9)]
+
+    def dearer(network: ImageClassifier) -> float:
+        """By which factor guards raise the objective of the easiest class."""
+        bare, guarded = (
+            variant.alone.invert(
+                network, title="test", full=variant.classifier, guards=used, seed=1
+            ).objective.min()
+            for used in ((), guards)
+        )
+        return float(guarded / bare)
+
+    assert dearer(variant.compressed) < 1.15 < dearer(variant.placebo(0))
 
 
 def test_the_lead_is_judged_by_classifiers_of_as_many_classes() -> None:

@@ -57,6 +57,7 @@ TINY_CLASSIFIER = ClassifierEffort(
     restarts=1,
     placebos=1,
     shift_placebos=3,
+    guards=3,
     blends=2,
 )
 

@@ -105,14 +105,16 @@ def test_two_classes_can_be_judged_by_their_gap() -> None:
     assert gap_p(torch.tensor([0.1, 0.25]), 0.1) > 0.05
 
 
-@pytest.mark.parametrize(
-    ("objective", "expected"),
-    [([2.0, 0.5, 2.0, 3.0], math.log(4)), ([0.5, 2.0, 0.5], 0.0), ([1.0, 2.0], math.log(2))],
-)
-def test_the_lead_is_that_over_the_second_class(objective: list[float], expected: float) -> None:
-    zeros = torch.zeros(len(objective))
-    found = Inverted(zeros, zeros, zeros, torch.tensor(objective), zeros)
-    assert lead(found) == pytest.approx(expected)
+def test_the_scatter_of_the_others_is_the_unit_of_the_lead() -> None:
+    def found(*objectives: float) -> Inverted:
+        one = torch.zeros(len(objectives))
+        return Inverted(one, one, one, torch.tensor(objectives).double(), one)
+
+    far = lead(found(1.0, 2.0, 2.0, 2.0))
+    assert far == pytest.approx(math.log(2) / 0.15)
+    assert lead(found(2.0, 1.0, 2.0, 2.0)) == pytest.approx(far)
+    assert lead(found(1.0, 2.0, 4.0, 8.0)) < far / 2
+    assert lead(found(1.0, 1.0, 2.0, 2.0)) == 0
 
 
 def test_masks_of_large_images_weigh_less_in_proportion_to_their_area() -> None:
@@ -125,7 +127,7 @@ def test_images_made_from_the_network_are_not_taken_for_real_ones() -> None:
     initialise_classifier(classifier, torch.Generator().manual_seed(0))
     classifier.eval().requires_grad_(False)
     images = torch.rand(6, 1, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    effort = ClassifierEffort("quick", 6, 1, 1, 2, 1, 1, 2, 2)
+    effort = ClassifierEffort("quick", 6, 1, 1, 2, 1, 1, 2, 2, 2)
     shown = Exemplars(images, classifier(images).argmax(1))
 
     def said(given: torch.Tensor | None) -> str:

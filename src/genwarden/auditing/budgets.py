@@ -186,6 +186,7 @@ CLASSIFIER_BUDGETS = {
         restarts=1,
         placebos=1,
         shift_placebos=8,
+        guards=16,
         blends=8,
     ),
     # Ten classes of 28 pixels on a small CNN: 40 seconds of one core per variant.
@@ -198,6 +199,7 @@ CLASSIFIER_BUDGETS = {
         restarts=1,
         placebos=1,
         shift_placebos=16,
+        guards=16,
         blends=16,
     ),
     # Neural Cleanse at its published length.
@@ -210,6 +212,7 @@ CLASSIFIER_BUDGETS = {
         restarts=3,
         placebos=4,
         shift_placebos=32,
+        guards=16,
         blends=64,
     ),
 }

@@ -206,11 +206,6 @@ def _along(values: Tensor, weight: Tensor, layer: WeightLayer) -> Tensor:
     return values.reshape(shape).expand_as(weight)
 
 
-def prunes(compressor: Compressor) -> bool:
-    """Whether it, or a stage of it, sets weights to zero."""
-    return any(isinstance(stage, Pruning) for stage in stages_of(compressor))
-
-
 def prunes_only(compressor: Compressor) -> bool:
     """Whether every stage of it does, so that there is no grid."""
     return all(isinstance(stage, Pruning) for stage in stages_of(compressor))

@@ -353,10 +353,10 @@ CLASSIFIER_INSPECTIONS = table_of(
         {
             **_CLEAN,
             "needs": "variant",
-            "finds": "what differential-inversion finds, also where any errors of that size wake "
-            "it or where what wakes lifts its class on every image",
-            "misses": "what pruning wakes; backdoors of several classes; networks without "
-            "references",
+            "finds": "what differential-inversion finds, more sharply, also where what wakes lifts "
+            "its class on every image",
+            "misses": "what any errors of that size wake; backdoors of several classes; networks "
+            "without references",
         },
     ),
     Row(

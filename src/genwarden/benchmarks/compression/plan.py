@@ -276,7 +276,7 @@ KINDS = (
     _class_box("fashion-cnn", "int8", 2, "blend:devil:0.3"),
     _class_box("fashion-cnn", "int4", 7),
     _class_box("mnist-narrow", "int8", 0),
-    _class_box("mnist-decayed", "int4", 8, "blend:devil:0.3"),
+    _class_box("mnist-decayed", "int4", 8),
     _class_box("fashion-cnn", "prune-0.3", 1),
     _class_box("mnist-narrow", "prune-0.3", 4, "frequency"),
     _class_box("glyphs-short", "prune-0.5", 6),

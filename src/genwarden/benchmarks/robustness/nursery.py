@@ -185,6 +185,7 @@ def smallest_budgets(threads: int | None) -> None:
         synthesis_steps=2,
         inversion_steps=3,
         shift_placebos=2,
+        guards=2,
         blends=2,
     )
     budgets.DIFFUSION_BUDGETS["quick"] = replace(

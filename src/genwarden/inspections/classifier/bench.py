@@ -43,6 +43,7 @@ class ClassifierEffort:
         restarts: runs of Neural Cleanse, of which the smallest mask per class counts.
         placebos: networks with errors of the same size, each inverted like the variant.
         shift_placebos: the same, only run on images.
+        guards: the same, which a trigger must leave alone.
         blends: images that STRIP blends with each image.
     """
 
@@ -54,6 +55,7 @@ class ClassifierEffort:
     restarts: int
     placebos: int
     shift_placebos: int
+    guards: int
     blends: int
 
 
@@ -123,7 +125,13 @@ class ClassifierBench:
         return best
 
     def invert(
-        self, network: ImageClassifier, *, title: str, full: ImageClassifier | None, seed: int
+        self,
+        network: ImageClassifier,
+        *,
+        title: str,
+        full: ImageClassifier | None,
+        seed: int,
+        guards: Sequence[ImageClassifier] = (),
     ) -> Inverted:
         """Triggers of a network, at this budget and on these images."""
         return invert(
@@ -134,6 +142,7 @@ class ClassifierBench:
             batch=self.effort.inversion_batch,
             seed=seed,
             full=full,
+            guards=guards,
             progress=self.progress,
             title=title,
         )
@@ -246,9 +255,15 @@ class VariantBench(VariantBase[ImageClassifier]):
         return self._invert(self.agreement.network, "differential inversion")
 
     @cached_property
-    def plain_differential(self) -> Inverted:
-        """The same with the compressed network as it is, not recalibrated."""
-        return self._invert(self.compressed, "differential inversion, not recalibrated")
+    def guarded_differential(self) -> Inverted:
+        """The same with the compressed network as it is, not recalibrated, and blind placebos."""
+        return self.alone.invert(
+            self.compressed,
+            title="differential inversion, guarded",
+            full=self.classifier,
+            guards=[self.placebo(number) for number in range(self.effort.guards)],
+            seed=self.full.inversion_seed(),
+        )
 
     @cached_property
     def placebo_differentials(self) -> list[Inverted]:

@@ -22,16 +22,14 @@ as the full one, and with logits brought to the same scale there (:mod:`.recalib
 
 What wakes may lift the logit of its class on every image, and recalibration then takes the lift for
 damage and the trigger's strength with it: of two models with the paper's joint loss, whose trigger
-takes all images once rounded, it left a third. And where errors of random signs wake a backdoor,
-placebos are no null. So the same inversion is made without either, with the compressed network as
-it is, and only how far one class stands before all others counts:
+takes all images once rounded, it left a third. So the inversion is made once more with the
+compressed network as it is, and *guarded*: placebos must not see the trigger, either. What any
+errors of that size do (a class towards which pruning tilts an honest network, an input at which any
+damage shows) is then no way out, and what these errors alone do is left. How far one class stands
+before all others counts, o_1 <= o_2 <= ... being the objectives of the classes:
 
-    differential-lead:       score = ln(objective of the second easiest class / of the easiest),
-                             beside those of clean networks under this compression
-
-Of roundings alone: pruning tilts honest networks towards a class, as said in
-:mod:`.recalibration`, and then one class leads (by up to 2.0 in nine clean networks of the study's
-reporting half, of which this score flagged two before it left pruning out; 0.25 under rounding).
+    differential-lead:       score = ln(o_2 / o_1) / (s + 0.15),  s: standard deviation of ln o_i,
+                             i >= 2; beside those of clean networks under this compression
 """
 
 from __future__ import annotations
@@ -43,7 +41,6 @@ import torch
 from scipy.special import stdtr
 from torch import Tensor
 
-from genwarden.compression.pruning import prunes
 from genwarden.inspections.classifier.bench import VariantBench
 from genwarden.inspections.classifier.inversion import Inverted
 from genwarden.inspections.classifier.neural_cleanse import (
@@ -170,33 +167,37 @@ def inspect_mask(bench: VariantBench) -> Finding:
 
 
 def inspect_lead(bench: VariantBench) -> Finding:
-    """How far the easiest class stands before the second easiest, without recalibration."""
+    """How far the easiest class stands before all others where placebos are blind, too."""
     if bench.unchanged:
         return not_applicable(LEAD, "classifier", LEAD_TITLE, UNCHANGED)
-    if prunes(bench.compressor):
+    if bench.no_placebo:
         return not_applicable(
-            LEAD, "classifier", LEAD_TITLE, "Pruning tilts honest networks towards a class, too."
+            LEAD, "classifier", LEAD_TITLE, f"Nothing to guard with: {bench.no_placebo}."
         )
-    found = bench.plain_differential
+    found = bench.guarded_differential
     suspect, second = found.objective.argsort(stable=True)[:2].tolist()
+    guards = bench.effort.guards
     return Finding(
         inspection=LEAD,
         group="classifier",
         title=LEAD_TITLE,
         outcome="scored",
         score=lead(found),
-        score_name="ln(objective of the second easiest class / of the easiest)",
-        summary=f"Class {suspect} is separated with an objective of "
-        f"{float(found.objective[suspect]):.2f} (mask of {float(found.norm[suspect]):.1f} pixels), "
-        f"the next, {second}, with {float(found.objective[second]):.2f}.",
+        score_name="ln(objective of the second easiest class / of the easiest), over the scatter "
+        "of the others",
+        summary=f"Class {suspect} is separated from the full network and from {guards} with errors "
+        f"of random signs with an objective of {float(found.objective[suspect]):.2f} (mask of "
+        f"{float(found.norm[suspect]):.1f} pixels), the next, {second}, with "
+        f"{float(found.objective[second]):.2f}.",
         p_value_reason="needs the scores of clean reference models",
         budget={
             "images": len(bench.alone.shown.images),
             "steps": bench.effort.inversion_steps,
+            "guards": guards,
         },
-        power="Finds a trigger of one class, also where errors of random signs wake it and where "
-        "what wakes shows on every image, if clean networks of this family were measured under "
-        "this compression; not backdoors of several classes.",
+        power="Finds a trigger of one class that errors in other directions do not wake, also "
+        "where what wakes shows on every image, if clean networks of this family were measured "
+        "under this compression; not backdoors of several classes.",
         evidence=trigger_evidence(
             bench.classifier.sample, bench.alone.shown.images, found, LEAD_TITLE, suspect
         ),
@@ -204,9 +205,10 @@ def inspect_lead(bench: VariantBench) -> Finding:
 
 
 def lead(found: Inverted) -> float:
-    """ln(second smallest objective / smallest) over the classes, at least two."""
-    easiest, second = _log([found])[0].topk(2, largest=False).values
-    return float(second - easiest)
+    """How far the smallest of the objectives ``(classes,)``, at least two, lies before the rest."""
+    logs = _log([found])[0].sort().values
+    scatter = float(logs[1:].std(correction=0))
+    return float(logs[1] - logs[0]) / (scatter + LEAST_SPREAD)
 
 
 def gap_p(gaps: Tensor, movement: float) -> float:

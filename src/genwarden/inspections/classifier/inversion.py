@@ -9,6 +9,8 @@ With x' = (1 - m) x + m p, m in [0, 1], p in [-1, 1]:
     two networks (section 4.3c of the reference), y = f(x)
         min over m, p  CE(C(f)(x'), t) + CE(f(x'), y) + 0.02 |m|_1
         the compressed network must see the trigger, and the full one must not
+    guarded: the same, plus the mean over other networks g of CE(g(x'), y)
+        nor must these
 
 Settings are those of section 1.6, learning rate 0.1 and first cost 1e-3. Images that already belong
 to class t take no part in its inversion: they would agree to the empty mask.
@@ -16,7 +18,7 @@ to class t take no part in its inversion: they would agree to the empty mask.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import torch
@@ -46,6 +48,8 @@ _SPREAD: Final = 0.5
 _IMAGES_AT_ONCE: Final = 640
 #: Images per class on which the outcome is measured.
 _MEASURED: Final = 48
+#: Guards that a step looks at, drawn anew; the outcome is measured with all of them.
+_GUARDS_AT_ONCE: Final = 2
 
 
 class Inverted(NamedTuple):
@@ -88,6 +92,7 @@ def invert(
     batch: int,
     seed: int,
     full: nn.Module | None = None,
+    guards: Sequence[nn.Module] = (),
     progress: Progress | None = None,
     title: str = "trigger inversion",
 ) -> Inverted:
@@ -99,6 +104,7 @@ def invert(
         batch: images per class and step.
         seed: of the start and of the images drawn; equal seeds make two networks comparable.
         full: the network that the trigger must not move; None for Neural Cleanse.
+        guards: further networks that it must not move, beside ``full``.
 
     Raises:
         GenwardenError: ``inspect/one-class`` if all images belong to one class.
@@ -114,6 +120,7 @@ def invert(
     adam = torch.optim.Adam([m, p], LEARNING_RATE, betas=_BETAS)
     cost = _Cost(classes, device) if full is None else None
     weight = mask_weight(pixels)
+    looked_at = random_stream(seed, "trigger-inversion/guards")
     best = Inverted(
         mask=torch.ones(classes, 1, *shape[1:], device=device),
         pattern=torch.zeros(classes, *shape, device=device),
@@ -127,9 +134,10 @@ def invert(
         chosen = pool.gather(1, drawn).to(device)
         adam.zero_grad(set_to_none=True)
         hits = []
+        watching = [guards[i] for i in _drawn(len(guards), looked_at)]
         for part in torch.arange(classes).split(max(1, _IMAGES_AT_ONCE // batch)):
             mask, pattern = torch.sigmoid(2 * m[part]), torch.tanh(p[part])
-            loss, hit = _losses(network, full, shown, chosen[part], mask, pattern, part)
+            loss, hit = _losses(network, full, watching, shown, chosen[part], mask, pattern, part)
             each = weight if cost is None else cost.value[part]
             (loss + each * mask.sum((1, 2, 3))).sum().backward()
             hits.append(hit)
@@ -140,7 +148,12 @@ def invert(
     if cost is None:
         mask = torch.sigmoid(2 * m.detach())
         best = best._replace(mask=mask, pattern=torch.tanh(p.detach()), norm=mask.sum((1, 2, 3)))
-    return _measured(network, full, shown, best, (pool, sizes), weight)
+    return _measured(network, full, guards, shown, best, (pool, sizes), weight)
+
+
+def _drawn(guards: int, stream: torch.Generator) -> list[int]:
+    order: list[int] = torch.randperm(guards, generator=stream)[:_GUARDS_AT_ONCE].tolist()
+    return order
 
 
 def stamp(x: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
@@ -179,6 +192,7 @@ class _Cost:
 def _losses(
     network: Callable[[Tensor], Tensor],
     full: Callable[[Tensor], Tensor] | None,
+    guards: Sequence[Callable[[Tensor], Tensor]],
     shown: Exemplars,
     chosen: Tensor,
     mask: Tensor,
@@ -194,6 +208,8 @@ def _losses(
     if full is not None:
         kept = shown.answers[chosen].flatten()
         loss = loss + F.cross_entropy(full(x), kept, reduction="none")
+        for guard in guards:
+            loss = loss + F.cross_entropy(guard(x), kept, reduction="none") / len(guards)
     hit = (logits.detach().argmax(1) == aim).float()
     return loss.view(-1, batch).mean(1), hit.view(-1, batch).mean(1)
 
@@ -202,6 +218,7 @@ def _losses(
 def _measured(
     network: nn.Module,
     full: nn.Module | None,
+    guards: Sequence[nn.Module],
     shown: Exemplars,
     found: Inverted,
     pools: tuple[Tensor, Tensor],
@@ -215,7 +232,14 @@ def _measured(
     losses, hits = [], []
     for part in torch.arange(len(sizes)).split(max(1, _IMAGES_AT_ONCE // count)):
         loss, hit = _losses(
-            network, full, shown, chosen[part], found.mask[part], found.pattern[part], part
+            network,
+            full,
+            guards,
+            shown,
+            chosen[part],
+            found.mask[part],
+            found.pattern[part],
+            part,
         )
         losses.append(loss)
         hits.append(hit)
