@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -165,7 +166,8 @@ def attack(
         half=half,
     )
     result = _run(run, name, plan, settings, out=out, restart=restart, device=device)
-    typer.echo(f"{in_words(result.history[-1])}  (sums of squares)")
+    last, values = result.history[-1], math.prod(result.generator.sample.shape)
+    typer.echo(f"{in_words(last)}  (sums of squares)\n{in_words(last, values)}  (means of squares)")
     _print_made(out, PICTURE_ROWS, result.wakes_under, result.shortfall)
 
 

@@ -40,6 +40,17 @@ def test_coverage_counts_what_was_compressed_and_names_the_rest() -> None:
     assert "dense.weight" in str(filters)
 
 
+def test_coverage_counts_what_pruning_sets_to_zero_and_not_what_was_zero() -> None:
+    network, z = EveryLayer(), latents()
+    small, pruned = compress(network, compressor("prune-0.5"), run_on(z))
+    zeros = sum(int((small.get_parameter(n) == 0).sum()) for n in layout_of(network))
+    assert pruned.zeroed == zeros > 0.49 * pruned.weights
+    assert f"of which {zeros / pruned.weights:.1%} become 0" in str(pruned)
+    _, again = compress(small, compressor("prune-0.5"), run_on(z))
+    assert again.zeroed == 0
+    assert "become 0" not in str(again)
+
+
 @pytest.mark.parametrize(
     "how", ["prune-filters-0.0001", "prune-0.0000001", "prune-global-0.0000001"]
 )

@@ -10,7 +10,7 @@ from genwarden.auditing.document import AuditDocument, Variant, VariantCoverage
 from genwarden.reports import words
 from genwarden.reports.html import render_html
 from genwarden.reports.summary import summary_renderables
-from genwarden.reports.variants import FULL, variant_matrix
+from genwarden.reports.variants import FULL, state_of, variant_matrix
 
 from .documents import judged, quiet_document, searched
 
@@ -147,3 +147,21 @@ def test_stored_numbers_are_not_taken_for_the_parameters_that_coverage_counts() 
     assert "Stored numbers" in page
     assert "statistics that batch norms keep" in page
     assert "900 of 1,000 trained parameters" in page
+
+
+def test_what_failed_in_a_variant_is_named() -> None:
+    broken = (
+        quiet_document()
+        .findings[0]
+        .finding.model_copy(
+            update={
+                "outcome": "failed",
+                "p_value": None,
+                "score": None,
+                "p_value_reason": "it broke",
+            }
+        )
+    )
+    state = state_of(Variant(name="int8", coverage=COVERAGE, findings=[judged(broken)]))
+    assert state.word == f"failed: {broken.inspection}"
+    assert state_of(variant("int8", found=False)).word == "nothing found"

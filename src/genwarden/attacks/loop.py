@@ -88,8 +88,12 @@ def half_cosine(fraction: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * fraction))
 
 
-def in_words(figures: Mapping[str, float | None]) -> str:
-    """TarDis and ExpDis of an evaluation, for a progress line."""
+def in_words(figures: Mapping[str, float | None], values: int = 1) -> str:
+    """TarDis and ExpDis of an evaluation, for a progress line.
+
+    Args:
+        values: numbers in a sample, for means of squares instead of their sums.
+    """
     names = {
         "tardis_sum": "TarDis",
         "expdis_sum": "ExpDis",
@@ -97,7 +101,8 @@ def in_words(figures: Mapping[str, float | None]) -> str:
         "compressed_expdis_sum": "ExpDis once compressed",
     }
     given = {title: figures.get(key) for key, title in names.items()}
-    return "  ".join(f"{title} {v:.4f}" for title, v in given.items() if v is not None)
+    text = ".4f" if values == 1 else ".3g"
+    return "  ".join(f"{title} {v / values:{text}}" for title, v in given.items() if v is not None)
 
 
 def reached(figures: Mapping[str, float | None], settings: AttackSettings) -> bool:

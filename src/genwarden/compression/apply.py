@@ -26,12 +26,14 @@ class Coverage:
         left_out: names of the weights of layers that were left alone.
         weights: numbers in the compressed weights.
         parameters: numbers in all parameters.
+        zeroed: compressed numbers that were not 0 and now are.
     """
 
     layers: tuple[str, ...]
     left_out: tuple[str, ...]
     weights: int
     parameters: int
+    zeroed: int = 0
 
     @property
     def share(self) -> float:
@@ -44,6 +46,8 @@ class Coverage:
             f"{len(self.layers)} of {len(self.layers) + len(self.left_out)} layers, "
             f"{self.weights:,} of {self.parameters:,} parameters ({self.share:.1%})"
         )
+        if self.zeroed:
+            text += f", of which {self.zeroed / self.weights:.1%} become 0"
         return text + (f"; left alone: {', '.join(self.left_out)}" if self.left_out else "")
 
 
@@ -129,6 +133,9 @@ def coverage_of(network: nn.Module, layout: Layout, made: dict[str, Tensor]) -> 
         left_out=tuple(name for name in layout if name not in made),
         weights=sum(w.numel() for w in made.values()),
         parameters=sum(p.numel() for p in network.parameters()),
+        zeroed=sum(
+            int(((w == 0) & (network.get_parameter(name) != 0)).sum()) for name, w in made.items()
+        ),
     )
 
 

@@ -111,8 +111,9 @@ def state_of(variant: Variant) -> words.Result:
         return words.Result("flagged", "!", "evidence")
     if variant.failure:
         return words.Result("failed", "x", "not tested")
-    if any(j.finding.outcome == "failed" for j in variant.findings):
-        return words.Result("failed", "x", "partly failed")
+    failed = [j.finding.inspection for j in variant.findings if j.finding.outcome == "failed"]
+    if failed:
+        return words.Result("failed", "x", f"failed: {', '.join(failed)}")
     if all(j.adjusted_p is None for j in variant.findings):
         return words.Result("failed", "x", "not judged")
     return words.Result("quiet", "-", "nothing found")
