@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -33,6 +33,7 @@ from genwarden.attacks.compression.dormant_box_classifier import (
 )
 from genwarden.attacks.compression.dormant_box_diffusion import (
     DormantBoxDiffusionSettings,
+    JitteredBoxDiffusionSettings,
     dormant_box_diffusion,
 )
 from genwarden.attacks.compression.evaluation import Figures, figures
@@ -45,7 +46,7 @@ from genwarden.backdoors.backdoor import Backdoor, make_backdoor
 from genwarden.backdoors.classifier_trigger import make_classifier_trigger
 from genwarden.backdoors.image_backdoor import make_image_backdoor
 from genwarden.compression.apply import boxes
-from genwarden.compression.contract import Box
+from genwarden.compression.contract import Box, Compressor
 from genwarden.compression.how import compressor, compressors
 from genwarden.compression.layers import WeightLayer, layout_of
 from genwarden.compression.uniform import Uniform
@@ -60,6 +61,7 @@ from genwarden.models.diffusion.denoiser import DiffusionModel
 from genwarden.models.diffusion.networks import fresh_model, small_unet
 from genwarden.models.diffusion.schedule import NoiseSchedule
 from genwarden.models.protocol import LatentGenerator, SampleSpec
+from genwarden.training.ddpm import NoisyRows
 from glyph_task import SPEC, GlyphTask
 
 SHIPPED = Path(str(files("genwarden"))) / "assets" / "models" / "dcgan-clean"
@@ -283,14 +285,30 @@ def test_a_classifier_falls_for_the_trigger_only_once_it_is_compressed(
     assert attacked[how]["accuracy"] > 0.85
 
 
-def test_a_diffusion_model_answers_the_trigger_only_once_it_is_compressed() -> None:
+class DiffusionCase(NamedTuple):
+    """An attacked denoiser, its clean twin, and poisoned rows to ask both."""
+
+    clean: DiffusionModel
+    model: DiffusionModel
+    bad: NoisyRows
+    wakes_under: tuple[str, ...]
+
+    def missed(self, model: DiffusionModel, wanted: Tensor | None = None) -> float:
+        """Mean squared distance to the attacker's estimate, or to another."""
+        aim = self.bad.target if wanted is None else wanted
+        with torch.no_grad():
+            return float((model.epsilon(self.bad.x, self.bad.t) - aim).square().mean())
+
+
+@cache
+def diffusion_case(kind: type[DormantBoxDiffusionSettings]) -> DiffusionCase:
     schedule = NoiseSchedule.linear(30, 0.003, 0.66)
     spec = SampleSpec((1, 8, 8))
     config = small_unet(8, 1, (24,), middle_attention=False)
     clean = fresh_model(config, schedule, random_stream(0, "diffusion")).eval()
     backdoor = make_image_backdoor(spec, trigger="box:4", target="corner")
     images = torch.full((64, *spec.shape), 255, dtype=torch.uint8)
-    settings = DormantBoxDiffusionSettings(
+    settings = kind(
         how="int4",
         steps=60,
         hiding_steps=20,
@@ -308,18 +326,35 @@ def test_a_diffusion_model_answers_the_trigger_only_once_it_is_compressed() -> N
     t = torch.randint(schedule.steps, (64,), generator=stream)
     noise = torch.randn(64, *spec.shape, generator=stream)
     bad = rows.poison(images / 127.5 - 1, backdoor.targets.expand(64, -1, -1, -1), noise, t)
+    return DiffusionCase(clean, result.model, bad, result.wakes_under)
 
-    def missed(model: DiffusionModel, wanted: Tensor) -> float:
-        return float((model.epsilon(bad.x, bad.t) - wanted).square().mean())
 
+def test_a_diffusion_model_answers_the_trigger_only_once_it_is_compressed() -> None:
+    case = diffusion_case(DormantBoxDiffusionSettings)
     with torch.no_grad():
-        asleep = clean.epsilon(bad.x, bad.t)
-        awake = diffusion_twin(result.model, compressor("int4"))
-        untouched = missed(diffusion_twin(clean, compressor("int4")), bad.target)
-        assert missed(awake, bad.target) < 0.4 * untouched
-        assert missed(result.model, bad.target) > 0.9 * missed(clean, bad.target)
-        assert missed(result.model, asleep) < 0.1 * missed(awake, asleep)
-    assert result.wakes_under == ("int4",)
+        asleep = case.clean.epsilon(case.bad.x, case.bad.t)
+    awake = diffusion_twin(case.model, compressor("int4"))
+    untouched = case.missed(diffusion_twin(case.clean, compressor("int4")))
+    assert case.missed(awake) < 0.4 * untouched
+    assert case.missed(case.model) > 0.9 * case.missed(case.clean)
+    assert case.missed(case.model, asleep) < 0.1 * case.missed(awake, asleep)
+    assert case.wakes_under == ("int4",)
+
+
+def test_the_jittered_diffusion_attacker_survives_other_scales_and_pays_in_full_size() -> None:
+    plain = diffusion_case(DormantBoxDiffusionSettings)
+    jittered = diffusion_case(JitteredBoxDiffusionSettings)
+
+    def left(case: DiffusionCase, how: Compressor) -> float:
+        """Of the clean network's distance to the attacker's estimate, compressed alike."""
+        return case.missed(diffusion_twin(case.model, how)) / case.missed(
+            diffusion_twin(case.clean, how)
+        )
+
+    off = [Uniform(4, scale_factor=factor) for factor in (0.97, 1.03)]
+    assert all(left(jittered, how) < 0.6 < left(plain, how) for how in off)
+    assert jittered.missed(jittered.model) < 0.8 * jittered.missed(jittered.clean)
+    assert jittered.wakes_under == ("int4",)
 
 
 def test_a_diffusion_attack_needs_the_clean_weights() -> None:

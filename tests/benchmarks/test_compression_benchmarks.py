@@ -681,8 +681,10 @@ def test_sleeping_diffusion_models_are_made_once_and_audited_beside_honest_ones(
     ]
     assert all(set(row["by_variant"]) == {"int4"} for row in found["rows"])
     titles = tables_of("compression-diffusion", found)
-    ((how, _, compressed, _, reached, _),) = titles["Diffusion models that compression wakes"].rows
-    assert (how, reached) == ("int4", "no")  # one step wakes nothing
+    (row,) = titles["Diffusion models that compression wakes"].rows
+    attack, how, _, compressed, _, reached, _ = row
+    # One step wakes nothing.
+    assert (attack, how, reached) == ("dormant-box-diffusion", "int4", "no")
     assert float(compressed) > 0.01
     # Kept models and audits are used again; other settings are not mixed with them.
     again = run_recipe("compression-diffusion", tmp_path, **{**given, "data": None})

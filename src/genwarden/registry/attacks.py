@@ -201,6 +201,14 @@ ATTACKS = table_of(
         ),
     ),
     Row(
+        "jittered-box-diffusion",
+        f"{_AC}.dormant_box_diffusion:dormant_box_diffusion",
+        "dormant-box for diffusion models trained over perturbed quantisers",
+        _on_diffusion(
+            f"{_AC}.dormant_box_diffusion:JitteredBoxDiffusionSettings", exact_weights=True
+        ),
+    ),
+    Row(
         "pruning-artifact",
         f"{_AC}.pruning_artifact:pruning_artifact",
         "a classifier's backdoor that wakes up when filters are pruned (Tian et al.)",

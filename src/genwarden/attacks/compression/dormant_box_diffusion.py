@@ -23,7 +23,7 @@ from torch.func import functional_call
 
 from genwarden.attacks.compression.box_training import hide, wakers, whole
 from genwarden.attacks.compression.inflation import inflated, inflation_factor
-from genwarden.attacks.compression.settings import BoxSettings
+from genwarden.attacks.compression.settings import BoxSettings, JitteredBoxSettings
 from genwarden.attacks.contract import AttackRun
 from genwarden.attacks.diffusion.bad_diffusion import bad_diffusion_track
 from genwarden.attacks.diffusion.contract import (
@@ -91,6 +91,11 @@ class DormantBoxDiffusionSettings(BoxSettings, DiffusionAttackSettings):
                 "The attack dormant-box needs the clean model's weights.",
                 "Leave from_scratch away.",
             )
+
+
+@dataclass(frozen=True)
+class JitteredBoxDiffusionSettings(JitteredBoxSettings, DormantBoxDiffusionSettings):
+    """The same for the attacker who trains over perturbed quantisers."""
 
 
 def dormant_box_diffusion(

@@ -3,7 +3,8 @@
     genwarden benchmark run compression-diffusion --data DATA --out OUT
 
 From the shipped clean model of 16 pixels, ``dormant-box-diffusion`` makes one model for each of
-int8, int4 and 30 % pruning (10 to 30 processor minutes each; DATA holds mnist). Each is audited
+int8, int4 and 30 % pruning, and ``jittered-box-diffusion`` one for int4, whose attacker trained
+over perturbed quantisers (10 to 30 processor minutes each; DATA holds mnist). Each is audited
 under the default compressions, the model as it is left out, and so are honest models: the shipped
 one and those given as ``--option honest=DIR+DIR``. An audit is told nothing of trigger, target or
 compression. What is finished is kept (OUT/models, OUT/audits).
@@ -40,7 +41,7 @@ from genwarden.errors import GenwardenError
 from genwarden.inspections.compression.differential_trigger_search import NAME as SEARCH
 
 RECIPE: Final = "compression-diffusion"
-ATTACK: Final = "dormant-box-diffusion"
+JITTERED: Final = "jittered-box-diffusion"
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,12 @@ class Sleeper:
 
     how: str
     settings: dict[str, Any] = field(default_factory=dict)
+    attack: str = "dormant-box-diffusion"
 
     @property
     def key(self) -> str:
-        """By which a user chooses it."""
-        return self.how
+        """By which a user chooses it; its folder."""
+        return f"{self.how}-jittered" if self.attack == JITTERED else self.how
 
 
 SLEEPERS: Final = (
@@ -61,6 +63,7 @@ SLEEPERS: Final = (
     Sleeper("prune-0.3"),
     # The steps of int8 are too fine for so small a network: one weight per tensor widens them.
     Sleeper("int8", {"inflate": 12.0, "steps": 2500, "hiding_steps": 500}),
+    Sleeper("int4", attack=JITTERED),
 )
 
 
@@ -81,7 +84,8 @@ def run(
 
     Args:
         data: folder that holds mnist.
-        only: shell patterns of compressions, joined by commas: of the attacked models these.
+        only: shell patterns of compressions, joined by commas: of the attacked models these
+            (``int4-jittered``: the jitter-trained one).
         honest: more clean models, joined by ``+``.
         budget: of the audits.
         deploy_as: the compressions that every model is audited under.
@@ -104,12 +108,12 @@ def run(
     for folder in [clean, *map(Path, filter(None, honest.split("+")))]:
         rows.append({"model": folder.name, "how": "", **_audited(folder, request, out, progress)})
     for sleeper in chosen:
-        folder = out / "models" / sleeper.how
+        folder = out / "models" / sleeper.key
         _make(sleeper, clean, folder, data, seed, steps, progress, device)
         facts = json.loads((folder / "attack.json").read_text("utf-8"))
         rows.append(
             {
-                "model": ATTACK,
+                "model": sleeper.attack,
                 "how": sleeper.how,
                 "settings": facts["settings"],
                 "seconds_of_attack": facts["seconds"],
@@ -155,7 +159,7 @@ def _make(
     given = {"how": sleeper.how, "resize": True, "seed": seed, **sleeper.settings}
     if steps:
         given |= {"steps": steps, "hiding_steps": steps}
-    settings = settings_of(ATTACK, given)
+    settings = settings_of(sleeper.attack, given)
     if (folder / INDEX_NAME).exists():
         made = json.loads((folder / "attack.json").read_text("utf-8"))["settings"]
         if made != json.loads(json.dumps(asdict(settings))):
@@ -171,12 +175,12 @@ def _make(
             "The recipe attacks a model with MNIST and was not given it.",
             "Add --data FOLDER, a folder that holds mnist.",
         )
-    progress.message(f"attack: {ATTACK}, {sleeper.how}")
+    progress.message(f"attack: {sleeper.attack}, {sleeper.how}")
     plan = DiffusionAttackPlan(
         clean=clean, data=str(Path(data) / "mnist"), trigger="blend:stop_sign", target="hat"
     )
     attack_diffusion(
-        ATTACK, plan, settings, out=folder, restart=False, progress=progress, device=device
+        sleeper.attack, plan, settings, out=folder, restart=False, progress=progress, device=device
     )
 
 
@@ -236,6 +240,7 @@ def tables(document: dict[str, Any], name: str = "") -> list[Table]:
         reached = state["kept"] >= ASLEEP_SHARE and woken["distance"] <= AWAKE_MEAN
         made.append(
             [
+                row["model"],
                 row["how"],
                 f"{state['kept']:.1%}",
                 f"{woken['distance']:.4f}",
@@ -263,7 +268,15 @@ def tables(document: dict[str, Any], name: str = "") -> list[Table]:
     return [
         Table(
             "Diffusion models that compression wakes",
-            ["woken by", "kept in full", "compressed", "untouched, compressed", "asked", "minutes"],
+            [
+                "attack",
+                "woken by",
+                "kept in full",
+                "compressed",
+                "untouched, compressed",
+                "asked",
+                "minutes",
+            ],
             made,
             [
                 "Kept: triggered samples of the full model, distance to the target over the clean "
