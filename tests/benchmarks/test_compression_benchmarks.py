@@ -38,8 +38,7 @@ from genwarden.errors import GenwardenError
 from genwarden.inspections.classifier.bench import ClassifierEffort
 from genwarden.inspections.compression.bench import CompressionEffort
 from genwarden.inspections.compression.differential_search import ENDS, RECOVERED
-from genwarden.inspections.finding import Finding, images_of
-from genwarden.inspections.finding import Table as Listed
+from genwarden.inspections.finding import Finding, Trigger, images_of, trigger_of
 from genwarden.models.dcgan import DCGAN28
 from genwarden.registry import COMPRESSION_REMEDIES, RECIPES
 from glyph_task import GlyphTask
@@ -233,11 +232,25 @@ def test_the_recovered_picture_is_that_of_the_most_suspicious_variant(tmp_path: 
     }
 
 
-def test_the_recovered_class_is_the_first_of_the_list() -> None:
-    listed = Listed(title="x", columns=["class"], rows=[["7"], ["3"]])
-    found = audited({"int4": [finding("differential-inversion", 0.1, 1.0, [listed])]}).variants
-    assert judging.recovered_class(found, 7) == {"variant": "int4", "class": 7, "right": True}
-    assert judging.recovered_class(found, 3) == {"variant": "int4", "class": 7, "right": False}
+def test_the_recovered_class_is_that_of_the_most_suspicious_trigger() -> None:
+    def held(target: int) -> Trigger:
+        blank = torch.zeros(1, 4, 4)
+        return trigger_of(blank, blank, target, title="x")
+
+    found = audited(
+        {
+            "int4": [
+                finding("differential-inversion", 0.1, 0.5, [held(3)]),
+                finding("differential-lead", 1e-6, 4.0, [held(7)]),
+            ],
+            "int8": [finding("logit-shift", 1e-9, 9.0, [])],
+        }
+    ).variants
+    expected = {"variant": "int4", "inspection": "differential-lead", "class": 7}
+    assert judging.recovered_class(found, 7) == {**expected, "right": True}
+    assert judging.recovered_class(found, 3) == {**expected, "right": False}
+    without = audited({"int8": [finding("logit-shift", 1e-9, 9.0, [])]}).variants
+    assert judging.recovered_class(without, 3) is None
 
 
 def population_row(key: str, score: float, **more: Any) -> dict[str, Any]:

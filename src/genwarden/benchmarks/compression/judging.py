@@ -36,7 +36,7 @@ from genwarden.errors import GenwardenError
 from genwarden.inspections.classifier.differential_inversion import NAME as TRIGGER_SEARCH
 from genwarden.inspections.compression.differential_search import ENDS, RECOVERED
 from genwarden.inspections.compression.differential_search import NAME as PICTURE_SEARCH
-from genwarden.inspections.finding import Finding, Images, Table, decoded
+from genwarden.inspections.finding import Finding, Images, Trigger, decoded
 from genwarden.registry import CLASSIFIER_INSPECTIONS, COMPRESSION_INSPECTIONS
 
 #: Where the references of each sort are shipped.
@@ -238,17 +238,19 @@ def recovered_picture(
 
 
 def recovered_class(variants: Sequence[Variant], target: int) -> dict[str, Any] | None:
-    """The class of the most suspicious variant's inverted trigger beside the attacker's."""
-    best = _most_suspicious(variants, TRIGGER_SEARCH)
-    if best is None:
+    """The class of the most suspicious inverted trigger beside the attacker's."""
+    held = [
+        (v.name, j.finding, evidence.target)
+        for v in variants
+        for j in v.findings
+        for evidence in j.finding.evidence
+        if isinstance(evidence, Trigger) and j.finding.outcome == "scored"
+    ]
+    if not held:
         return None
-    name, finding = best
-    # The last table has the classes in the order of suspicion.
-    listed = [e for e in finding.evidence if isinstance(e, Table)]
-    if not listed:
-        return None
-    found = int(listed[-1].rows[0][0])
-    return {"variant": name, "class": found, "right": found == target}
+    name, finding, found = min(held, key=lambda one: _suspicion(one[1]))
+    inspection = finding.inspection
+    return {"variant": name, "inspection": inspection, "class": found, "right": found == target}
 
 
 def _most_suspicious(variants: Sequence[Variant], inspection: str) -> tuple[str, Finding] | None:
@@ -261,11 +263,13 @@ def _most_suspicious(variants: Sequence[Variant], inspection: str) -> tuple[str,
     if not found:
         return None
 
-    def suspicion(one: tuple[str, Finding]) -> tuple[float, float]:
-        p, score = one[1].p_value, one[1].score
-        return (1.0 if p is None else p, -(score or 0.0))
+    return min(found, key=lambda one: _suspicion(one[1]))
 
-    return min(found, key=suspicion)
+
+def _suspicion(finding: Finding) -> tuple[float, float]:
+    """Least first."""
+    p = finding.p_value
+    return (1.0 if p is None else p, -(finding.score or 0.0))
 
 
 def is_null(member: Member) -> bool:
