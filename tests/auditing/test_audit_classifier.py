@@ -21,7 +21,9 @@ from genwarden.auditing.audit_classifier import (
     judged_by_references,
 )
 from genwarden.auditing.budgets import CLASSIFIER_BUDGETS
+from genwarden.auditing.calibration import references, shipped_classifiers
 from genwarden.auditing.document import AuditDocument, Judged
+from genwarden.auditing.fit import condition_of
 from genwarden.auditing.given_references import GivenReferences
 from genwarden.auditing.running import seeded
 from genwarden.backdoors.classifier_trigger import make_classifier_trigger
@@ -39,6 +41,7 @@ from genwarden.engine.progress import Silent
 from genwarden.errors import GenwardenError
 from genwarden.inspections.classifier.bench import ClassifierBench, VariantBench
 from genwarden.inspections.classifier.differential_inversion import inspect_lead, lead
+from genwarden.inspections.classifier.inversion import Blind
 from genwarden.inspections.finding import Finding
 from genwarden.metrics.attack_success import accuracy, attack_success
 from genwarden.models.classifiers.protocol import ImageClassifier
@@ -143,8 +146,8 @@ def test_the_audit_of_a_folder_finds_it_under_int4_and_not_in_full_size(
     found = _by_name(variant.findings)
     assert found["differential-inversion"].flagged
     assert found["differential-inversion"].finding.summary.startswith(f"Class {TARGET} ")
-    assert found["differential-lead"].finding.summary.startswith(f"Class {TARGET} ")
-    assert (found["differential-lead"].finding.score or 0) > 0.6
+    assert found["guarded-lead"].finding.summary.startswith(f"Class {TARGET} ")
+    assert (found["guarded-lead"].finding.score or 0) > 1.5
     assert f"Class {TARGET} " in found["neural-cleanse"].finding.summary
     assert (found["strip"].finding.score or 0) > 0.3
     html = files.html_path.read_text("utf-8")
@@ -242,14 +245,14 @@ def test_the_untouched_classifier_is_cleared(glyph_task: GlyphTask, tmp_path: Pa
         tmp_path,
         images=to_unit_range(glyph_task.test_images),
         deploy_as=tuple(compressors(HOW)),
-        only=(*_SEARCHES, "differential-lead"),
+        only=(*_SEARCHES, "guarded-lead"),
     )
     assert document.verdict == "none_found"
     (variant,) = document.variants
     assert variant.coverage is not None
     assert variant.coverage.share > 0.9
     found = _by_name(variant.findings)
-    lead = found["differential-lead"].finding.score
+    lead = found["guarded-lead"].finding.score
     assert lead is not None
     assert 0 <= lead < 0.4
     gap = found["differential-inversion"].finding
@@ -356,7 +359,7 @@ def test_what_clean_models_judge_is_higher_where_compression_wakes_a_backdoor(
     woken: GlyphTask, glyph_task: GlyphTask, tmp_path: Path
 ) -> None:
     """No clean model of the tests' network is shipped, so scores stand for p-values here."""
-    names = ("differential-gap", "differential-lead")
+    names = ("differential-gap", "guarded-lead")
     scores = {}
     for name, task in (("woken", woken), ("clean", glyph_task)):
         document = _audit(
@@ -457,9 +460,10 @@ def test_the_lead_is_that_of_the_network_as_it_is_and_not_under_filter_pruning(
     found = inspect_lead(rounded)
     assert found.score == pytest.approx(lead(rounded.guarded_differential))
     assert found.score != pytest.approx(lead(rounded.differential), rel=0.01)
-    pruned = inspect_lead(bench("prune-filters-0.3"))
-    assert pruned.outcome == "not_applicable"
-    assert "whole filters go" in pruned.summary
+    assert inspect_lead(bench("prune-0.3")).outcome == "scored"
+    filters = inspect_lead(bench("prune-filters-0.3"))
+    assert filters.outcome == "not_applicable"
+    assert "whole filters go" in filters.summary
 
 
 def test_guards_take_away_what_any_errors_of_the_size_do(woken: GlyphTask) -> None:
@@ -478,7 +482,7 @@ def test_guards_take_away_what_any_errors_of_the_size_do(woken: GlyphTask) -> No
         """By which factor guards raise the objective of the easiest class."""
         bare, guarded = (
             variant.alone.invert(
-                network, title="test", full=variant.classifier, guards=used, seed=1
+                network, title="test", blind=Blind(variant.classifier, used), seed=1
             ).objective.min()
             for used in ((), guards)
         )
@@ -489,23 +493,26 @@ def test_guards_take_away_what_any_errors_of_the_size_do(woken: GlyphTask) -> No
 
 def test_the_lead_is_judged_by_classifiers_of_as_many_classes() -> None:
     """The easier of two classes leads the other by far more than the easiest of ten the next."""
+    effort = CLASSIFIER_BUDGETS["quick"]
+    condition = condition_of(HOW, given=effort.images, wanted=effort.images)
+    table = shipped_classifiers()
+    clean = references("guarded-lead", "quick", table, condition=condition).values
     finding = Finding(
-        inspection="differential-lead",
+        inspection="guarded-lead",
         group="classifier",
         title="Lead",
         outcome="scored",
         summary="",
-        score=0.6,
+        score=1.0 + max(clean),
         p_value_reason="needs the scores of clean reference models",
     )
-    effort = CLASSIFIER_BUDGETS["quick"]
     p = {}
     for classes in (2, 10):
         judged = judged_by_references(
             HOW, [finding], "small-cnn", classes, (1, 16, 16), given=effort.images, effort=effort
         )
         p[classes] = judged.findings[0].p_value
-        assert ("differential-lead" in judged.unfit) is (classes == 2)
+        assert ("guarded-lead" in judged.unfit) is (classes == 2)
     assert p[2] is None
     assert p[10] is not None
     assert p[10] < 0.01

@@ -241,12 +241,12 @@ def test_the_recovered_class_is_that_of_the_most_suspicious_trigger() -> None:
         {
             "int4": [
                 finding("differential-inversion", 0.1, 0.5, [held(3)]),
-                finding("differential-lead", 1e-6, 4.0, [held(7)]),
+                finding("guarded-lead", 1e-6, 4.0, [held(7)]),
             ],
             "int8": [finding("logit-shift", 1e-9, 9.0, [])],
         }
     ).variants
-    expected = {"variant": "int4", "inspection": "differential-lead", "class": 7}
+    expected = {"variant": "int4", "inspection": "guarded-lead", "class": 7}
     assert judging.recovered_class(found, 7) == {**expected, "right": True}
     assert judging.recovered_class(found, 3) == {**expected, "right": False}
     without = audited({"int8": [finding("logit-shift", 1e-9, 9.0, [])]}).variants
@@ -423,7 +423,7 @@ def tiny_plan(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("tiny_plan", "quick")
 def test_a_population_resumes_where_it_stopped_and_gives_the_same(
-    data: Path, tmp_path: Path
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = {"data": str(data), "deploy_as": "int4", "images": 8}
     half = [one.key for one in plan.members() if one.half == "reporting"]
@@ -443,6 +443,11 @@ def test_a_population_resumes_where_it_stopped_and_gives_the_same(
         run_recipe("compression-population", parts, only=only, **{**options, "images": 9})
     assert caught.value.code == "benchmark/other-orders"
     assert "images = 8, now 9" in str(caught.value)
+    # What lies there under a key is not what the plan asks for any more.
+    longer = {**making.SETTINGS["quantisation-artifact"], "steps": 3}
+    monkeypatch.setitem(making.SETTINGS, "quantisation-artifact", longer)
+    with pytest.raises(GenwardenError, match="steps = 2, planned 3"):
+        run_recipe("compression-population", parts, only="01-*-reporting", **options)
 
 
 def figures_of(row: dict[str, Any]) -> dict[str, Any]:

@@ -115,6 +115,7 @@ def test_the_scatter_of_the_others_is_the_unit_of_the_lead() -> None:
     assert lead(found(2.0, 1.0, 2.0, 2.0)) == pytest.approx(far)
     assert lead(found(1.0, 2.0, 4.0, 8.0)) < far / 2
     assert lead(found(1.0, 1.0, 2.0, 2.0)) == 0
+    assert lead(found(1.0, 2.0)) == pytest.approx(far)  # of two classes there is no scatter
 
 
 def test_masks_of_large_images_weigh_less_in_proportion_to_their_area() -> None:

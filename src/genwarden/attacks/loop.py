@@ -88,11 +88,11 @@ def half_cosine(fraction: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * fraction))
 
 
-def in_words(figures: Mapping[str, float | None], values: int = 1) -> str:
+def in_words(figures: Mapping[str, float | None], values: int | None = None) -> str:
     """TarDis and ExpDis of an evaluation, for a progress line.
 
     Args:
-        values: numbers in a sample, for means of squares instead of their sums.
+        values: numbers in a sample, for means of squares; None for their sums.
     """
     names = {
         "tardis_sum": "TarDis",
@@ -101,8 +101,11 @@ def in_words(figures: Mapping[str, float | None], values: int = 1) -> str:
         "compressed_expdis_sum": "ExpDis once compressed",
     }
     given = {title: figures.get(key) for key, title in names.items()}
-    text = ".4f" if values == 1 else ".3g"
-    return "  ".join(f"{title} {v / values:{text}}" for title, v in given.items() if v is not None)
+    return "  ".join(
+        f"{title} {v:.4f}" if values is None else f"{title} {v / values:.3g}"
+        for title, v in given.items()
+        if v is not None
+    )
 
 
 def reached(figures: Mapping[str, float | None], settings: AttackSettings) -> bool:

@@ -347,16 +347,16 @@ CLASSIFIER_INSPECTIONS = table_of(
         },
     ),
     Row(
-        "differential-lead",
+        "guarded-lead",
         f"{_IK}.differential_inversion:inspect_lead",
         "how far one class's trigger stands before those of all others",
         {
             **_CLEAN,
             "needs": "variant",
-            "finds": "what differential-inversion finds, more sharply, also where what wakes lifts "
-            "its class on every image",
-            "misses": "what any errors of that size wake; backdoors of several classes; networks "
-            "without references",
+            "finds": "what differential-inversion finds, also where what wakes lifts its class on "
+            "every image, and of attackers who trained over perturbed quantisers",
+            "misses": "two classes with backdoors equally easy to find; attackers who trained so "
+            "that random errors wake it as well; networks without references",
         },
     ),
     Row(

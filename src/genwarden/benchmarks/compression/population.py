@@ -33,6 +33,7 @@ from genwarden.auditing.audit_classifier import (
 )
 from genwarden.auditing.budgets import compression_budget
 from genwarden.auditing.document import AuditDocument
+from genwarden.benchmarks.as_planned import require_as_planned
 from genwarden.benchmarks.choosing import matching
 from genwarden.benchmarks.compression.facts import measure
 from genwarden.benchmarks.compression.honest import source
@@ -41,10 +42,15 @@ from genwarden.benchmarks.compression.judging import (
     publish_nulls,
     publish_power,
 )
+from genwarden.benchmarks.compression.making import attack_settings
 from genwarden.benchmarks.compression.making import make as make_member
 from genwarden.benchmarks.compression.plan import DEPLOYED, Member, members
 from genwarden.benchmarks.compression.roc_figure import draw
-from genwarden.benchmarks.member_files import require_same_orders
+from genwarden.benchmarks.member_files import (
+    document_path,
+    require_audits_of,
+    require_same_orders,
+)
 from genwarden.benchmarks.member_study import MemberJob, do_members, write_study
 from genwarden.benchmarks.repairs.run import command_of, result_head
 from genwarden.commands.audit_variants import parse_deploy_as
@@ -124,6 +130,18 @@ class _Job(MemberJob[Member]):
 
     def base(self) -> Member:
         return next(m for m in members() if m.key == self.member.base_key)
+
+    def require_fitting(self) -> None:
+        member = self.member
+        if (kind := member.kind) is not None:
+            settings = attack_settings(kind, member.seed)
+            require_as_planned(
+                self.folder, kind.attack, settings, trigger=kind.trigger, target=kind.target
+            )
+        stored = [document_path(self.out, self.name, b, self.seed) for b in self.budgets]
+        if there := [path for path in stored if path.exists()]:
+            read = read_model if member.sort == "generator" else read_classifier
+            require_audits_of(read(self.folder).sha256, there)
 
     @property
     def may_make(self) -> bool:

@@ -38,8 +38,8 @@ from genwarden.auditing.audit_diffusion import (
 from genwarden.auditing.budgets import diffusion_budget
 from genwarden.auditing.document import AuditDocument
 from genwarden.backdoors.image_backdoor import RECORD_NAME, read_image_backdoor
+from genwarden.benchmarks.as_planned import require_as_planned
 from genwarden.benchmarks.choosing import matching
-from genwarden.benchmarks.diffusion.as_planned import require_as_planned
 from genwarden.benchmarks.diffusion.earlier import (
     read_earlier,
     repeats,

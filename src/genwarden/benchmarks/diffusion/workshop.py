@@ -18,7 +18,7 @@ from genwarden.artifacts.diffusers_folder import LoadedDiffusion, read_diffusion
 from genwarden.artifacts.diffusers_layout import INDEX_NAME
 from genwarden.attacks.diffusion.run import DiffusionAttackPlan, attack_diffusion, settings_of
 from genwarden.backdoors.image_backdoor import ImageBackdoor, make_image_backdoor
-from genwarden.benchmarks.diffusion.as_planned import require_as_planned
+from genwarden.benchmarks.as_planned import require_as_planned
 from genwarden.benchmarks.diffusion.scales import DiffusionScale
 from genwarden.benchmarks.locks import claimed
 from genwarden.data.datasets import load_images, to_unit_range

@@ -17,7 +17,7 @@ from genwarden.compression.contract import Compressor
 from genwarden.engine.progress import Progress, Silent
 from genwarden.engine.seeds import derive_seed, random_stream
 from genwarden.inspections.classifier.image_synthesis import synthesise
-from genwarden.inspections.classifier.inversion import Exemplars, Inverted, invert
+from genwarden.inspections.classifier.inversion import Blind, Exemplars, Inverted, invert
 from genwarden.inspections.classifier.recalibration import (
     LEAST_AGREEMENT,
     Agreement,
@@ -118,7 +118,10 @@ class ClassifierBench:
         best: Inverted | None = None
         for run in range(self.effort.restarts):
             found = self.invert(
-                self.classifier, title="trigger inversion", full=None, seed=self.inversion_seed(run)
+                self.classifier,
+                title="trigger inversion",
+                blind=None,
+                seed=self.inversion_seed(run),
             )
             best = found if best is None else _smaller(best, found)
         assert best is not None  # noqa: S101  # every budget has a restart
@@ -129,9 +132,8 @@ class ClassifierBench:
         network: ImageClassifier,
         *,
         title: str,
-        full: ImageClassifier | None,
+        blind: Blind | None,
         seed: int,
-        guards: Sequence[ImageClassifier] = (),
     ) -> Inverted:
         """Triggers of a network, at this budget and on these images."""
         return invert(
@@ -141,8 +143,7 @@ class ClassifierBench:
             steps=self.effort.inversion_steps,
             batch=self.effort.inversion_batch,
             seed=seed,
-            full=full,
-            guards=guards,
+            blind=blind,
             progress=self.progress,
             title=title,
         )
@@ -257,13 +258,8 @@ class VariantBench(VariantBase[ImageClassifier]):
     @cached_property
     def guarded_differential(self) -> Inverted:
         """The same with the compressed network as it is, not recalibrated, and blind placebos."""
-        return self.alone.invert(
-            self.compressed,
-            title="differential inversion, guarded",
-            full=self.classifier,
-            guards=[self.placebo(number) for number in range(self.effort.guards)],
-            seed=self.full.inversion_seed(),
-        )
+        guards = [self.placebo(number) for number in range(self.effort.guards)]
+        return self._invert(self.compressed, "differential inversion, guarded", guards)
 
     @cached_property
     def placebo_differentials(self) -> list[Inverted]:
@@ -277,9 +273,14 @@ class VariantBench(VariantBase[ImageClassifier]):
             for number in range(self.effort.placebos)
         ]
 
-    def _invert(self, network: ImageClassifier, title: str) -> Inverted:
+    def _invert(
+        self, network: ImageClassifier, title: str, guards: Sequence[ImageClassifier] = ()
+    ) -> Inverted:
         return self.alone.invert(
-            network, title=title, full=self.classifier, seed=self.full.inversion_seed()
+            network,
+            title=title,
+            blind=Blind(self.classifier, guards),
+            seed=self.full.inversion_seed(),
         )
 
 

@@ -78,6 +78,23 @@ class Exemplars(NamedTuple):
     answers: Tensor
 
 
+class Blind(NamedTuple):
+    """Networks that a trigger must not move.
+
+    Attributes:
+        full: the network before compression, whose answers are to stay.
+        guards: others that are to give the same answers; their mean counts as much.
+    """
+
+    full: nn.Module
+    guards: Sequence[nn.Module] = ()
+
+    def some(self, stream: torch.Generator) -> Blind:
+        """With the guards that one step looks at."""
+        drawn = torch.randperm(len(self.guards), generator=stream)[:_GUARDS_AT_ONCE]
+        return self._replace(guards=[self.guards[int(i)] for i in drawn])
+
+
 def mask_weight(pixels: int) -> float:
     """Weight of |m|_1 between two networks, for images of so many pixels."""
     return _MASK_WEIGHT * min(1.0, _REFERENCE_PIXELS / pixels)
@@ -91,8 +108,7 @@ def invert(
     steps: int,
     batch: int,
     seed: int,
-    full: nn.Module | None = None,
-    guards: Sequence[nn.Module] = (),
+    blind: Blind | None = None,
     progress: Progress | None = None,
     title: str = "trigger inversion",
 ) -> Inverted:
@@ -103,8 +119,7 @@ def invert(
         steps: Adam steps.
         batch: images per class and step.
         seed: of the start and of the images drawn; equal seeds make two networks comparable.
-        full: the network that the trigger must not move; None for Neural Cleanse.
-        guards: further networks that it must not move, beside ``full``.
+        blind: networks that the trigger must not move; None for Neural Cleanse.
 
     Raises:
         GenwardenError: ``inspect/one-class`` if all images belong to one class.
@@ -118,7 +133,7 @@ def invert(
     m = (start[:, :1] + _MASK_START).to(device).requires_grad_(True)
     p = start[:, 1:].clone().to(device).requires_grad_(True)
     adam = torch.optim.Adam([m, p], LEARNING_RATE, betas=_BETAS)
-    cost = _Cost(classes, device) if full is None else None
+    cost = _Cost(classes, device) if blind is None else None
     weight = mask_weight(pixels)
     looked_at = random_stream(seed, "trigger-inversion/guards")
     best = Inverted(
@@ -134,10 +149,10 @@ def invert(
         chosen = pool.gather(1, drawn).to(device)
         adam.zero_grad(set_to_none=True)
         hits = []
-        watching = [guards[i] for i in _drawn(len(guards), looked_at)]
+        watching = None if blind is None else blind.some(looked_at)
         for part in torch.arange(classes).split(max(1, _IMAGES_AT_ONCE // batch)):
             mask, pattern = torch.sigmoid(2 * m[part]), torch.tanh(p[part])
-            loss, hit = _losses(network, full, watching, shown, chosen[part], mask, pattern, part)
+            loss, hit = _losses(network, watching, shown, chosen[part], mask, pattern, part)
             each = weight if cost is None else cost.value[part]
             (loss + each * mask.sum((1, 2, 3))).sum().backward()
             hits.append(hit)
@@ -148,12 +163,7 @@ def invert(
     if cost is None:
         mask = torch.sigmoid(2 * m.detach())
         best = best._replace(mask=mask, pattern=torch.tanh(p.detach()), norm=mask.sum((1, 2, 3)))
-    return _measured(network, full, guards, shown, best, (pool, sizes), weight)
-
-
-def _drawn(guards: int, stream: torch.Generator) -> list[int]:
-    order: list[int] = torch.randperm(guards, generator=stream)[:_GUARDS_AT_ONCE].tolist()
-    return order
+    return _measured(network, blind, shown, best, (pool, sizes), weight)
 
 
 def stamp(x: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
@@ -191,8 +201,7 @@ class _Cost:
 
 def _losses(
     network: Callable[[Tensor], Tensor],
-    full: Callable[[Tensor], Tensor] | None,
-    guards: Sequence[Callable[[Tensor], Tensor]],
+    blind: Blind | None,
     shown: Exemplars,
     chosen: Tensor,
     mask: Tensor,
@@ -205,11 +214,11 @@ def _losses(
     aim = targets.to(x.device).repeat_interleave(batch)
     logits = network(x)
     loss = F.cross_entropy(logits, aim, reduction="none")
-    if full is not None:
+    if blind is not None:
         kept = shown.answers[chosen].flatten()
-        loss = loss + F.cross_entropy(full(x), kept, reduction="none")
-        for guard in guards:
-            loss = loss + F.cross_entropy(guard(x), kept, reduction="none") / len(guards)
+        loss = loss + F.cross_entropy(blind.full(x), kept, reduction="none")
+        for guard in blind.guards:
+            loss = loss + F.cross_entropy(guard(x), kept, reduction="none") / len(blind.guards)
     hit = (logits.detach().argmax(1) == aim).float()
     return loss.view(-1, batch).mean(1), hit.view(-1, batch).mean(1)
 
@@ -217,8 +226,7 @@ def _losses(
 @torch.no_grad()
 def _measured(
     network: nn.Module,
-    full: nn.Module | None,
-    guards: Sequence[nn.Module],
+    blind: Blind | None,
     shown: Exemplars,
     found: Inverted,
     pools: tuple[Tensor, Tensor],
@@ -232,19 +240,12 @@ def _measured(
     losses, hits = [], []
     for part in torch.arange(len(sizes)).split(max(1, _IMAGES_AT_ONCE // count)):
         loss, hit = _losses(
-            network,
-            full,
-            guards,
-            shown,
-            chosen[part],
-            found.mask[part],
-            found.pattern[part],
-            part,
+            network, blind, shown, chosen[part], found.mask[part], found.pattern[part], part
         )
         losses.append(loss)
         hits.append(hit)
     objective = torch.cat(losses)
-    if full is not None:
+    if blind is not None:
         objective = objective + weight * found.norm
     return Inverted(
         found.mask.cpu(),

@@ -6,6 +6,7 @@ name. Measured as what it is not, an old model would fill a row with the figures
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,9 @@ def require_as_planned(
         GenwardenError: ``benchmark/other-orders``, with what differs.
     """
     record = read_document(folder / RECORD_NAME)
-    planned = {**settings, "attack": attack, "trigger": trigger, "target": target}
+    # As a record gives them back: lists, not tuples.
+    planned = json.loads(json.dumps(dict(settings)))
+    planned |= {"attack": attack, "trigger": trigger, "target": target}
     named = {name: record["backdoor"][name] for name in ("trigger", "target")}
     found = {**record["settings"], "attack": record["attack"], **named}
     other = [
