@@ -14,7 +14,9 @@ from genwarden.reports.variants import FULL, state_of, variant_matrix
 
 from .documents import judged, quiet_document, searched
 
-COVERAGE = VariantCoverage(layers=["a.weight"], left_out=["b.weight"], weights=900, parameters=1000)
+COVERAGE = VariantCoverage(
+    layers=["a.weight"], left_out=["b.weight"], weights=900, parameters=1000, zeroed=270
+)
 
 
 def variant(name: str, *, found: bool) -> Variant:
@@ -63,7 +65,7 @@ def test_the_page_shows_matrix_sections_and_the_picture_that_woke() -> None:
     assert 'id="V2F1"' in page
     assert 'href="#V2F1"' in page
     assert "when compressed: int4" in page
-    assert "900 of 1,000 trained parameters" in page
+    assert "900 of 1,000 trained parameters (90.0%), of which 30.0% become 0" in page
     assert "it covers nothing" in page
     without = render_html(quiet_document())
     assert "when compressed" not in without

@@ -258,4 +258,5 @@ def _documented(coverage: Coverage | None) -> VariantCoverage | None:
         left_out=list(coverage.left_out),
         weights=coverage.weights,
         parameters=coverage.parameters,
+        zeroed=coverage.zeroed,
     )

@@ -4,8 +4,8 @@ Version 1.1: 1.0 and ``candidates``. Version 1.2: 1.1 and the inspections of dif
 what a user can give for them. Version 1.3: 1.2, classifiers, and ``variants``: what the model is
 once it is compressed. Version 1.4: 1.3, path and sha256 of a file that was refused. Version 1.5:
 1.4 and the sha256 of the user's own references. Version 1.6: 1.5 and triggers of classifiers as
-evidence. Older documents are still read. Apart from
-``timing`` and ``environment`` the same command gives the same bytes.
+evidence. Version 1.7: 1.6 and how many weights a compression sets to 0. Older documents are still
+read. Apart from ``timing`` and ``environment`` the same command gives the same bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from genwarden.inspections.candidate import Candidate
 from genwarden.inspections.finding import Finding, Images
 
-SCHEMA_VERSION: Literal["1.6"] = "1.6"
+SCHEMA_VERSION: Literal["1.7"] = "1.7"
 
 Verdict = Literal["evidence", "none_found", "inconclusive", "refused"]
 
@@ -106,12 +106,14 @@ class VariantCoverage(_Strict):
         left_out: names of the weights that were left alone.
         weights: numbers in the compressed weights.
         parameters: numbers in all parameters.
+        zeroed: compressed numbers that were not 0 and now are.
     """
 
     layers: list[str]
     left_out: list[str]
     weights: int
     parameters: int
+    zeroed: int = 0
 
     @property
     def share(self) -> float:
@@ -154,7 +156,7 @@ class AuditDocument(_Strict):
         timing: seconds per inspection and in total.
     """
 
-    schema_version: Literal["1.0", "1.1", "1.2", "1.3", "1.4", "1.5", "1.6"] = SCHEMA_VERSION
+    schema_version: Literal["1.0", "1.1", "1.2", "1.3", "1.4", "1.5", "1.6", "1.7"] = SCHEMA_VERSION
     genwarden_version: str
     verdict: Verdict
     suspicion: Annotated[float, Field(ge=0, le=1)] | None

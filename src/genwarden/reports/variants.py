@@ -128,6 +128,8 @@ def coverage_in_words(coverage: VariantCoverage | None) -> str:
         f"{len(coverage.layers)} of {whole} layers are compressed, {coverage.weights:,} of "
         f"{coverage.parameters:,} trained parameters ({coverage.share:.1%})"
     )
+    if coverage.zeroed:
+        text += f", of which {coverage.zeroed / coverage.weights:.1%} become 0"
     left = f"; left as they are: {', '.join(coverage.left_out)}." if coverage.left_out else "."
     return text + left
 

@@ -197,6 +197,7 @@ def _ran(variant: Variant) -> RanVariant:
             tuple(coverage.left_out),
             coverage.weights,
             coverage.parameters,
+            coverage.zeroed,
         ),
         [calibration.uncalibrated(j.finding) for j in variant.findings],
         variant.failure,
