@@ -95,6 +95,7 @@ def train(
       genwarden train resnet18 --data ./cifar10 --out ./clean --setting augment=crop,flip
     """
     from genwarden import registry
+    from genwarden.commands.next_audit import audit_command
     from genwarden.engine.device import pick_device
     from genwarden.reports.console import console_progress
     from genwarden.training.settings import TrainingSettings, best_precision
@@ -129,8 +130,15 @@ def train(
             device=where,
         )
     # What compression wakes is searched thoroughly only in what it makes of the model.
-    deployed = " --deploy-as default" if name in registry.CLASSIFIER_ARCHITECTURES else ""
-    typer.echo(f"Model: {out}\nNext:  genwarden audit {out}{deployed} --out {out}-audit")
+    classifier = name in registry.CLASSIFIER_ARCHITECTURES
+    following = audit_command(
+        out,
+        out,
+        ["--deploy-as", "default"] if classifier else [],
+        data=data if classifier else None,
+        resize=bool(settings.get("resize")),
+    )
+    typer.echo(f"Model: {out}\nNext:  {following}")
 
 
 def demo(

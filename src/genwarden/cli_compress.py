@@ -169,6 +169,6 @@ def _print(files: CompressFiles) -> None:
             f"original, {real.to_simulated.mse_mean:.3g} to the simulation\n"
             f"ONNX:     {files.onnx_path}"
         )
-    typer.echo(
-        f"Model:    {files.model_path}\nResult:   {files.json_path}\nNext:     {files.next_command}"
-    )
+    typer.echo(f"Model:    {files.model_path}\nResult:   {files.json_path}")
+    if files.next_command:
+        typer.echo(f"Next:     {files.next_command}")

@@ -160,7 +160,8 @@ def _repair_classifier(options: RepairOptions) -> NoReturn:
     )
     if files.verdict is None:
         model = files.model_path
-        following = audit_command(model, model, data=options.data, resize=options.resize)
+        words = ["--deploy-as", "default"]
+        following = audit_command(model, model, words, data=options.data, resize=options.resize)
         typer.echo(f"Next:     {following}")
         raise typer.Exit(int(ExitCode.INCONCLUSIVE))
     raise typer.Exit(int(EXIT_CODES[files.verdict]))

@@ -393,6 +393,26 @@ def test_a_classifier_that_was_compressed_before_the_audit_is_not_cleared(
         )
         assert document.verdict == "inconclusive"
         assert any("audit the model that they were made from" in r for r in document.reasons)
+        # Its weights say so, whatever the audit is asked to compress.
+        bare = _audit(
+            small,
+            tmp_path / f"{name}-bare",
+            images=to_unit_range(task.test_images),
+            only=("neural-cleanse",),
+        )
+        assert bare.verdict == "inconclusive"
+        assert "lie on the grid of int4" in " ".join(bare.reasons)
+
+
+def test_a_classifier_that_was_pruned_before_the_audit_is_not_cleared(
+    glyph_task: GlyphTask, tmp_path: Path
+) -> None:
+    pruned = compress(glyph_task.classifier, compressor("prune-0.3"), _run_on_zeros)[0]
+    images = to_unit_range(glyph_task.test_images)
+    for classifier, verdict in ((pruned, "inconclusive"), (glyph_task.classifier, "none_found")):
+        document = _audit(classifier, tmp_path / verdict, images=images, only=("neural-cleanse",))
+        assert document.verdict == verdict
+        assert ("are 0 to 30%" in " ".join(document.reasons)) is (verdict == "inconclusive")
 
 
 def test_without_images_compressed_forms_alone_clear_no_classifier(

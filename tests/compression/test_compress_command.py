@@ -130,7 +130,8 @@ def test_the_audit_that_should_follow_compares_with_the_full_model(
         remedy="stochastic-rounding",
         calibration=Path("glyphs:20"),
     )
-    assert f"audit {tmp_path / 'changed'} --data glyphs:20 --out" in changed.next_command
+    # A compressed classifier by itself says nothing.
+    assert f"audit {classifier} --deploy-as int8 --data glyphs:20 --out" in changed.next_command
     folded = _compress(_MODELS / "dcgan-clean", "int8", tmp_path / "folded", fold=True)
     # Folding changes no output: the model as it was is compared with, too.
     assert f"audit {_MODELS / 'dcgan-clean'} --deploy-as int8" in folded.next_command
@@ -249,6 +250,27 @@ def test_neither_the_input_nor_anything_foreign_is_overwritten(
     assert _refused(tmp_path / "model", "int8", tmp_path / "other").code == "compress/not-ours"
     untouched = load_file(tmp_path / "other" / "model.safetensors")
     assert torch.equal(untouched["up1.weight"], tiny_generator.get_parameter("up1.weight"))
+    pictures = _pictures(tmp_path / "pictures", 16)
+    assert _refused(tmp_path / "model", "int8", pictures).code == "compress/not-ours"
+    file = tmp_path / "other" / "model.safetensors"
+    assert _refused(tmp_path / "model", "int8", file).code == "output/not-a-folder"
+
+
+@pytest.mark.parametrize("fitted", [{"remedy": "finetuned"}, {"confirm": "onnxruntime"}])
+def test_nothing_is_fitted_to_a_handful_of_images(
+    fitted: dict[str, str], classifier: Path, tmp_path: Path
+) -> None:
+    pictures = _pictures(tmp_path / "pictures", 16)
+    error = _refused(classifier, "int8", tmp_path / "small", calibration=pictures, **fitted)
+    assert error.code == "compress/too-few-images"
+    assert not (tmp_path / "small").exists()
+
+
+def test_folding_does_not_hide_what_becomes_zero(tmp_path: Path) -> None:
+    plain = _compress(_MODELS / "dcgan-clean", "int4", tmp_path / "plain")
+    folded = _compress(_MODELS / "dcgan-clean", "int4", tmp_path / "folded", fold=True)
+    assert folded.coverage.zeroed == pytest.approx(plain.coverage.zeroed, rel=0.01)
+    assert folded.coverage.zeroed > 1000
 
 
 @pytest.mark.parametrize(

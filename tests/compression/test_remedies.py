@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def test_the_picture_that_plain_compression_shows_stays_away(name: str) -> None:
 def test_an_honest_model_pays_a_known_price(name: str) -> None:
     plain, coverage = compress(honest(), INT4)
     cured = _cured(honest(), INT4, name)
-    assert cured.coverage == coverage
+    assert replace(cured.coverage, zeroed=0) == replace(coverage, zeroed=0)
     assert _cost(cured.network, honest()) < REMEDIES[name][1] * _cost(plain, honest())
     for weight in coverage.layers:  # the device's format still holds it
         assert len((1e4 * cured.network.get_parameter(weight)).round().unique()) <= 15

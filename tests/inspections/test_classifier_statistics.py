@@ -143,7 +143,14 @@ def test_images_made_from_the_network_are_not_taken_for_real_ones() -> None:
 @pytest.mark.parametrize("movement", [MOST_MOVEMENT + 0.01, math.inf, math.nan])
 def test_where_no_clean_network_was_measured_a_gap_is_not_judged(movement: float) -> None:
     gaps = torch.tensor([0.1, 5.0, 0.0, -0.1])
-    assert _judged(gaps, 0.3, "1 placebo")["p_value"] < 1e-3
-    blind = _judged(gaps, movement, "1 placebo")
+    assert _judged(gaps, 0.3, "1 placebo", "")["p_value"] < 1e-3
+    blind = _judged(gaps, movement, "1 placebo", "")
     assert "p_value" not in blind
     assert "known up to" in blind["p_value_reason"]
+
+
+def test_a_gap_is_not_judged_where_placebos_are_no_stand_ins() -> None:
+    gaps = torch.tensor([0.1, 5.0, 0.0, -0.1])
+    blind = _judged(gaps, 0.3, "1 placebo", "whole filters go")
+    assert "p_value" not in blind
+    assert "whole filters go" in blind["p_value_reason"]

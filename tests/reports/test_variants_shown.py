@@ -7,6 +7,8 @@ import io
 from rich.console import Console
 
 from genwarden.auditing.document import AuditDocument, Variant, VariantCoverage
+from genwarden.inspections.compression.variant import UNCHANGED
+from genwarden.inspections.finding import not_applicable
 from genwarden.reports import words
 from genwarden.reports.html import render_html
 from genwarden.reports.summary import summary_renderables
@@ -167,3 +169,11 @@ def test_what_failed_in_a_variant_is_named() -> None:
     state = state_of(Variant(name="int8", coverage=COVERAGE, findings=[judged(broken)]))
     assert state.word == f"failed: {broken.inspection}"
     assert state_of(variant("int8", found=False)).word == "nothing found"
+
+
+def test_a_compression_that_was_applied_already_found_nothing_because_it_tested_nothing() -> None:
+    same = not_applicable("differential-search", "compression", "Search", UNCHANGED)
+    awake = quiet_document().findings[0]
+    shown = Variant(name="int8", coverage=COVERAGE, findings=[judged(same), awake])
+    assert state_of(shown).word == "not tested: it changes no weight"
+    assert state_of(variant("int8", found=True)).word == "evidence"

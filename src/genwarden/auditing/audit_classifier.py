@@ -30,6 +30,7 @@ from genwarden.auditing.power import power_sentences
 from genwarden.auditing.running import BREAKDOWNS, guarded, run_all, seeded
 from genwarden.auditing.verdict import ALPHA, Decision, unless
 from genwarden.compression.contract import Compressor
+from genwarden.compression.how import compressor
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress
 from genwarden.inspections.classifier.bench import (
@@ -44,6 +45,9 @@ from genwarden.models.protocol import parameter_count
 from genwarden.registry import CLASSIFIER_INSPECTIONS, Row
 
 _SHOWN = 16
+#: Grids that devices use most, and the share of zeros that only pruning leaves.
+_GRIDS = ("int8", "int8-per-channel", "int4", "int4-per-channel")
+_PRUNED = 0.05
 LIMITS = [
     "The verdict covers the weights and the inspections listed here, at the budget stated; it is "
     "not a proof that no backdoor exists.",
@@ -168,6 +172,8 @@ def audit_classifier(
     if request.images is None:
         decision = _unless_shown(decision, documented)
     decision = _unless_unchanged(decision, documented)
+    if not request.variants_only:
+        decision = _unless_compressed(decision, bench)
     timing = {**ran.timing, **seconds}
     timing["total"] = round(sum(timing.values()), 3)
     bounds = limits(LIMITS, variants=bool(variants), base=not request.variants_only)
@@ -225,6 +231,28 @@ def _unless_unchanged(decision: Decision, variants: Sequence[Variant]) -> Decisi
         if any(unchanged(j.finding) for j in variant.findings)
     ]
     return unless(decision, already)
+
+
+def _unless_compressed(decision: Decision, bench: ClassifierBench) -> Decision:
+    """The same where the weights themselves show it, whatever the audit was asked to compress."""
+    if decision.verdict != "none_found":
+        return decision
+    try:
+        variants = [VariantBench(bench, compressor(how)) for how in _GRIDS]
+        grids = [one.compressor.name for one in variants if one.unchanged]
+        weights = [bench.classifier.get_parameter(name) for name in variants[0].layout]
+    except BREAKDOWNS:  # as in the variants of such a network, which then say so
+        return decision
+    zeros = sum(int((w == 0).sum()) for w in weights) / max(1, sum(w.numel() for w in weights))
+    seen = f"lie on the grid of {grids[0]}" if grids else f"are 0 to {zeros:.0%}"
+    if not grids and zeros < _PRUNED:
+        return decision
+    reason = (
+        f"The weights {seen}: this classifier has been compressed already. What that woke cannot "
+        "be told from these weights alone: audit the model that they were made from with "
+        f"--deploy-as {grids[0] if grids else 'the pruning that was used'}."
+    )
+    return unless(decision, [reason])
 
 
 def judged_by_references(

@@ -112,6 +112,8 @@ def guarded(row: Row, run: Callable[[], Finding]) -> Finding:
 
 def reason_of(error: Exception) -> str:
     """An exception in one line."""
+    if isinstance(error, GenwardenError):
+        return f"{error.cause} {error.remedy}"
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:200] if text else 'no message'}"
 

@@ -76,10 +76,13 @@ def decide(
         smallest = min((j.adjusted_p for j, _ in flagged if j.adjusted_p is not None), default=0.0)
         suspicion = 1.0 if structural else 1.0 - smallest
         return Decision("evidence", suspicion, [_reason(j, u) for j, u in flagged], judged)
+    broken: dict[tuple[str, str], list[str]] = {}
+    for f, u in zip(findings, under, strict=True):
+        if f.outcome == "failed":
+            broken.setdefault((u, f.summary), []).append(f.title)
     reasons = [
-        f"{_under(u)}{f.title} could not be carried out: {f.summary}"
-        for f, u in zip(findings, under, strict=True)
-        if f.outcome == "failed"
+        f"{_under(u)}{', '.join(titles)} could not be carried out: {why}"
+        for (u, why), titles in broken.items()
     ]
     reasons += untested
     if nonfinite:

@@ -34,6 +34,7 @@ from genwarden.engine.device import pick_device
 from genwarden.engine.files import (
     remove_file,
     remove_folder,
+    require_no_file,
     require_writable_folder,
     write_atomic,
     write_json,
@@ -44,6 +45,8 @@ from genwarden.errors import ExitCode, GenwardenError
 RESULT_NAME: Final = "compress.json"
 #: Folder and file that mark what an interrupted compression left.
 _WORK: Final = ".work"
+#: Fewer images are no sample of what a network will read.
+_LEAST_IMAGES: Final = 16
 _OURS: Final = "ours"
 
 
@@ -120,6 +123,7 @@ def compress_model(options: CompressOptions, *, progress: Progress) -> CompressF
             "A classifier has no inputs of its own with which a runtime could be calibrated.",
             "Add --calibration with a folder of images.",
         )
+    _require_enough_images(options, subject)
     _require_free_folder(options)
     _require_same_compression(options, subject)
     found = []
@@ -193,13 +197,16 @@ def compress_model(options: CompressOptions, *, progress: Progress) -> CompressF
 
 
 def _next_command(options: CompressOptions, kind: str) -> str:
-    """The audit that says most about what was made.
+    """The audit that says most about what was made; "" if none says more than was tried.
 
     Plain compression is inspected beside the full model, where a backdoor that it wakes stands
-    out; what a remedy made by itself.
+    out; what a remedy made by itself. A compressed classifier by itself says nothing: of the full
+    one an audit recovers what the remedy can be tried on.
     """
+    if options.remedy is not None and kind == "classifier" and options.audit is not None:
+        return ""
     foreign = options.architecture is not None
-    if options.remedy is not None:
+    if options.remedy is not None and kind != "classifier":
         opens = _what_opens(options.out)
         words, foreign = [], foreign and opens != options.out
     else:
@@ -228,10 +235,11 @@ def _compressed(
     folded = fold_batch_norm(original, lambda network: network(*example))
     layout = layout_of(folded)  # without batch norms: they are in the weights already
     weights = compressed_weights(folded, chosen, layout)
+    coverage = coverage_of(folded, layout, weights)
     with torch.no_grad():
         for name, weight in weights.items():
             folded.get_parameter(name).copy_(weight)
-    return folded, coverage_of(folded, layout, weights)
+    return folded, coverage
 
 
 def _fidelity(
@@ -243,8 +251,22 @@ def _fidelity(
     return Fidelity.of(before, after, classes=subject.kind == "classifier")
 
 
+def _require_enough_images(options: CompressOptions, subject: Subject) -> None:
+    """What is fitted to a handful of images is measured on the same and may be anything."""
+    count = None if subject.images is None else len(subject.images)
+    fitted = options.remedy is not None or options.confirm is not None
+    if fitted and count is not None and count < _LEAST_IMAGES:
+        raise GenwardenError(
+            "compress/too-few-images",
+            f"{options.remedy or options.confirm} would be fitted to {count} image(s) of "
+            f"--calibration.",
+            f"Give at least {_LEAST_IMAGES}, better some hundreds, like those that it will read.",
+        )
+
+
 def _require_free_folder(options: CompressOptions) -> None:
     """Nothing of the input is in reach of what is written, nor anything foreign."""
+    require_no_file(options.out)
     source, out = options.model.resolve(), options.out.resolve()
     if out == source or source in out.parents or out in source.parents:
         raise GenwardenError(
@@ -252,13 +274,13 @@ def _require_free_folder(options: CompressOptions) -> None:
             f"What is written in {options.out} would share a folder with {options.model}.",
             "Choose an --out folder away from the model.",
         )
-    marks = (MANIFEST_NAME, WEIGHTS_NAME, INDEX_NAME)
-    foreign = [name for name in marks if (options.out / name).exists()]
+    foreign = sorted(one.name for one in options.out.iterdir()) if options.out.is_dir() else []
     ours = (options.out / RESULT_NAME).exists() or (options.out / _WORK / _OURS).exists()
     if foreign and not ours:
         raise GenwardenError(
             "compress/not-ours",
-            f"{options.out} holds {', '.join(foreign)} of something else.",
+            f"{options.out} holds {', '.join(foreign[:3])}{' ...' * (len(foreign) > 3)} of "
+            "something else.",
             "Choose another --out folder; nothing there was changed.",
         )
 

@@ -158,11 +158,11 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def require_writable_folder(folder: Path) -> None:
-    """Make ``folder`` and prove that a file can be created in it, before hours are spent.
+def require_no_file(folder: Path) -> None:
+    """Nothing but a folder lies where one is to be.
 
     Raises:
-        GenwardenError: ``output/not-writable``, or ``output/not-a-folder`` if a file is in the way.
+        GenwardenError: ``output/not-a-folder``.
     """
     if os.path.exists(folder) and not os.path.isdir(folder):  # os.path's never raise
         raise GenwardenError(
@@ -170,6 +170,15 @@ def require_writable_folder(folder: Path) -> None:
             f"--out {folder} is a file, not a folder.",
             "Name a folder that does not exist yet or an existing one.",
         )
+
+
+def require_writable_folder(folder: Path) -> None:
+    """Make ``folder`` and prove that a file can be created in it, before hours are spent.
+
+    Raises:
+        GenwardenError: ``output/not-writable``, or ``output/not-a-folder`` if a file is in the way.
+    """
+    require_no_file(folder)
     probe = folder / ".genwarden-probe"
     write_atomic(probe, b"")
     remove_file(probe)

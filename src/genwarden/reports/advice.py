@@ -137,7 +137,7 @@ def _on_evidence(document: AuditDocument) -> Advice:
     names = ", ".join(v.name for v in variants)
     compress = _compress_commands(document, variants)
     again = (
-        f"A remedy compresses so that what {names} wakes stays asleep; audit what comes out"
+        f"A remedy compresses so that what {names} wakes stays asleep; {_after_remedy(document)}"
         if variants
         else ""
     )
@@ -153,8 +153,8 @@ def _on_evidence(document: AuditDocument) -> Advice:
         )
     if sleeps(document):
         return Advice(
-            "Do not deploy this model compressed. The model as it is showed nothing: the evidence "
-            f"is in what {names} makes of it. Keep the file and ask its supplier where it was "
+            f"Do not deploy this model compressed. {_as_it_is(document)} The evidence is in what "
+            f"{names} makes of it. Keep the file and ask its supplier where it was "
             "trained. If you go on with it nevertheless, do not compress it plainly. "
             f"{again}. genwarden repair looks at the model as it is and leaves this where it is.",
             compress,
@@ -164,6 +164,18 @@ def _on_evidence(document: AuditDocument) -> Advice:
         text += f" That does not reach what compression wakes. {again}."
     repair = _repair_command(document)
     return Advice(text, [*([repair] if repair else []), *compress])
+
+
+def _after_remedy(document: AuditDocument) -> str:
+    if document.model and document.model.classes:
+        return "whether it does is tried on what this audit recovered"
+    return "audit what comes out"
+
+
+def _as_it_is(document: AuditDocument) -> str:
+    if any(j.adjusted_p is not None for j in document.findings):
+        return "The model as it is showed nothing."
+    return "The model as it is was inspected, and nothing could be judged there."
 
 
 def _compress_commands(document: AuditDocument, variants: list[Variant]) -> list[str]:

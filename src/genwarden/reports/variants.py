@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from genwarden.auditing.audit_variants import unchanged
 from genwarden.auditing.document import AuditDocument, Judged, Variant, VariantCoverage
 from genwarden.reports import words
 from genwarden.reports.highlights import every_finding
@@ -114,6 +115,8 @@ def state_of(variant: Variant) -> words.Result:
     failed = [j.finding.inspection for j in variant.findings if j.finding.outcome == "failed"]
     if failed:
         return words.Result("failed", "x", f"failed: {', '.join(failed)}")
+    if any(unchanged(j.finding) for j in variant.findings):
+        return words.Result("failed", "x", "not tested: it changes no weight")
     if all(j.adjusted_p is None for j in variant.findings):
         return words.Result("failed", "x", "not judged")
     return words.Result("quiet", "-", "nothing found")

@@ -102,7 +102,7 @@ def inspect(bench: VariantBench) -> Finding:
         f"with errors of the same size and random signs it takes "
         f"{math.exp(float(_log(placebos).mean(0)[suspect])):.2f}. The median class has a gap of "
         f"{float(gaps.quantile(0.5)):.2f}.",
-        **_judged(gaps, bench.placebo_movement, placebo_count),
+        **_judged(gaps, bench.placebo_movement, placebo_count, bench.no_placebo),
         budget={
             "images": len(bench.alone.shown.images),
             "steps": effort.inversion_steps,
@@ -233,8 +233,10 @@ def gap_p(gaps: Tensor, movement: float) -> float:
     return min(1.0, max(len(values) * float(stdtr(freedom, -t)), 1e-300))
 
 
-def _judged(gaps: Tensor, movement: float, placebos: str) -> dict[str, Any]:
-    """The p-value and its null; none where no clean network was ever measured."""
+def _judged(gaps: Tensor, movement: float, placebos: str, no_placebo: str) -> dict[str, Any]:
+    """The p-value and its null; none where placebos are none, or no clean network was measured."""
+    if no_placebo:
+        return {"p_value_reason": f"nothing to compare with: {no_placebo}"}
     if not movement <= MOST_MOVEMENT:
         return {
             "p_value_reason": f"errors of this size move the logits by {movement:.2f} of their "
