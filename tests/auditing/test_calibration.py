@@ -12,9 +12,15 @@ import torch
 from scipy.special import stdtr
 
 from genwarden.auditing import calibration
-from genwarden.auditing.calibration import MIN_REFERENCES, calibrate, predictive_p
+from genwarden.auditing.calibration import (
+    MIN_REFERENCES,
+    calibrate,
+    exponential_p,
+    predictive_p,
+)
 from genwarden.inspections.finding import Finding
 from genwarden.registry import INSPECTIONS
+from genwarden.reports.words import assumption
 
 
 def scored(score: float, name: str = "novelty-search") -> Finding:
@@ -73,6 +79,29 @@ def test_few_scores_that_happen_to_agree_are_judged_by_the_spread_under_other_co
     # Where the own scores are as wide as the others', nothing changes, and never becomes sharper.
     assert p("int4") == predictive_p(1.0, wide)
     assert predictive_p(1.0, wide, prior_variance=1e-9) == predictive_p(1.0, wide)
+
+
+def test_the_exponential_law_is_uniform_for_new_gaps_and_keeps_a_normal_one_from_alarm() -> None:
+    """Gaps reach far: a normal law beside them takes some for evidence."""
+    stream = torch.Generator().manual_seed(0)
+    draws = -torch.rand(4000, 18, generator=stream).clamp_min(1e-9).log()
+    p = torch.tensor([exponential_p(row[0], row[1:]) for row in draws.tolist()])
+    normal = torch.tensor([predictive_p(row[0], row[1:]) for row in draws.tolist()])
+    for level in (0.5, 0.1, 0.01):
+        assert float((p < level).double().mean()) == pytest.approx(level, abs=0.006 + 0.05 * level)
+    assert float((normal < 1e-3).double().mean()) > 5 * float((p < 1e-3).double().mean())
+    assert exponential_p(0.0, [0.1] * 9) == 1
+    assert exponential_p(0.3, [0.0] * 9) > 1e-9  # gaps of clean models are at least 0.05 on average
+
+
+def test_the_lead_of_a_class_is_judged_by_the_law_of_gaps() -> None:
+    clean = [0.05, 0.1, 0.1, 0.2, 0.3, 0.4, 0.5, 0.8, 1.1]
+    table = {"descriptions": {}, "scores": {"quick": {"int4: guarded-lead": clean}}}
+    found = calibration.against_clean("guarded-lead", 2.0, "quick", table, condition="int4")
+    assert found is not None
+    assert found.p_value == exponential_p(2.0, clean)
+    assert "exponential prediction" in found.null.description
+    assert assumption(found.null).endswith("assuming an exponential prediction")
 
 
 def test_predictive_p_is_uniform_for_new_clean_draws() -> None:

@@ -7,7 +7,8 @@ each condition has references of its own: scores of one model are not independen
 half of a network moves it further than rounding to eight bits. With n clean scores the p-value is
 that of a new draw from the same normal law (Student-t prediction, n - 1 degrees of freedom), so a
 small n makes it more cautious by itself. The law is an assumption: the finding says so and shows
-the clean scores.
+the clean scores. A score that is the gap between the best and the second best of many has an
+exponential law instead (a row of the registry says so): gaps pile up at 0 and reach far.
 
 Where a table has ``groups`` (models by sample shape), a score is compared with the mean of its own
 group, and the spread within groups is taken to be the same in all (as in a one-way analysis of
@@ -248,6 +249,11 @@ def against_clean(
     found = references(inspection, budget, table, condition=condition, sample_shape=sample_shape)
     if not found.values:
         return None
+    corrected = f"; Bonferroni over {targets} targets" if targets > 1 else ""
+    if is_exponential(inspection):
+        law = f"{found.description}; exponential prediction{corrected}"
+        null = Null(source="population", description=law, values=found.values)
+        return AgainstClean(min(1.0, targets * exponential_p(score, found.values)), null)
     clean = on_scale(inspection, [score, *found.values])
     elsewhere = [_variance(on_scale(inspection, values).values) for values in found.elsewhere]
     p_value = predictive_p(
@@ -258,7 +264,6 @@ def against_clean(
         others=[on_scale(inspection, values).values for values in found.others],
     )
     moderated = ", its spread moderated by that under the other conditions" if elsewhere else ""
-    corrected = f"; Bonferroni over {targets} targets" if targets > 1 else ""
     null = Null(
         source="population",
         description=f"{found.description}; Student-t prediction"
@@ -337,6 +342,22 @@ def predictive_p(
     spread = max(math.sqrt(variance), least_spread)
     t = (score - mean) / (spread * math.sqrt(1 + 1 / n))
     return max(float(stdtr(freedom, -t)), 1e-300)
+
+
+def is_exponential(inspection: str) -> bool:
+    """Whether a row of the registry says that clean scores are gaps, which pile up at 0."""
+    return all_inspections()[inspection].options.get("law") == "exponential"
+
+
+def exponential_p(score: float, clean: list[float]) -> float:
+    """Upper-tail probability of ``score`` as one more draw beside clean ones of exponential law.
+
+    With the mean of n clean scores for that of the law, known as well as n scores tell it: a Lomax
+    law, (1 + score / sum)^-n.
+    """
+    n = len(clean)
+    total = max(sum(clean), n * _LEAST_SPREAD)
+    return float(min(1.0, max((1 + max(score, 0.0) / total) ** -n, 1e-300)))
 
 
 def _variance(values: list[float]) -> float:

@@ -352,6 +352,7 @@ CLASSIFIER_INSPECTIONS = table_of(
         "how far one class's trigger stands before those of all others",
         {
             **_CLEAN,
+            "law": "exponential",
             "needs": "variant",
             "finds": "what differential-inversion finds, also where what wakes lifts its class on "
             "every image, and of attackers who trained over perturbed quantisers",

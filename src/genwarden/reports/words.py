@@ -47,7 +47,7 @@ NO_VALUE = "\N{EN DASH}"
 #: How many inspections' promises begin; behind "would have been found" the verb is one too many.
 _VERBS = ("Finds ", "Sees ", "Shows ")
 #: The clause of a null's description that names the distribution behind its tail.
-_PARAMETRIC = re.compile(r"\bStudent[^,;]*")
+_PARAMETRIC = re.compile(r"\b(?:Student|exponential)[^,;]*")
 
 #: The smallest p-value that the scale of a report shows.
 _SCALE_END = 1e-4
@@ -165,7 +165,8 @@ def assumption(null: Null | None) -> str:
     values = re.split(r"[,;:]", null.description)[0].strip()
     if values.count("(") > values.count(")"):  # cut inside of a parenthesis
         values = values[: values.rindex("(")].strip()
-    return f"{values}, assuming a {found[0].strip()}"
+    law = found[0].strip()
+    return f"{values}, assuming {'an' if law.startswith('e') else 'a'} {law}"
 
 
 def would_be_found(power: str) -> str:
