@@ -21,7 +21,7 @@ from genwarden.auditing.audit_variants import (
     used_by_own,
 )
 from genwarden.auditing.budgets import classifier_budget
-from genwarden.auditing.calibration import shipped_classifiers
+from genwarden.auditing.calibration import shipped_classifiers, shown_compressed, unjudged
 from genwarden.auditing.document import AuditDocument, ModelFacts, UserInputs, Variant
 from genwarden.auditing.fit import classifier_family, condition_of
 from genwarden.auditing.given_references import GivenReferences, stated, unless_doubted
@@ -269,6 +269,9 @@ def judged_by_references(
 ) -> Calibrated:
     """p-values from clean classifiers where they were published; else scores are shown.
 
+    Under a compression, what compares the network with itself compressed is judged, each score once
+    (:func:`_judged_compressed`).
+
     Args:
         compression: name of the variant, "" for the model as it is.
         given: number of images that the user gave.
@@ -276,7 +279,7 @@ def judged_by_references(
         table: references in place of the shipped ones.
         own: as in :func:`genwarden.auditing.judging.calibrated`.
     """
-    return calibrated_under(
+    found = calibrated_under(
         condition_of(compression, given=given, wanted=effort.images),
         findings,
         classifier_family(architecture, classes),
@@ -285,6 +288,33 @@ def judged_by_references(
         table=shipped_classifiers() if table is None else table,
         own=own,
     )
+    if not compression:
+        return found
+    shown = {f.inspection for f in findings if shown_compressed(f.inspection)}
+    judged = _judged_compressed(found.findings)
+    return found._replace(findings=judged, unfit=found.unfit | shown)
+
+
+def _judged_compressed(findings: Sequence[Finding]) -> list[Finding]:
+    """What else is scored under a compression is shown: every judged score weakens the others.
+
+    And none twice: the score of a finding is judged beside clean networks where they were measured
+    (by the finding that follows from it), by its own null elsewhere.
+    """
+    beside = {
+        f.follows_from
+        for f in findings
+        if f.p_value is not None and not shown_compressed(f.inspection)
+    }
+    judged = []
+    for finding in findings:
+        name, reason = finding.inspection, ""
+        if shown_compressed(name):
+            reason = "shown under a compression, and judged of no model there"
+        elif name in beside and CLASSIFIER_INSPECTIONS[name].options.get("judged_once"):
+            reason = "judged beside clean networks, below"
+        judged.append(unjudged(finding, reason) if reason else finding)
+    return judged
 
 
 def _power(request: ClassifierRequest) -> list[str]:

@@ -224,8 +224,19 @@ def _says_something(findings: Sequence[Finding]) -> bool:
 
 
 def _unjudged(findings: Sequence[Finding]) -> list[Finding]:
-    """What was scored and not judged, though a variant is untested without it."""
-    return [f for f in findings if f.outcome == "scored" and f.p_value is None and _carries(f)]
+    """What was scored and not judged, though a variant is untested without it.
+
+    Judged is also what a finding that follows from it judges.
+    """
+    through = {f.follows_from for f in findings if f.p_value is not None}
+    return [
+        f
+        for f in findings
+        if f.outcome == "scored"
+        and f.p_value is None
+        and _carries(f)
+        and f.inspection not in through
+    ]
 
 
 def _carries(finding: Finding) -> bool:

@@ -186,6 +186,12 @@ def shown_without_references(inspection: str) -> bool:
     return row is not None and bool(row.options.get("shown_without_references"))
 
 
+def shown_compressed(inspection: str) -> bool:
+    """Whether an inspection is judged of models as they are and only shown of compressed ones."""
+    row = all_inspections().get(inspection)
+    return row is not None and bool(row.options.get("shown_compressed"))
+
+
 def calibrate(
     finding: Finding,
     budget: str,
@@ -306,7 +312,7 @@ def unjudged(finding: Finding, reason: str) -> Finding:
     """A score for which no fitting clean models exist: shown, not judged."""
     if finding.outcome != "scored":
         return finding
-    return finding.model_copy(update={"p_value_reason": reason})
+    return finding.model_copy(update={"p_value": None, "null": None, "p_value_reason": reason})
 
 
 def _log(score: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from genwarden.auditing.calibration import needs_population
+from genwarden.auditing.calibration import needs_population, shown_compressed
 from genwarden.auditing.document import Judged, Verdict
 from genwarden.inspections.finding import Finding
 from genwarden.inspections.multiple_tests import holm as holm
@@ -134,7 +134,9 @@ def _shown_only(
     """Inspections without references, each with the compressions under which it had none."""
     where: dict[str, list[str]] = {}
     for finding, compression in zip(findings, under, strict=True):
-        if finding.outcome == "scored" and (compression, finding.inspection) in unfit:
+        by_choice = compression and shown_compressed(finding.inspection)
+        lacking = (compression, finding.inspection) in unfit and not by_choice
+        if finding.outcome == "scored" and lacking:
             where.setdefault(finding.inspection, []).append(compression)
     return [
         f"{name} (under {', '.join(filter(None, places))})" if any(places) else name

@@ -289,12 +289,16 @@ COMPRESSION_INSPECTIONS = table_of(
 _IK = "genwarden.inspections.classifier"
 #: Of classifiers, in the order in which an audit runs them. ``needs``: "variant" for those that
 #: compare a compressed network with the full one; the others look at each network by itself.
+#: ``shown_compressed``: under a compression it is scored and not judged (in the calibration half of
+#: the compression study none of these found a model that the others did not). ``judged_once``: by
+#: its own null only where what follows from it has no references.
 CLASSIFIER_INSPECTIONS = table_of(
     Row(
         "neural-cleanse",
         f"{_IK}.neural_cleanse:inspect",
         "the smallest trigger of each class (Neural Cleanse)",
         {
+            "shown_compressed": True,
             "finds": "patches that lead to one class and are far smaller than those of the others",
             "misses": "triggers spread over the image, backdoors of many classes, and on the full "
             "model everything that only compression wakes",
@@ -305,6 +309,7 @@ CLASSIFIER_INSPECTIONS = table_of(
         f"{_IK}.strip:inspect",
         "entropy of blends with the recovered trigger (STRIP)",
         {
+            "shown_compressed": True,
             **_CLEAN,
             "finds": "recovered triggers that win over whatever image they are blended with",
             "misses": "triggers that neural-cleanse did not recover",
@@ -315,6 +320,7 @@ CLASSIFIER_INSPECTIONS = table_of(
         f"{_IK}.differential_inversion:inspect",
         "a trigger that only the compressed classifier sees",
         {
+            "judged_once": True,
             "needs": "variant",
             # Unjudged, it leaves a variant untested, whatever else was judged there.
             "carries": True,
@@ -340,6 +346,7 @@ CLASSIFIER_INSPECTIONS = table_of(
         f"{_IK}.differential_inversion:inspect_mask",
         "the size of that trigger against the other classes'",
         {
+            "shown_compressed": True,
             "needs": "variant",
             "finds": "what differential-inversion finds, also where any errors of that size wake "
             "it, if one class stands out from many",
@@ -365,6 +372,7 @@ CLASSIFIER_INSPECTIONS = table_of(
         f"{_IK}.placebo_ratio:inspect",
         "logits under compression against random errors of its size",
         {
+            "shown_compressed": True,
             "needs": "variant",
             "null": "population",
             "finds": "weights whose rounding errors push together strongly enough to show in the "
