@@ -20,11 +20,13 @@ from genwarden.auditing.audit_classifier import (
     audit_classifier,
     judged_by_references,
 )
+from genwarden.auditing.audit_variants import Judgement, RanVariant, judge_variants
 from genwarden.auditing.budgets import CLASSIFIER_BUDGETS
-from genwarden.auditing.calibration import references, shipped_classifiers
+from genwarden.auditing.calibration import references, shipped_classifiers, uncalibrated
 from genwarden.auditing.document import AuditDocument, Judged
 from genwarden.auditing.fit import condition_of
 from genwarden.auditing.given_references import GivenReferences
+from genwarden.auditing.judging import Calibrated
 from genwarden.auditing.running import seeded
 from genwarden.backdoors.classifier_trigger import make_classifier_trigger
 from genwarden.commands.audit import AuditFiles, audit_model
@@ -32,7 +34,7 @@ from genwarden.commands.audit_options import AuditOptions
 from genwarden.commands.compress import CompressOptions, compress_model
 from genwarden.commands.compress_trial import triggers_of, try_recovered
 from genwarden.commands.compressing import ClassifierSubject, open_subject
-from genwarden.compression.apply import compress
+from genwarden.compression.apply import Coverage, compress
 from genwarden.compression.contract import Box, Compressor, Weights
 from genwarden.compression.how import compressor, compressors
 from genwarden.compression.layers import Layout
@@ -281,7 +283,7 @@ def test_without_images_the_network_itself_shows_what_it_was_trained_on(
     )
     found = _by_name(document.variants[0].findings)
     shift = found["logit-shift"].finding.score
-    assert document.verdict == ("evidence" if attacked else "none_found")
+    assert document.verdict == ("evidence" if attacked else "inconclusive")
     assert found["differential-inversion"].flagged is attacked
     assert shift is not None
     assert (shift > 1.5) is attacked
@@ -417,7 +419,9 @@ def test_a_classifier_that_was_pruned_before_the_audit_is_not_cleared(
     for classifier, verdict in ((pruned, "inconclusive"), (glyph_task.classifier, "none_found")):
         document = _audit(classifier, tmp_path / verdict, images=images, only=("neural-cleanse",))
         assert document.verdict == verdict
-        assert ("are 0 to 30%" in " ".join(document.reasons)) is (verdict == "inconclusive")
+        assert ("30% of the weights are 0" in " ".join(document.reasons)) is (
+            verdict == "inconclusive"
+        )
 
 
 def test_without_images_compressed_forms_alone_clear_no_classifier(
@@ -541,6 +545,82 @@ def test_the_lead_is_judged_by_classifiers_of_as_many_classes() -> None:
     assert p[2] is None
     assert p[10] is not None
     assert p[10] < 0.01
+
+
+def scored(inspection: str, score: float, **more: Any) -> Finding:
+    return Finding(
+        inspection=inspection,
+        group="classifier",
+        title=inspection,
+        outcome="scored",
+        summary="",
+        score=score,
+        **{"p_value_reason": "needs the scores of clean reference models", **more},
+    )
+
+
+def judged_int4(*findings: Finding, table: dict[str, Any] | None = None) -> Judgement:
+    """What an audit of int4 alone says of these findings."""
+    effort = CLASSIFIER_BUDGETS["quick"]
+    found = judged_by_references(
+        HOW,
+        findings,
+        "small-cnn",
+        10,
+        (1, 16, 16),
+        given=effort.images,
+        effort=effort,
+        table=table,
+    )
+    coverage = Coverage(("a",), (), 1, 1)
+    ran = RanVariant(HOW, coverage, list(found.findings))
+    return judge_variants(Calibrated([], frozenset()), [ran], [found], {})
+
+
+def test_each_score_is_tested_once_and_what_found_nothing_is_shown() -> None:
+    alarming = {"p_value": 1e-12, "p_value_reason": None}
+    findings = (
+        scored("neural-cleanse", 9.0, **alarming),
+        scored("differential-inversion", 0.1, p_value=0.5, p_value_reason=None),
+        scored("differential-gap", 0.1, follows_from="differential-inversion"),
+        scored("guarded-lead", 0.1),
+        scored("logit-shift", 99.0),
+    )
+    judged = judged_int4(*findings)
+    assert judged.decision.verdict == "none_found"
+    tested = {j.finding.inspection for j in judged.variants[0].findings if j.adjusted_p is not None}
+    assert tested == {"differential-gap", "guarded-lead"}
+    # Stored and judged again without references, the own null of the search speaks.
+    stored = [uncalibrated(j.finding) for j in judged.variants[0].findings]
+    alone = judged_int4(*stored, table={"descriptions": {}, "scores": {}})
+    assert alone.decision.verdict == "none_found"
+    tested = {j.finding.inspection for j in alone.variants[0].findings if j.adjusted_p is not None}
+    assert tested == {"differential-inversion"}
+
+
+def test_references_of_the_gap_do_not_speak_for_errors_that_are_too_large() -> None:
+    reason = "errors of this size move the logits by 0.90 of their spread"
+    judged = judged_int4(
+        scored("differential-inversion", 0.1, p_value_reason=reason),
+        scored("differential-gap", 0.1, follows_from="differential-inversion"),
+        scored("guarded-lead", 0.1),
+    )
+    assert judged.decision.verdict == "inconclusive"
+    assert reason in " ".join(judged.decision.reasons)
+
+
+def test_compressed_forms_alone_clear_no_classifier(glyph_task: GlyphTask, tmp_path: Path) -> None:
+    """A backdoor that is awake in full size is awake compressed, where nothing looks for it."""
+    document = _audit(
+        glyph_task.classifier,
+        tmp_path,
+        images=to_unit_range(glyph_task.test_images),
+        deploy_as=tuple(compressors("int8")),
+        only=("differential-inversion",),
+        variants_only=True,
+    )
+    assert document.verdict == "inconclusive"
+    assert any("leave --variants-only away" in reason for reason in document.reasons)
 
 
 def test_what_no_inspection_judges_in_full_size_is_not_cleared_by_a_variant(

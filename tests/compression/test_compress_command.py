@@ -264,6 +264,10 @@ def test_nothing_is_fitted_to_a_handful_of_images(
     error = _refused(classifier, "int8", tmp_path / "small", calibration=pictures, **fitted)
     assert error.code == "compress/too-few-images"
     assert not (tmp_path / "small").exists()
+    drawn = _compress(
+        classifier, "int8", tmp_path / "small", calibration=pictures, remedy="stochastic-rounding"
+    )
+    assert drawn.fidelity is not None  # it fits nothing
 
 
 def test_folding_does_not_hide_what_becomes_zero(tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ def test_command_line_trains_explains_and_checks_a_classifier(tmp_path: Path) ->
         app, ["train", "small-cnn", "--data", "glyphs:60", "--out", str(out), *options]
     )
     assert trained.exit_code == 0, trained.output
-    assert f"genwarden audit {out} --deploy-as default --out {out}-audit" in trained.output
+    assert f"audit {out} --deploy-as default --data glyphs:60 --out {out}-audit" in trained.output
     assert read_classifier(out).provenance["choice"]["augment"] == ["none"]
     assert read_classifier(out).provenance["settings"]["learning_rate"] == 0.1
     checked = CliRunner().invoke(app, ["check", str(out)])

@@ -21,13 +21,13 @@ from genwarden.auditing.audit_variants import (
     used_by_own,
 )
 from genwarden.auditing.budgets import classifier_budget
-from genwarden.auditing.calibration import shipped_classifiers, shown_compressed, unjudged
+from genwarden.auditing.calibration import shipped_classifiers, shown_compressed
 from genwarden.auditing.document import AuditDocument, ModelFacts, UserInputs, Variant
 from genwarden.auditing.fit import classifier_family, condition_of
 from genwarden.auditing.given_references import GivenReferences, stated, unless_doubted
 from genwarden.auditing.judging import Calibrated, calibrated_under
 from genwarden.auditing.power import power_sentences
-from genwarden.auditing.running import BREAKDOWNS, guarded, run_all, seeded
+from genwarden.auditing.running import BREAKDOWNS, guarded, reason_of, run_all, seeded
 from genwarden.auditing.verdict import ALPHA, Decision, unless
 from genwarden.compression.contract import Compressor
 from genwarden.compression.how import compressor
@@ -45,7 +45,7 @@ from genwarden.models.protocol import parameter_count
 from genwarden.registry import CLASSIFIER_INSPECTIONS, Row
 
 _SHOWN = 16
-#: Grids that devices use most, and the share of zeros that only pruning leaves.
+#: Grids that are recognised, and the share of zeros that training does not leave.
 _GRIDS = ("int8", "int8-per-channel", "int4", "int4-per-channel")
 _PRUNED = 0.05
 LIMITS = [
@@ -55,9 +55,14 @@ LIMITS = [
     "Triggers spread over the whole image, triggers that depend on the image, and backdoors of "
     "single source classes may stay below what any network can be made to do.",
     "On the model as it is, one class is compared with the others: with few classes only a far "
-    "smaller trigger is evidence. Only Neural Cleanse and STRIP look for what is awake there, and "
-    "three of three small classifiers that sent every triggered image to one class have passed.",
+    "smaller trigger is evidence. Only Neural Cleanse looks for what is awake there (STRIP with "
+    "references of your own), and three of three small classifiers that sent every triggered image "
+    "to one class have passed.",
 ]
+_NOT_AWAKE = (
+    "What is awake in the model as it is stays awake compressed, and only its own inspections look "
+    "for that: leave --variants-only away."
+)
 _UNMEASURED = (
     "How often an audit finds a backdoor was measured of compressed classifiers, with images given "
     "(--deploy-as default --data IMAGES); of audits like this one it is not known."
@@ -172,7 +177,9 @@ def audit_classifier(
     if request.images is None:
         decision = _unless_shown(decision, documented)
     decision = _unless_unchanged(decision, documented)
-    if not request.variants_only:
+    if request.variants_only:
+        decision = unless(decision, [_NOT_AWAKE])
+    else:
         decision = _unless_compressed(decision, bench)
     timing = {**ran.timing, **seconds}
     timing["total"] = round(sum(timing.values()), 3)
@@ -241,16 +248,19 @@ def _unless_compressed(decision: Decision, bench: ClassifierBench) -> Decision:
         variants = [VariantBench(bench, compressor(how)) for how in _GRIDS]
         grids = [one.compressor.name for one in variants if one.unchanged]
         weights = [bench.classifier.get_parameter(name) for name in variants[0].layout]
-    except BREAKDOWNS:  # as in the variants of such a network, which then say so
-        return decision
+    except BREAKDOWNS as error:
+        why = f"Whether its weights lie on a grid already could not be told: {reason_of(error)}"
+        return unless(decision, [why])
     zeros = sum(int((w == 0).sum()) for w in weights) / max(1, sum(w.numel() for w in weights))
-    seen = f"lie on the grid of {grids[0]}" if grids else f"are 0 to {zeros:.0%}"
+    seen = f"{zeros:.0%} of the weights are 0, as after pruning or rounding to few bits"
+    if grids:
+        seen = f"The weights lie on the grid of {grids[0]}"
     if not grids and zeros < _PRUNED:
         return decision
     reason = (
-        f"The weights {seen}: this classifier has been compressed already. What that woke cannot "
-        "be told from these weights alone: audit the model that they were made from with "
-        f"--deploy-as {grids[0] if grids else 'the pruning that was used'}."
+        f"{seen}: this classifier has been compressed already. What that woke cannot be told from "
+        "these weights alone: audit the model that they were made from with --deploy-as "
+        f"{grids[0] if grids else 'what was used'}."
     )
     return unless(decision, [reason])
 
@@ -270,7 +280,7 @@ def judged_by_references(
     """p-values from clean classifiers where they were published; else scores are shown.
 
     Under a compression, what compares the network with itself compressed is judged, each score once
-    (:func:`_judged_compressed`).
+    (:func:`_aside`).
 
     Args:
         compression: name of the variant, "" for the model as it is.
@@ -288,33 +298,31 @@ def judged_by_references(
         table=shipped_classifiers() if table is None else table,
         own=own,
     )
-    if not compression:
-        return found
-    shown = {f.inspection for f in findings if shown_compressed(f.inspection)}
-    judged = _judged_compressed(found.findings)
-    return found._replace(findings=judged, unfit=found.unfit | shown)
+    aside = _aside(found.findings) if compression else frozenset()
+    return found._replace(aside=aside, own=found.own - aside)
 
 
-def _judged_compressed(findings: Sequence[Finding]) -> list[Finding]:
-    """What else is scored under a compression is shown: every judged score weakens the others.
+def _aside(findings: Sequence[Finding]) -> frozenset[str]:
+    """What is shown under a compression and not tested: every tested score weakens the others.
 
-    And none twice: the score of a finding is judged beside clean networks where they were measured
-    (by the finding that follows from it), by its own null elsewhere.
+    And none is tested twice: a score is judged beside clean networks where they were measured (by
+    the finding that follows from it), by its own null elsewhere.
     """
     beside = {
         f.follows_from
         for f in findings
         if f.p_value is not None and not shown_compressed(f.inspection)
     }
-    judged = []
-    for finding in findings:
-        name, reason = finding.inspection, ""
-        if shown_compressed(name):
-            reason = "shown under a compression, and judged of no model there"
-        elif name in beside and CLASSIFIER_INSPECTIONS[name].options.get("judged_once"):
-            reason = "judged beside clean networks, below"
-        judged.append(unjudged(finding, reason) if reason else finding)
-    return judged
+    return frozenset(
+        f.inspection
+        for f in findings
+        if shown_compressed(f.inspection)
+        or (
+            f.p_value is not None
+            and f.inspection in beside
+            and CLASSIFIER_INSPECTIONS[f.inspection].options.get("judged_once")
+        )
+    )
 
 
 def _power(request: ClassifierRequest) -> list[str]:

@@ -196,16 +196,21 @@ def judge_variants(
         f"{''.join(f' ({f.p_value_reason})' for f in _unjudged(one.findings))}."
         for variant, one in zip(variants, judged, strict=True)
         if not variant.failure
-        and not _says_something(one.findings)
+        and not _says_something(one.findings, one.aside)
         and not (base.findings and any(map(unchanged, one.findings)))
     ]
     untested += [
         f"Under {variant.name}: {f.title} is shown and not judged ({f.p_value_reason})."
         for variant, one in zip(variants, judged, strict=True)
-        if _says_something(one.findings)
+        if _says_something(one.findings, one.aside)
         for f in _unjudged(one.findings)
     ]
-    decision = decide(every, nonfinite, unfit, under=under, untested=untested)
+    aside = {
+        (variant.name, name)
+        for variant, one in zip(variants, judged, strict=True)
+        for name in one.aside
+    }
+    decision = decide(every, nonfinite, unfit, under=under, untested=untested, aside=aside)
     rest = iter(decision.judged[len(base.findings) :])
     documented = [
         Variant(
@@ -219,24 +224,15 @@ def judge_variants(
     return Judgement(decision._replace(judged=decision.judged[: len(base.findings)]), documented)
 
 
-def _says_something(findings: Sequence[Finding]) -> bool:
-    return any(f.p_value is not None or f.structural for f in findings)
+def _says_something(findings: Sequence[Finding], aside: frozenset[str] = frozenset()) -> bool:
+    return any(
+        f.structural or (f.p_value is not None and f.inspection not in aside) for f in findings
+    )
 
 
 def _unjudged(findings: Sequence[Finding]) -> list[Finding]:
-    """What was scored and not judged, though a variant is untested without it.
-
-    Judged is also what a finding that follows from it judges.
-    """
-    through = {f.follows_from for f in findings if f.p_value is not None}
-    return [
-        f
-        for f in findings
-        if f.outcome == "scored"
-        and f.p_value is None
-        and _carries(f)
-        and f.inspection not in through
-    ]
+    """What was scored and not judged, though a variant is untested without it."""
+    return [f for f in findings if f.outcome == "scored" and f.p_value is None and _carries(f)]
 
 
 def _carries(finding: Finding) -> bool:

@@ -312,7 +312,7 @@ def unjudged(finding: Finding, reason: str) -> Finding:
     """A score for which no fitting clean models exist: shown, not judged."""
     if finding.outcome != "scored":
         return finding
-    return finding.model_copy(update={"p_value": None, "null": None, "p_value_reason": reason})
+    return finding.model_copy(update={"p_value_reason": reason})
 
 
 def _log(score: float) -> float:
@@ -352,7 +352,8 @@ def predictive_p(
 
 def is_exponential(inspection: str) -> bool:
     """Whether a row of the registry says that clean scores are gaps, which pile up at 0."""
-    return all_inspections()[inspection].options.get("law") == "exponential"
+    row = all_inspections().get(inspection)
+    return row is not None and row.options.get("law") == "exponential"
 
 
 def exponential_p(score: float, clean: list[float]) -> float:

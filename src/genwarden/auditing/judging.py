@@ -27,11 +27,13 @@ class Calibrated(NamedTuple):
     Attributes:
         unfit: inspections that no reference models suit.
         own: inspections that references of the user's own judge.
+        aside: inspections that are shown, by choice, and not tested.
     """
 
     findings: list[Finding]
     unfit: frozenset[str]
     own: frozenset[str] = frozenset()
+    aside: frozenset[str] = frozenset()
 
 
 def calibrated(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from genwarden.auditing.calibration import needs_population, shown_compressed
+from genwarden.auditing.calibration import needs_population
 from genwarden.auditing.document import Judged, Verdict
 from genwarden.inspections.finding import Finding
 from genwarden.inspections.multiple_tests import holm as holm
@@ -39,6 +39,7 @@ def decide(
     *,
     under: Sequence[str] = (),
     untested: Sequence[str] = (),
+    aside: Collection[tuple[str, str]] = (),
 ) -> Decision:
     """Judge all findings together.
 
@@ -56,9 +57,16 @@ def decide(
             "" if left out.
         untested: why parts of the audit say nothing, one sentence each: without evidence the
             verdict is then inconclusive.
+        aside: pairs like those of ``unfit`` that are shown by choice, whatever references there
+            are.
     """
+    unfit = {*unfit, *aside}
     under = under or [""] * len(findings)
-    tested = [i for i, f in enumerate(findings) if f.outcome == "scored" and f.p_value is not None]
+    tested = [
+        i
+        for i, (f, u) in enumerate(zip(findings, under, strict=True))
+        if f.outcome == "scored" and f.p_value is not None and (u, f.inspection) not in aside
+    ]
     adjusted = dict(zip(tested, holm([findings[i].p_value or 0.0 for i in tested]), strict=True))
     judged = [
         Judged(
@@ -103,7 +111,7 @@ def decide(
     if reasons:
         return Decision("inconclusive", None, reasons, judged)
     smallest = min(adjusted.values())
-    shown_only = _shown_only(findings, under, unfit)
+    shown_only = _shown_only(findings, under, unfit - set(aside))
     return Decision(
         "none_found",
         1.0 - smallest,
@@ -134,9 +142,7 @@ def _shown_only(
     """Inspections without references, each with the compressions under which it had none."""
     where: dict[str, list[str]] = {}
     for finding, compression in zip(findings, under, strict=True):
-        by_choice = compression and shown_compressed(finding.inspection)
-        lacking = (compression, finding.inspection) in unfit and not by_choice
-        if finding.outcome == "scored" and lacking:
+        if finding.outcome == "scored" and (compression, finding.inspection) in unfit:
             where.setdefault(finding.inspection, []).append(compression)
     return [
         f"{name} (under {', '.join(filter(None, places))})" if any(places) else name

@@ -41,6 +41,7 @@ from genwarden.engine.files import (
 )
 from genwarden.engine.progress import Progress
 from genwarden.errors import ExitCode, GenwardenError
+from genwarden.registry import COMPRESSION_REMEDIES
 
 RESULT_NAME: Final = "compress.json"
 #: Folder and file that mark what an interrupted compression left.
@@ -254,12 +255,13 @@ def _fidelity(
 def _require_enough_images(options: CompressOptions, subject: Subject) -> None:
     """What is fitted to a handful of images is measured on the same and may be anything."""
     count = None if subject.images is None else len(subject.images)
-    fitted = options.remedy is not None or options.confirm is not None
+    remedy = options.remedy
+    learns = remedy is not None and COMPRESSION_REMEDIES[remedy].options.get("learns")
+    fitted = " and ".join(filter(None, [remedy if learns else "", options.confirm]))
     if fitted and count is not None and count < _LEAST_IMAGES:
         raise GenwardenError(
             "compress/too-few-images",
-            f"{options.remedy or options.confirm} would be fitted to {count} image(s) of "
-            f"--calibration.",
+            f"{fitted} would be fitted to {count} image(s) of --calibration.",
             f"Give at least {_LEAST_IMAGES}, better some hundreds, like those that it will read.",
         )
 
@@ -274,13 +276,14 @@ def _require_free_folder(options: CompressOptions) -> None:
             f"What is written in {options.out} would share a folder with {options.model}.",
             "Choose an --out folder away from the model.",
         )
-    foreign = sorted(one.name for one in options.out.iterdir()) if options.out.is_dir() else []
+    there = options.out.iterdir() if options.out.is_dir() else ()
+    foreign = sorted(one.name for one in there if not one.name.startswith("."))
     ours = (options.out / RESULT_NAME).exists() or (options.out / _WORK / _OURS).exists()
     if foreign and not ours:
         raise GenwardenError(
             "compress/not-ours",
-            f"{options.out} holds {', '.join(foreign[:3])}{' ...' * (len(foreign) > 3)} of "
-            "something else.",
+            f"{options.out} holds something else: {', '.join(foreign[:3])}"
+            f"{' ...' * (len(foreign) > 3)}.",
             "Choose another --out folder; nothing there was changed.",
         )
 

@@ -58,6 +58,7 @@ COMPRESSIONS = table_of(
 _QR = f"{_Q}.remedies"
 #: Ways to compress in which a backdoor that compression wakes stays asleep. ``families``: the last
 #: stage of ``--how`` that each works on; ``settings``: the dataclass of its settings.
+#: ``learns``: from inputs.
 _QUANTISED = ["uniform", "block"]
 COMPRESSION_REMEDIES = table_of(
     Row(
@@ -85,7 +86,7 @@ COMPRESSION_REMEDIES = table_of(
         "efrap",
         f"{_QR}.efrap:efrap",
         "learned rounding that flips what nearly rounded the other way (EFRAP)",
-        {"settings": f"{_QR}.efrap:EfrapSettings", "families": ["uniform"]},
+        {"settings": f"{_QR}.efrap:EfrapSettings", "families": ["uniform"], "learns": True},
     ),
     Row(
         "task-vector",
@@ -100,6 +101,7 @@ COMPRESSION_REMEDIES = table_of(
         {
             "settings": f"{_QR}.finetuned:FinetunedSettings",
             "families": [*_QUANTISED, "pruning"],
+            "learns": True,
         },
     ),
 )
