@@ -13,7 +13,7 @@ from genwarden.benchmarks.population.statistics import area, roc
 #: Single inspections that are drawn beside the decision, by their largest score over the variants.
 _SHOWN = {
     "generator": ("differential-search", "differential-distance", "rounding-statistics"),
-    "classifier": ("differential-inversion", "differential-gap", "neural-cleanse"),
+    "classifier": ("guarded-lead", "differential-gap", "neural-cleanse"),
 }
 
 
