@@ -102,6 +102,11 @@ def test_the_lead_of_a_class_is_judged_by_the_law_of_gaps() -> None:
     assert found.p_value == exponential_p(2.0, clean)
     assert "exponential prediction" in found.null.description
     assert assumption(found.null).endswith("assuming an exponential prediction")
+    # Beside one another, gaps of honest models are compared where they are nearly normal.
+    gaps = (-torch.rand(4000, generator=torch.Generator().manual_seed(1)).log()).tolist()
+    values = torch.tensor(calibration.on_scale("guarded-lead", gaps).values)
+    skewness = float(((values - values.mean()) / values.std()).pow(3).mean())
+    assert abs(skewness) < 0.25
 
 
 def test_predictive_p_is_uniform_for_new_clean_draws() -> None:

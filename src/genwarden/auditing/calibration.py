@@ -255,28 +255,49 @@ def against_clean(
     found = references(inspection, budget, table, condition=condition, sample_shape=sample_shape)
     if not found.values:
         return None
+    beside = predicted(inspection, score, found.values, found.elsewhere, found.others)
     corrected = f"; Bonferroni over {targets} targets" if targets > 1 else ""
-    if is_exponential(inspection):
-        law = f"{found.description}; exponential prediction{corrected}"
-        null = Null(source="population", description=law, values=found.values)
-        return AgainstClean(min(1.0, targets * exponential_p(score, found.values)), null)
-    clean = on_scale(inspection, [score, *found.values])
-    elsewhere = [_variance(on_scale(inspection, values).values) for values in found.elsewhere]
-    p_value = predictive_p(
-        clean.values[0],
-        clean.values[1:],
-        clean.least_spread,
-        prior_variance=sum(elsewhere) / len(elsewhere) if elsewhere else None,
-        others=[on_scale(inspection, values).values for values in found.others],
-    )
-    moderated = ", its spread moderated by that under the other conditions" if elsewhere else ""
     null = Null(
         source="population",
-        description=f"{found.description}; Student-t prediction"
-        f"{' of the logarithm' if clean.logarithmic else ''}{moderated}{corrected}",
+        description=f"{found.description}; {beside.law}{corrected}",
         values=found.values,
     )
-    return AgainstClean(min(1.0, targets * p_value), null)
+    return AgainstClean(min(1.0, targets * beside.p_value), null)
+
+
+class Prediction(NamedTuple):
+    """Probability of a score as high as one more draw beside clean ones, and by which law."""
+
+    p_value: float
+    law: str
+
+
+def predicted(
+    inspection: str,
+    score: float,
+    clean: Sequence[float],
+    elsewhere: Sequence[list[float]] = (),
+    others: Sequence[list[float]] = (),
+) -> Prediction:
+    """A score beside clean ones, by the law that a row of the registry says.
+
+    Args:
+        elsewhere, others: as in :class:`References`; gaps need neither.
+    """
+    if is_gap(inspection):
+        return Prediction(exponential_p(score, clean), "exponential prediction")
+    mine = on_scale(inspection, [score, *clean])
+    spreads = [_variance(on_scale(inspection, values).values) for values in elsewhere]
+    p_value = predictive_p(
+        mine.values[0],
+        mine.values[1:],
+        mine.least_spread,
+        prior_variance=sum(spreads) / len(spreads) if spreads else None,
+        others=[on_scale(inspection, values).values for values in others],
+    )
+    moderated = ", its spread moderated by that under the other conditions" if spreads else ""
+    of_what = " of the logarithm" if mine.logarithmic else ""
+    return Prediction(p_value, f"Student-t prediction{of_what}{moderated}")
 
 
 class OnScale(NamedTuple):
@@ -292,8 +313,11 @@ class OnScale(NamedTuple):
 
 
 def on_scale(inspection: str, scores: list[float]) -> OnScale:
-    """The scores, or their logarithms where a row of the registry says so."""
+    """The scores, or their logarithms where a row of the registry says so; of gaps the cube roots,
+    which of an exponential law are nearly normal (Wilson and Hilferty)."""
     options = all_inspections()[inspection].options
+    if is_gap(inspection):
+        return OnScale([max(score, 0.0) ** (1 / 3) for score in scores], _LEAST_SPREAD, False)
     logarithmic = options.get("scale") == "log"
     values = [_log(score) for score in scores] if logarithmic else scores
     return OnScale(values, options.get("least_spread", _LEAST_SPREAD), logarithmic)
@@ -350,13 +374,13 @@ def predictive_p(
     return max(float(stdtr(freedom, -t)), 1e-300)
 
 
-def is_exponential(inspection: str) -> bool:
+def is_gap(inspection: str) -> bool:
     """Whether a row of the registry says that clean scores are gaps, which pile up at 0."""
     row = all_inspections().get(inspection)
     return row is not None and row.options.get("law") == "exponential"
 
 
-def exponential_p(score: float, clean: list[float]) -> float:
+def exponential_p(score: float, clean: Sequence[float]) -> float:
     """Upper-tail probability of ``score`` as one more draw beside clean ones of exponential law.
 
     With the mean of n clean scores for that of the law, known as well as n scores tell it: a Lomax

@@ -13,10 +13,8 @@ from typing import NamedTuple
 from genwarden.auditing.agreement import standing_out
 from genwarden.auditing.calibration import (
     MIN_REFERENCES,
-    exponential_p,
-    is_exponential,
     on_scale,
-    predictive_p,
+    predicted,
     reference_key,
 )
 from genwarden.auditing.own_references import ReferenceModel, Score, scores_by_key
@@ -106,10 +104,7 @@ def _beside_the_others(
     others = [s for name, s in scores_by_key(models)[key].items() if name != model.name]
     if len(others) < MIN_REFERENCES - 1:
         return 0.0
-    if is_exponential(score.inspection):
-        return exponential_p(score.score, others)
-    scale = on_scale(score.inspection, [score.score, *others])
-    return predictive_p(scale.values[0], scale.values[1:], scale.least_spread)
+    return predicted(score.inspection, score.score, others).p_value
 
 
 def too_few(models: Sequence[ReferenceModel]) -> list[str]:
