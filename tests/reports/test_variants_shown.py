@@ -177,3 +177,18 @@ def test_a_compression_that_was_applied_already_found_nothing_because_it_tested_
     shown = Variant(name="int8", coverage=COVERAGE, findings=[judged(same), awake])
     assert state_of(shown).word == "not tested: it changes no weight"
     assert state_of(variant("int8", found=True)).word == "evidence"
+
+
+def test_what_is_shown_by_choice_neither_found_nothing_nor_promises_to() -> None:
+    tested = quiet_document().findings[0]
+    assert tested.finding.p_value is not None
+    aside = tested.model_copy(update={"adjusted_p": None})
+    assert words.result_of(aside).word == "shown, not tested"
+    assert words.result_of(tested).word == "nothing found"
+    both = quiet_document().model_copy(
+        update={"variants": [Variant(name="int8", coverage=COVERAGE, findings=[aside])]}
+    )
+    promises = text_of(both).split("Would have been found:")[1]
+    name = tested.finding.inspection
+    assert f"{name} (int8" not in promises
+    assert name in promises

@@ -81,6 +81,8 @@ def result_of(judged: Judged) -> Result:
     null = judged.finding.null
     if judged.finding.p_value is None and (null is None or null.source != "exact"):
         return Result("unjudged", "o", "not judged")
+    if judged.finding.p_value is not None and judged.adjusted_p is None:
+        return Result("unjudged", "o", "shown, not tested")
     return Result("quiet", "-", "nothing found")
 
 
