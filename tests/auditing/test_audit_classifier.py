@@ -472,39 +472,33 @@ def test_an_interrupted_audit_continues_in_the_middle_of_a_variant(
     assert len(done) == 4  # nothing that was finished is done again
 
 
+def variant_of(task: GlyphTask, how: str) -> VariantBench:
+    full = ClassifierBench(
+        classifier=task.copy().classifier,
+        effort=SHORT,
+        seed=0,
+        device=torch.device("cpu"),
+        given=to_unit_range(task.test_images),
+    )
+    return VariantBench(full, compressor(how))
+
+
 def test_the_lead_is_that_of_the_network_as_it_is_and_not_under_filter_pruning(
     woken: GlyphTask,
 ) -> None:
-    def bench(how: str) -> VariantBench:
-        full = ClassifierBench(
-            classifier=woken.copy().classifier,
-            effort=SHORT,
-            seed=0,
-            device=torch.device("cpu"),
-            given=to_unit_range(woken.test_images),
-        )
-        return VariantBench(full, compressor(how))
-
-    rounded = bench(HOW)
+    rounded = variant_of(woken, HOW)
     found = inspect_lead(rounded)
     assert found.score == pytest.approx(lead(rounded.guarded_differential))
     assert found.score != pytest.approx(lead(rounded.differential), rel=0.01)
-    assert inspect_lead(bench("prune-0.3")).outcome == "scored"
-    filters = inspect_lead(bench("prune-filters-0.3"))
+    assert inspect_lead(variant_of(woken, "prune-0.3")).outcome == "scored"
+    filters = inspect_lead(variant_of(woken, "prune-filters-0.3"))
     assert filters.outcome == "not_applicable"
     assert "whole filters go" in filters.summary
 
 
 def test_guards_take_away_what_any_errors_of_the_size_do(woken: GlyphTask) -> None:
     """A placebo separates from the full network as an honest variant does; guarded, less easily."""
-    full = ClassifierBench(
-        classifier=woken.copy().classifier,
-        effort=SHORT,
-        seed=0,
-        device=torch.device("cpu"),
-        given=to_unit_range(woken.test_images),
-    )
-    variant = VariantBench(full, compressor(HOW))
+    variant = variant_of(woken, HOW)
     guards = [variant.placebo(number) for number in range(1, 9)]
 
     def dearer(network: ImageClassifier) -> float:

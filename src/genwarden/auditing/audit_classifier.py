@@ -231,9 +231,8 @@ def _unless_unchanged(decision: Decision, variants: Sequence[Variant]) -> Decisi
     they clear classifiers that send every triggered image to one class.
     """
     already = [
-        f"{variant.name} changes no weight, as if it had been applied already. What it woke cannot "
-        "be told from these weights alone: audit the model that they were made from with "
-        f"--deploy-as {variant.name}."
+        f"{variant.name} changes no weight, as if it had been applied already. "
+        f"{_original_wanted(variant.name)}"
         for variant in variants
         if any(unchanged(j.finding) for j in variant.findings)
     ]
@@ -252,17 +251,22 @@ def _unless_compressed(decision: Decision, bench: ClassifierBench) -> Decision:
         why = f"Whether its weights lie on a grid already could not be told: {reason_of(error)}"
         return unless(decision, [why])
     zeros = sum(int((w == 0).sum()) for w in weights) / max(1, sum(w.numel() for w in weights))
-    seen = f"{zeros:.0%} of the weights are 0, as after pruning or rounding to few bits"
     if grids:
-        seen = f"The weights lie on the grid of {grids[0]}"
-    if not grids and zeros < _PRUNED:
+        seen, how = f"The weights lie on the grid of {grids[0]}", grids[0]
+    elif zeros >= _PRUNED:
+        seen = f"{zeros:.0%} of the weights are 0, as after pruning or rounding to few bits"
+        how = "what was used"
+    else:
         return decision
-    reason = (
-        f"{seen}: this classifier has been compressed already. What that woke cannot be told from "
-        "these weights alone: audit the model that they were made from with --deploy-as "
-        f"{grids[0] if grids else 'what was used'}."
+    already = f"{seen}: this classifier has been compressed already. {_original_wanted(how)}"
+    return unless(decision, [already])
+
+
+def _original_wanted(how: str) -> str:
+    return (
+        "What that woke cannot be told from these weights alone: audit the model that they were "
+        f"made from with --deploy-as {how}."
     )
-    return unless(decision, [reason])
 
 
 def judged_by_references(
@@ -314,14 +318,7 @@ def _aside(findings: Sequence[Finding]) -> frozenset[str]:
         if f.p_value is not None and not shown_compressed(f.inspection)
     }
     return frozenset(
-        f.inspection
-        for f in findings
-        if shown_compressed(f.inspection)
-        or (
-            f.p_value is not None
-            and f.inspection in beside
-            and CLASSIFIER_INSPECTIONS[f.inspection].options.get("judged_once")
-        )
+        f.inspection for f in findings if shown_compressed(f.inspection) or f.inspection in beside
     )
 
 

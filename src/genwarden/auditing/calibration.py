@@ -171,25 +171,28 @@ def _elsewhere(
     )
 
 
+def _option(inspection: str, name: str) -> Any:
+    """What a row of the registry says; None where there is no such row."""
+    row = all_inspections().get(inspection)
+    return None if row is None else row.options.get(name)
+
+
 def needs_population(inspection: str) -> bool:
     """Whether an inspection is judged against clean models (a row of the registry says so).
 
     Others bring their own null, are exact, or are shown and never judged (capacity).
     """
-    row = all_inspections().get(inspection)
-    return row is not None and row.options.get("null") == "population"
+    return bool(_option(inspection, "null") == "population")
 
 
 def shown_without_references(inspection: str) -> bool:
     """Whether an inspection for which clean scores may be lacking is shown then, and no gap."""
-    row = all_inspections().get(inspection)
-    return row is not None and bool(row.options.get("shown_without_references"))
+    return bool(_option(inspection, "shown_without_references"))
 
 
 def shown_compressed(inspection: str) -> bool:
     """Whether an inspection is judged of models as they are and only shown of compressed ones."""
-    row = all_inspections().get(inspection)
-    return row is not None and bool(row.options.get("shown_compressed"))
+    return bool(_option(inspection, "shown_compressed"))
 
 
 def calibrate(
@@ -376,8 +379,7 @@ def predictive_p(
 
 def is_gap(inspection: str) -> bool:
     """Whether a row of the registry says that clean scores are gaps, which pile up at 0."""
-    row = all_inspections().get(inspection)
-    return row is not None and row.options.get("law") == "exponential"
+    return bool(_option(inspection, "scale") == "gap")
 
 
 def exponential_p(score: float, clean: Sequence[float]) -> float:

@@ -7,7 +7,7 @@ then it is audited, and what its attack reached is measured. Nothing that is the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -15,7 +15,13 @@ from typing import Any, Generic, Protocol, TypeVar
 from genwarden.auditing.document import AuditDocument
 from genwarden.benchmarks.choosing import Keyed
 from genwarden.benchmarks.locks import claimed
-from genwarden.benchmarks.member_files import document_path, facts_path, once, write_audit
+from genwarden.benchmarks.member_files import (
+    document_path,
+    facts_path,
+    once,
+    require_audits_of,
+    write_audit,
+)
 from genwarden.benchmarks.repairs.jobs import Failure, do_all
 from genwarden.benchmarks.repairs.run import raise_failures
 from genwarden.benchmarks.store import write_result
@@ -77,6 +83,16 @@ class MemberJob(ABC, Generic[M]):
     @abstractmethod
     def facts(self) -> dict[str, Any] | None:
         """What the member's attack reached; None for a clean one."""
+
+    def require_own_audits(self, sha256: Callable[[], str]) -> None:
+        """Refuse stored audits of another model than the one of this hash.
+
+        Raises:
+            GenwardenError: ``benchmark/other-orders``.
+        """
+        stored = [document_path(self.out, self.name, b, self.seed) for b in self.budgets]
+        if there := [path for path in stored if path.exists()]:
+            require_audits_of(sha256(), there)
 
     def require_fitting(self) -> None:
         """Refuse a member, or an audit of it, that is there but is not what the plan asks for.

@@ -46,9 +46,13 @@ class Coverage:
             f"{len(self.layers)} of {len(self.layers) + len(self.left_out)} layers, "
             f"{self.weights:,} of {self.parameters:,} parameters ({self.share:.1%})"
         )
-        if self.zeroed:
-            text += f", of which {self.zeroed / self.weights:.1%} become 0"
+        text += becoming_zero(self.zeroed, self.weights)
         return text + (f"; left alone: {', '.join(self.left_out)}" if self.left_out else "")
+
+
+def becoming_zero(zeroed: int, weights: int) -> str:
+    """A clause that says how many of the compressed weights do; "" for none."""
+    return f", of which {zeroed / weights:.1%} become 0" if zeroed else ""
 
 
 def compressed_weights(

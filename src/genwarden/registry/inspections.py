@@ -290,8 +290,7 @@ _IK = "genwarden.inspections.classifier"
 #: Of classifiers, in the order in which an audit runs them. ``needs``: "variant" for those that
 #: compare a compressed network with the full one; the others look at each network by itself.
 #: ``shown_compressed``: under a compression it is scored and not judged (in the calibration half of
-#: the compression study none of these found a model that the others did not). ``judged_once``: by
-#: its own null only where what follows from it has no references.
+#: the compression study none of these found a model that the others did not).
 CLASSIFIER_INSPECTIONS = table_of(
     Row(
         "neural-cleanse",
@@ -320,7 +319,6 @@ CLASSIFIER_INSPECTIONS = table_of(
         f"{_IK}.differential_inversion:inspect",
         "a trigger that only the compressed classifier sees",
         {
-            "judged_once": True,
             "needs": "variant",
             # Unjudged, it leaves a variant untested, whatever else was judged there.
             "carries": True,
@@ -359,7 +357,7 @@ CLASSIFIER_INSPECTIONS = table_of(
         "how far one class's trigger stands before those of all others",
         {
             **_CLEAN,
-            "law": "exponential",
+            "scale": "gap",
             "needs": "variant",
             "finds": "what differential-inversion finds, also where what wakes lifts its class on "
             "every image, and of attackers who trained over perturbed quantisers",

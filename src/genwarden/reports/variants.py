@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from genwarden.auditing.audit_variants import unchanged
 from genwarden.auditing.document import AuditDocument, Judged, Variant, VariantCoverage
+from genwarden.compression.apply import becoming_zero
 from genwarden.reports import words
 from genwarden.reports.highlights import every_finding
 
@@ -131,8 +132,7 @@ def coverage_in_words(coverage: VariantCoverage | None) -> str:
         f"{len(coverage.layers)} of {whole} layers are compressed, {coverage.weights:,} of "
         f"{coverage.parameters:,} trained parameters ({coverage.share:.1%})"
     )
-    if coverage.zeroed:
-        text += f", of which {coverage.zeroed / coverage.weights:.1%} become 0"
+    text += becoming_zero(coverage.zeroed, coverage.weights)
     left = f"; left as they are: {', '.join(coverage.left_out)}." if coverage.left_out else "."
     return text + left
 

@@ -46,11 +46,7 @@ from genwarden.benchmarks.compression.making import attack_settings
 from genwarden.benchmarks.compression.making import make as make_member
 from genwarden.benchmarks.compression.plan import DEPLOYED, Member, members
 from genwarden.benchmarks.compression.roc_figure import draw
-from genwarden.benchmarks.member_files import (
-    document_path,
-    require_audits_of,
-    require_same_orders,
-)
+from genwarden.benchmarks.member_files import require_same_orders
 from genwarden.benchmarks.member_study import MemberJob, do_members, write_study
 from genwarden.benchmarks.repairs.run import command_of, result_head
 from genwarden.commands.audit_variants import parse_deploy_as
@@ -138,10 +134,8 @@ class _Job(MemberJob[Member]):
             require_as_planned(
                 self.folder, kind.attack, settings, trigger=kind.trigger, target=kind.target
             )
-        stored = [document_path(self.out, self.name, b, self.seed) for b in self.budgets]
-        if there := [path for path in stored if path.exists()]:
-            read = read_model if member.sort == "generator" else read_classifier
-            require_audits_of(read(self.folder).sha256, there)
+        read = read_model if member.sort == "generator" else read_classifier
+        self.require_own_audits(lambda: read(self.folder).sha256)
 
     @property
     def may_make(self) -> bool:

@@ -56,7 +56,6 @@ from genwarden.benchmarks.diffusion.judging import (
 from genwarden.benchmarks.diffusion.making import make
 from genwarden.benchmarks.diffusion.plan import Member, members
 from genwarden.benchmarks.diffusion.roc_figure import draw
-from genwarden.benchmarks.member_files import document_path, require_audits_of
 from genwarden.benchmarks.member_study import MemberJob, do_members, write_study
 from genwarden.benchmarks.repairs.run import command_of, result_head
 from genwarden.benchmarks.results import read_document, read_result
@@ -117,9 +116,7 @@ class _Job(MemberJob[Member]):
                 trigger=member.kind.trigger,
                 target=member.kind.target,
             )
-        stored = [document_path(self.out, self.name, b, self.seed) for b in self.budgets]
-        if there := [path for path in stored if path.exists()]:
-            require_audits_of(read_diffusion(self.folder).sha256, there)
+        self.require_own_audits(lambda: read_diffusion(self.folder).sha256)
 
     def facts(self) -> dict[str, Any] | None:
         if not self.member.compromised:
