@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from box_attack import wake_under
+from classifier_audits import HOW, TARGET
 from genwarden.artifacts.model_folder import write_model
+from genwarden.backdoors.classifier_trigger import make_classifier_trigger
+from genwarden.compression.how import compressor
 from genwarden.engine.seeds import random_stream
 from genwarden.models.dcgan import DCGAN28, initialise
 from glyph_task import GlyphTask, make_glyph_task
@@ -76,6 +80,15 @@ def tiny_model_folder(tmp_path: Path, tiny_generator: DCGAN28) -> Path:
 @pytest.fixture(scope="session")
 def _trained_glyph_task() -> GlyphTask:
     return make_glyph_task()
+
+
+@pytest.fixture(scope="session")
+def woken(_trained_glyph_task: GlyphTask) -> GlyphTask:
+    """The task with a backdoor in its classifier, which int4 wakes; use a copy."""
+    task = _trained_glyph_task.copy()
+    trigger = make_classifier_trigger("square:4", task.classifier.sample)
+    wake_under(compressor(HOW), task.classifier, task.images, task.labels, trigger, TARGET)
+    return task
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -103,16 +104,28 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(budgets.CLASSIFIER_BUDGETS, "quick", TINY_CLASSIFIER)
 
 
-def test_the_halves_share_no_base_no_seed_and_no_key() -> None:
+def test_the_parts_share_no_base_no_seed_and_no_key() -> None:
     every = plan.members()
     assert len({member.key for member in every}) == len(every)
-    halves = {half: [m for m in every if m.half == half] for half in plan.HALVES}
-    assert len(halves["calibration"]) == len(halves["reporting"])
-    for what in ("base_key", "seed"):
-        one, other = ({getattr(m, what) for m in halves[half]} for half in plan.HALVES)
-        assert not one & other, what
+    parts = {half: [m for m in every if m.half == half] for half in plan.HALVES}
+    for one, other in combinations(parts.values(), 2):
+        assert not {m.base_key for m in one} & {m.base_key for m in other}
+        assert not {m.seed for m in one} & {m.seed for m in other}
+    first = {half: [m for m in found if m.round == 1] for half, found in parts.items()}
+    assert len(first["calibration"]) == len(first["reporting"])
+    classifiers = [m for m in first["reporting"] if m.sort == "classifier"]
+    assert len(first["confirmation"]) == len(classifiers)
     bases = {member.key for member in every if member.key == member.base_key}
     assert {member.base_key for member in every} == bases
+
+
+def test_each_training_of_a_part_is_one_of_its_own() -> None:
+    clean = [m for m in plan.members() if not m.attacked and m.sort == "classifier"]
+    references = [m for m in clean if judging.is_null(m)]
+    again = [m for m in references if m.round > 1]
+    assert len(again) == 2 * sum(m.round == 1 for m in references) > 0
+    assert all(m.base_key.endswith(f"-{m.round}") for m in again)
+    assert len({m.seed for m in clean}) == len(clean)
 
 
 def test_the_plan_is_as_large_as_asked_and_names_what_exists() -> None:
@@ -168,17 +181,19 @@ def stored(out: Path, member: Member, document: AuditDocument) -> None:
     path.write_text(json.dumps({"spent": spent, "document": document.model_dump(mode="json")}))
 
 
-def member(key: str, sort: Sort = "generator", *, half: Half, attacked: bool = False) -> Member:
+def member(
+    key: str, sort: Sort = "generator", *, half: Half, attacked: bool = False, number: int = 1
+) -> Member:
     architecture = "dcgan28" if sort == "generator" else "small-cnn"
     base = Base("tiny", sort, architecture, "mnist", 1)
     kind = Kind("box int4", "tiny", "dormant-box", "int4", "in-sample", "class:3")
-    return Member(key, half, 0, base, kind=kind if attacked else None)
+    return Member(key, half, 0, base, kind=kind if attacked else None, round=number)
 
 
 def test_clean_scores_of_all_variants_judge_the_others_and_never_their_own_model(
     tmp_path: Path,
 ) -> None:
-    every = [member(f"c{i}", half="calibration") for i in range(9)]
+    every = [member(f"c{i}", half="calibration", number=i) for i in range(9)]
     for place, one in enumerate(every):
         # The last one is far out: it would be its own alibi.
         score = 9.0 if place == 8 else 0.1 * place
@@ -375,7 +390,8 @@ def test_references_are_published_of_all_clean_models_or_none(
     assert found["generator"]["scores"] == {"quick": {"int8: placebo-ratio": [1.0, 3.0]}}
     assert found["classifier"]["scores"] == {"quick": {"int8, images made: strip": [2.0]}}
     assert (
-        "2 clean models under each of 1 compressions" in found["generator"]["descriptions"]["quick"]
+        "2 clean models, of 1 trainings, under each of 1 compressions"
+        in found["generator"]["descriptions"]["quick"]
     )
     rows = [attacked_row("x", 9.0, sort="classifier"), population_row("y", 0.0, sort="classifier")]
     judging.publish_power(rows)
@@ -431,7 +447,8 @@ def test_a_population_resumes_where_it_stopped_and_gives_the_same(
     whole = run_recipe("compression-population", tmp_path / "whole", only=only, **options)
     assert whole["failed"] == {}
     assert [row["key"] for row in whole["rows"]] == half
-    assert len(whole["missing"]) == len(half) == 6
+    assert len(half) == 6
+    assert len(whole["missing"]) == len(plan.members()) - 6
     assert whole["inspected"] == {"generator": ["int4"], "classifier": ["int4"]}
     tables_of("compression-population", whole)
     parts = tmp_path / "parts"

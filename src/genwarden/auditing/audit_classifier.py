@@ -96,6 +96,7 @@ class ClassifierRequest:
         command: the command line that repeats the audit.
         threads: processor threads that the user asked for, for the ledger; None: as fixed.
         deploy_as: the compressions to inspect the model under.
+        where_usable: those of them that count only where they leave a classifier of use.
         variants_only: leave the model as it is uninspected.
         only: run these inspections and no others (for benchmarks); all if empty.
         references: clean models of the user's own to judge by, or None.
@@ -109,6 +110,7 @@ class ClassifierRequest:
     command: str = ""
     threads: int | None = None
     deploy_as: tuple[Compressor, ...] = ()
+    where_usable: frozenset[str] = frozenset()
     variants_only: bool = False
     only: tuple[str, ...] = ()
     references: GivenReferences | None = None
@@ -171,7 +173,9 @@ def audit_classifier(
     )
     base = by_references("", ran.findings, *model)
     judged = [by_references(v.name, v.findings, *model) for v in variants]
-    decision, documented = judge_variants(base, variants, judged, suspect.nonfinite)
+    decision, documented = judge_variants(
+        base, variants, judged, suspect.nonfinite, where_usable=request.where_usable
+    )
     used = used_by_own(base, variants, judged)
     decision = unless_doubted(decision, references, used)
     if request.images is None:

@@ -6,7 +6,7 @@ is never "nothing found".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from genwarden.auditing.calibration import shipped, shipped_compression
@@ -46,6 +46,7 @@ class RanVariant(NamedTuple):
     coverage: Coverage | None
     findings: list[Finding]
     failure: str = ""
+    destroyed: bool = False
 
 
 class Judgement(NamedTuple):
@@ -89,6 +90,7 @@ def run_variants(
         bench = bench_of(compressor)
         try:
             coverage = bench.coverage
+            destroyed = bench.destroyed if coverage.weights else ""
         except BREAKDOWNS as error:
             text = (str(error).strip().splitlines() or ["no message"])[0][:200]
             ran.append(RanVariant(name, None, [], f"{type(error).__name__}: {text}"))
@@ -96,6 +98,10 @@ def run_variants(
             continue
         if not coverage.weights:
             ran.append(RanVariant(name, coverage, [], f"it covers nothing: {coverage}."))
+            _skip(whole, rows, part)
+            continue
+        if destroyed:
+            ran.append(RanVariant(name, coverage, [], destroyed, destroyed=True))
             _skip(whole, rows, part)
             continue
 
@@ -174,12 +180,16 @@ def judge_variants(
     variants: Sequence[RanVariant],
     judged: Sequence[Calibrated],
     nonfinite: dict[str, int],
+    *,
+    where_usable: Collection[str] = (),
 ) -> Judgement:
     """Decide on the model and its variants together: Holm's correction goes over everything.
 
     Args:
         base: what was found in the model as it is.
         judged: the calibrated findings of each of ``variants``.
+        where_usable: variants that were asked for only where they leave a model of use: beside
+            others, one that does not is said to be left out and makes nothing inconclusive.
     """
     every = [*base.findings, *(f for one in judged for f in one.findings)]
     under = [""] * len(base.findings)
@@ -188,7 +198,13 @@ def judge_variants(
     unfit = {("", name) for name in base.unfit}
     for variant, one in zip(variants, judged, strict=True):
         unfit |= {(variant.name, name) for name in one.unfit}
-    untested = [f"Nothing is known of {v.name}: {v.failure}" for v in variants if v.failure]
+    others = any(not variant.failure for variant in variants)
+    useless = [v for v in variants if others and v.destroyed and v.name in where_usable]
+    untested = [
+        f"Nothing is known of {v.name}: {v.failure}"
+        for v in variants
+        if v.failure and v not in useless
+    ]
     if base.findings and not _says_something(base.findings):
         untested.append("Nothing is known of the model as it is: no inspection could judge it.")
     untested += [
@@ -211,6 +227,12 @@ def judge_variants(
         for name in one.aside
     }
     decision = decide(every, nonfinite, unfit, under=under, untested=untested, aside=aside)
+    if decision.verdict == "none_found":
+        left_out = [
+            f"Not covered is {v.name}, which leaves nothing that could be deployed: {v.failure}"
+            for v in useless
+        ]
+        decision = decision._replace(reasons=[*decision.reasons, *left_out])
     rest = iter(decision.judged[len(base.findings) :])
     documented = [
         Variant(
@@ -218,6 +240,7 @@ def judge_variants(
             coverage=_documented(variant.coverage),
             findings=[next(rest) for _ in one.findings],
             failure=variant.failure,
+            destroyed=variant.destroyed,
         )
         for variant, one in zip(variants, judged, strict=True)
     ]

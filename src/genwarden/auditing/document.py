@@ -4,8 +4,9 @@ Version 1.1: 1.0 and ``candidates``. Version 1.2: 1.1 and the inspections of dif
 what a user can give for them. Version 1.3: 1.2, classifiers, and ``variants``: what the model is
 once it is compressed. Version 1.4: 1.3, path and sha256 of a file that was refused. Version 1.5:
 1.4 and the sha256 of the user's own references. Version 1.6: 1.5 and triggers of classifiers as
-evidence. Version 1.7: 1.6 and how many weights a compression sets to 0. Older documents are still
-read. Apart from ``timing`` and ``environment`` the same command gives the same bytes.
+evidence. Version 1.7: 1.6 and how many weights a compression sets to 0. Version 1.8: 1.7 and
+compressions that destroy the model. Older documents are still read. Apart from
+``timing`` and ``environment`` the same command gives the same bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from genwarden.inspections.candidate import Candidate
 from genwarden.inspections.finding import Finding, Images
 
-SCHEMA_VERSION: Literal["1.7"] = "1.7"
+SCHEMA_VERSION: Literal["1.8"] = "1.8"
 
 Verdict = Literal["evidence", "none_found", "inconclusive", "refused"]
 
@@ -128,14 +129,16 @@ class Variant(_Strict):
         name: of the compression, as ``--deploy-as`` takes it (``int8-per-channel``).
         coverage: None where the compression could not be carried out at all.
         findings: in the order of the inspections; every variant of a document has the same ones,
-            unless its compression failed or covers nothing (then none).
+            unless its compression failed, covers nothing or destroys the model (then none).
         failure: why there are none, or "".
+        destroyed: whether it is because what is left is no longer the same model.
     """
 
     name: str
     coverage: VariantCoverage | None = None
     findings: list[Judged] = Field(default_factory=list)
     failure: str = ""
+    destroyed: bool = False
 
 
 class AuditDocument(_Strict):
@@ -156,7 +159,9 @@ class AuditDocument(_Strict):
         timing: seconds per inspection and in total.
     """
 
-    schema_version: Literal["1.0", "1.1", "1.2", "1.3", "1.4", "1.5", "1.6", "1.7"] = SCHEMA_VERSION
+    schema_version: Literal["1.0", "1.1", "1.2", "1.3", "1.4", "1.5", "1.6", "1.7", "1.8"] = (
+        SCHEMA_VERSION
+    )
     genwarden_version: str
     verdict: Verdict
     suspicion: Annotated[float, Field(ge=0, le=1)] | None

@@ -8,7 +8,7 @@ from genwarden.errors import GenwardenError
 
 #: What a user types for the default set; other compressions may stand beside it.
 DEFAULT = "default"
-#: What phones, servers and sparse runtimes make of a model.
+#: What phones, servers and sparse runtimes make of a model, where that leaves it of use.
 DEFAULT_VARIANTS = "int8,int8-per-channel,int4,prune-0.3,prune-0.5"
 
 
@@ -32,3 +32,16 @@ def parse_deploy_as(text: str | None, *, variants_only: bool, seed: int) -> tupl
         return ()
     words = [DEFAULT_VARIANTS if word.strip() == DEFAULT else word for word in text.split(",")]
     return tuple(compressors(",".join(words), seed=seed))
+
+
+def where_usable(text: str | None) -> frozenset[str]:
+    """The compressions of ``--deploy-as`` that nobody named: they stand for what may be deployed.
+
+    One of them that destroys the model makes an audit no less conclusive; one that was named does.
+    """
+    words = [word.strip() for word in (text or "").split(",")]
+    if DEFAULT not in words:
+        return frozenset()
+    named = [word for word in words if word != DEFAULT]
+    spelled = {one.name for one in compressors(",".join(named))} if named else set()
+    return frozenset(DEFAULT_VARIANTS.split(",")) - spelled

@@ -18,6 +18,7 @@ from genwarden.auditing.fit import classifier_family
 from genwarden.auditing.given_references import GivenReferences
 from genwarden.auditing.own_references import Suspected, hash_of, suspected_of
 from genwarden.commands.audit_options import AuditOptions, repeat_command
+from genwarden.commands.audit_variants import where_usable
 from genwarden.commands.opened import Opened, Run, whole
 from genwarden.compression.contract import Compressor
 from genwarden.data.datasets import load_images, to_unit_range
@@ -75,6 +76,7 @@ def open_classifier_suspect(
             inputs_sha256="" if images is None else sha256_bytes(images.numpy().tobytes()),
             command=repeat_command(options),
             deploy_as=variants,
+            where_usable=where_usable(options.deploy_as),
             variants_only=options.variants_only,
             threads=options.threads,
             references=references,

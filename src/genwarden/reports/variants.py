@@ -111,6 +111,8 @@ def state_of(variant: Variant) -> words.Result:
     """What a variant amounts to."""
     if any(j.flagged for j in variant.findings):
         return words.Result("flagged", "!", "evidence")
+    if variant.destroyed:
+        return words.Result("failed", "x", "destroys the model")
     if variant.failure:
         return words.Result("failed", "x", "not tested")
     failed = [j.finding.inspection for j in variant.findings if j.finding.outcome == "failed"]

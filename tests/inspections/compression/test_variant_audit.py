@@ -17,7 +17,7 @@ from genwarden.auditing.audit_variants import NOT_AS_DEPLOYED
 from genwarden.auditing.document import AuditDocument
 from genwarden.commands.audit import audit_model
 from genwarden.commands.audit_options import AuditOptions, repeat_command
-from genwarden.commands.audit_variants import parse_deploy_as
+from genwarden.commands.audit_variants import DEFAULT_VARIANTS, parse_deploy_as, where_usable
 from genwarden.compression.how import compressors
 from genwarden.engine.progress import Silent
 from genwarden.errors import GenwardenError
@@ -248,6 +248,13 @@ def test_deploy_as_names_the_default_set_and_others_once() -> None:
         "prune-2:4",
     ]
     assert parse_deploy_as(None, variants_only=False, seed=0) == ()
+
+
+def test_only_what_the_default_set_stands_for_may_turn_out_useless() -> None:
+    assert where_usable("default") == set(DEFAULT_VARIANTS.split(","))
+    # However it is spelled, what is named is asked for.
+    assert "prune-0.5" not in where_usable("prune-0.50, default")
+    assert where_usable("int8,prune-0.5") == where_usable(None) == frozenset()
 
 
 @pytest.mark.parametrize(

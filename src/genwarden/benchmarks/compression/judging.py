@@ -1,8 +1,8 @@
 """From stored audits of compressed models to judged rows, and to the references that are shipped.
 
 As in the study of generators: scores are judged against the clean models of the calibration half,
-a clean model of that half against the others. Every clean model gives one score to the references
-of each compression.
+a clean model of that half against those that share no training with it. Every clean model gives one
+score to the references of each compression.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,9 +27,10 @@ from genwarden.auditing.fit import classifier_family, condition_of
 from genwarden.auditing.judging import Calibrated
 from genwarden.auditing.power import CLASSIFIER_POWER, read_power
 from genwarden.auditing.verdict import Decision
-from genwarden.benchmarks.compression.plan import Member, Sort
+from genwarden.benchmarks.compression.plan import DEPLOYED, Member, Sort
 from genwarden.benchmarks.member_files import Stored, facts_path, read_stored
 from genwarden.benchmarks.population.judging import power_of
+from genwarden.commands.audit_variants import where_usable
 from genwarden.compression.apply import Coverage
 from genwarden.engine.files import write_json
 from genwarden.errors import GenwardenError
@@ -49,7 +50,12 @@ _OWN = {"generator": COMPRESSION_INSPECTIONS, "classifier": CLASSIFIER_INSPECTIO
 
 
 def judged_rows(
-    out: Path, models: Path, plan: Sequence[Member], budgets: Sequence[str], seed: int
+    out: Path,
+    models: Path,
+    plan: Sequence[Member],
+    budgets: Sequence[str],
+    seed: int,
+    deploy_as: Mapping[Sort, str] = DEPLOYED,
 ) -> list[dict[str, Any]]:
     """One row per finished audit, judged against the calibration half's clean models.
 
@@ -63,10 +69,13 @@ def judged_rows(
             known = not member.attacked or facts_path(out, member.key).exists()
             if member.key in stored and known:
                 table = tables[member.sort]
-                if is_null(member):  # not judged by itself
-                    others = {key: one for key, one in stored.items() if key != member.key}
+                if is_null(member):  # not judged by itself, nor by what shares its training
+                    kin = {m.key for m in plan if m.base_key == member.base_key}
+                    others = {key: one for key, one in stored.items() if key not in kin}
                     table = reference_table(plan, others, budget, member.sort)
-                rows.append(_row(out, models, member, budget, seed, stored[member.key], table))
+                of_use = where_usable(deploy_as[member.sort])
+                one = stored[member.key]
+                rows.append(_row(out, models, member, budget, seed, one, table, of_use))
     return rows
 
 
@@ -78,9 +87,10 @@ def _row(
     seed: int,
     stored: Stored,
     table: dict[str, Any],
+    of_use: Collection[str],
 ) -> dict[str, Any]:
     document = stored.document
-    variants = judged_anew(document, member.sort, budget, table)
+    variants = judged_anew(document, member.sort, budget, table, of_use)
     decision, found = variants.decision, variants.variants
     each = [(v.name, j) for v in found for j in v.findings]
     adjusted = [j.adjusted_p for _, j in each if j.adjusted_p is not None]
@@ -127,7 +137,8 @@ def _row(
             for name, j in each
             if j.finding.outcome == "failed"
         },
-        "untested": {v.name: v.failure for v in found if v.failure},
+        "untested": {v.name: v.failure for v in found if v.failure and not v.destroyed},
+        "destroyed": [v.name for v in found if v.destroyed],
         "succeeded": None,
         **stored.spent,
     }
@@ -156,8 +167,18 @@ class _Anew(NamedTuple):
     variants: list[Variant]
 
 
-def judged_anew(document: AuditDocument, sort: Sort, budget: str, table: dict[str, Any]) -> _Anew:
-    """The variants of a stored audit judged against other references."""
+def judged_anew(
+    document: AuditDocument,
+    sort: Sort,
+    budget: str,
+    table: dict[str, Any],
+    of_use: Collection[str] = (),
+) -> _Anew:
+    """The variants of a stored audit judged against other references.
+
+    Args:
+        of_use: variants that count only where they leave a model of use.
+    """
     suspect = document.model
     if suspect is None:
         raise ValueError("the stored audit is that of a refused file")
@@ -181,7 +202,11 @@ def judged_anew(document: AuditDocument, sort: Sort, budget: str, table: dict[st
         )
 
     decision, variants = judge_variants(
-        Calibrated([], frozenset()), ran, [judged(one) for one in ran], suspect.nonfinite
+        Calibrated([], frozenset()),
+        ran,
+        [judged(one) for one in ran],
+        suspect.nonfinite,
+        where_usable=of_use,
     )
     return _Anew(decision, variants)
 
@@ -201,6 +226,7 @@ def _ran(variant: Variant) -> RanVariant:
         ),
         [calibration.uncalibrated(j.finding) for j in variant.findings],
         variant.failure,
+        variant.destroyed,
     )
 
 
@@ -350,12 +376,13 @@ def publish_nulls(out: Path, plan: Sequence[Member], budget: str, seed: int) -> 
         mine = [m for m in wanted if m.sort == sort]
         table = reference_table(plan, stored, budget, sort)
         names = sorted(
-            f"{m.base.name}-{m.further.name}" if m.further else m.base.name for m in mine
+            {f"{m.base.name}-{m.further.name}" if m.further else m.base.name for m in mine}
         )
+        trainings = len({m.base_key for m in mine})
         variants = stored[mine[0].key].document.variants
         described = (
-            f"{len(mine)} clean models under each of {len(variants)} compressions, the "
-            f"calibration half of the compression study: {', '.join(names)}"
+            f"{len(mine)} clean models, of {trainings} trainings, under each of {len(variants)} "
+            f"compressions, the calibration half of the compression study: {', '.join(names)}"
         )
         previous = calibration.read_table(path)
         write_json(

@@ -1,19 +1,32 @@
-"""Which models the compression study is made of, and which half each belongs to.
+"""Which models the compression study is made of, and which part each belongs to.
 
 DCGANs of a quarter and an eighth of the published width, narrow VAEs and classifiers of 16
-pixels: every member is made in seconds. Each trained base belongs to one half, and so does
-everything that starts from it, clean or attacked: the halves share no weights. ``calibration``
-gives the nulls; ``reporting`` is only read to report.
+pixels: every member is made in seconds. Each trained base belongs to one part, and so does
+everything that starts from it, clean or attacked: the parts share no weights. ``calibration``
+gives the nulls; ``reporting`` is only read to report. Choices have been made after both had been
+seen, so there is a third, ``confirmation``, of classifiers: made and audited when all was decided.
+
+Classifiers of the calibration half are trained three times each: scores of one training, and of
+what starts from it, resemble each other, and a threshold must not hang on nine trainings.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Half = Literal["calibration", "reporting"]
-HALVES: tuple[Half, ...] = ("calibration", "reporting")
+Half = Literal["calibration", "reporting", "confirmation"]
+HALVES: tuple[Half, ...] = ("calibration", "reporting", "confirmation")
 Sort = Literal["generator", "classifier"]
+#: How often each clean model is trained anew, by part and sort.
+ROUNDS: dict[tuple[Half, Sort], int] = {
+    ("calibration", "generator"): 1,
+    ("calibration", "classifier"): 3,
+    ("reporting", "generator"): 1,
+    ("reporting", "classifier"): 1,
+    ("confirmation", "classifier"): 1,
+}
 
 #: What every audit of the study inspects. Filters are not pruned: without training it afterwards
 #: that leaves an honest classifier of this size a third of its answers, so that nobody would deploy
@@ -289,11 +302,12 @@ class Member:
 
     Attributes:
         key: folder of the model below the study's root.
-        half: calibration or reporting.
+        half: calibration, reporting or confirmation.
         seed: of its training.
         base: what it is, or starts from.
         further: for a clean one that starts from a base.
         kind: for an attacked one.
+        round: which training of the same part, from 1.
     """
 
     key: str
@@ -302,6 +316,7 @@ class Member:
     base: Base
     further: Further | None = None
     kind: Kind | None = None
+    round: int = 1
 
     @property
     def attacked(self) -> bool:
@@ -321,30 +336,21 @@ class Member:
     @property
     def base_key(self) -> str:
         """Folder of what it starts from (its own for a base)."""
-        return f"clean-{self.base.name}-{self.half}"
+        return f"clean-{self.base.name}-{_suffix(self.half, self.round)}"
 
 
 def members() -> list[Member]:
     """All models: bases first, then what starts from them; reporting half first in each."""
     made: list[Member] = []
-    order: tuple[Half, ...] = ("reporting", "calibration")
+    order: tuple[Half, ...] = ("reporting", "calibration", "confirmation")
     by_name = {base.name: base for base in BASES}
     for index, base in enumerate(BASES):
-        made += [
-            Member(f"clean-{base.name}-{half}", half, 100 * HALVES.index(half) + index, base)
-            for half in order
-        ]
+        made += [_clean(base, half, number, index) for half, number in _trainings(base, order)]
     for index, base in enumerate(BASES):
         for place, further in enumerate(base.further):
             made += [
-                Member(
-                    f"clean-{base.name}-{further.name}-{half}",
-                    half,
-                    100 * HALVES.index(half) + 20 + 5 * index + place,
-                    base,
-                    further=further,
-                )
-                for half in order
+                _clean(base, half, number, 20 + 5 * index + place, further)
+                for half, number in _trainings(base, order)
             ]
     for half in order:
         made += [
@@ -356,5 +362,23 @@ def members() -> list[Member]:
                 kind=kind,
             )
             for index, kind in enumerate(KINDS)
+            if (half, by_name[kind.base].sort) in ROUNDS
         ]
     return made
+
+
+def _trainings(base: Base, order: Sequence[Half]) -> list[tuple[Half, int]]:
+    rounds = ((half, ROUNDS.get((half, base.sort), 0)) for half in order)
+    return [(half, number) for half, count in rounds for number in range(1, count + 1)]
+
+
+def _clean(
+    base: Base, half: Half, number: int, index: int, further: Further | None = None
+) -> Member:
+    words = ["clean", base.name, *([further.name] if further else []), _suffix(half, number)]
+    seed = 10_000 * (number - 1) + 100 * HALVES.index(half) + index
+    return Member("-".join(words), half, seed, base, further=further, round=number)
+
+
+def _suffix(half: Half, number: int) -> str:
+    return half if number == 1 else f"{half}-{number}"

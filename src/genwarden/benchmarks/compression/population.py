@@ -44,12 +44,12 @@ from genwarden.benchmarks.compression.judging import (
 )
 from genwarden.benchmarks.compression.making import attack_settings
 from genwarden.benchmarks.compression.making import make as make_member
-from genwarden.benchmarks.compression.plan import DEPLOYED, Member, members
+from genwarden.benchmarks.compression.plan import DEPLOYED, Member, Sort, members
 from genwarden.benchmarks.compression.roc_figure import draw
 from genwarden.benchmarks.member_files import require_same_orders
 from genwarden.benchmarks.member_study import MemberJob, do_members, write_study
 from genwarden.benchmarks.repairs.run import command_of, result_head
-from genwarden.commands.audit_variants import parse_deploy_as
+from genwarden.commands.audit_variants import parse_deploy_as, where_usable
 from genwarden.commands.open_classifier_suspect import classifier_suspect_of
 from genwarden.commands.open_suspect import suspect_of
 from genwarden.compression.contract import Compressor
@@ -87,8 +87,13 @@ class Orders:
 
     def inspected(self, member: Member) -> tuple[Compressor, ...]:
         """The compressions of an audit: the same for every member of a sort."""
-        text = self.deploy_as or DEPLOYED[member.sort]
+        text = self.named[member.sort]
         return parse_deploy_as(text, variants_only=True, seed=self.seed)
+
+    @property
+    def named(self) -> dict[Sort, str]:
+        """The same as ``--deploy-as`` takes them, by sort."""
+        return {sort: self.deploy_as or text for sort, text in DEPLOYED.items()}
 
     def shown(self, member: Member) -> Tensor | None:
         """Test images ``(images, C, H, W)`` in [-1, 1] beside a classifier; labels stay here."""
@@ -190,6 +195,7 @@ class _Job(MemberJob[Member]):
                 images=images,
                 inputs_sha256="" if images is None else sha256_bytes(images.numpy().tobytes()),
                 deploy_as=self.orders.inspected(self.member),
+                where_usable=where_usable(self.orders.named[self.member.sort]),
                 variants_only=True,
             ),
             work=work,
@@ -251,7 +257,7 @@ def run(
     require_same_orders(out, {"deploy_as": deploy_as, "images": images})
     jobs = [_Job(member, orders) for member in chosen]
     failed = do_members(jobs, workers, progress)
-    rows = judged_rows(out, root, plan, budgets, seed)
+    rows = judged_rows(out, root, plan, budgets, seed, orders.named)
     if publish:
         for name in budgets:
             publish_nulls(out, plan, name, seed)
@@ -270,11 +276,8 @@ def run(
         "command": command_of(RECIPE, seed, data, options),
         "members": {"clean": _count(plan, False), "attacked": _count(plan, True)},
         "inspected": {
-            sort: [
-                one.name
-                for one in parse_deploy_as(deploy_as or text, variants_only=True, seed=seed)
-            ]
-            for sort, text in DEPLOYED.items()
+            sort: [one.name for one in parse_deploy_as(text, variants_only=True, seed=seed)]
+            for sort, text in orders.named.items()
         },
         "rows": rows,
     }

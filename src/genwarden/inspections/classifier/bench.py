@@ -16,10 +16,12 @@ from torch import Tensor
 from genwarden.compression.contract import Compressor
 from genwarden.engine.progress import Progress, Silent
 from genwarden.engine.seeds import derive_seed, random_stream
+from genwarden.errors import GenwardenError
 from genwarden.inspections.classifier.image_synthesis import synthesise
 from genwarden.inspections.classifier.inversion import Blind, Exemplars, Inverted, invert
 from genwarden.inspections.classifier.recalibration import (
     LEAST_AGREEMENT,
+    NO_AGREEMENT,
     Agreement,
     agree,
     destroyed,
@@ -212,6 +214,16 @@ class VariantBench(VariantBase[ImageClassifier]):
         if found.share < LEAST_AGREEMENT:
             raise destroyed(f"Compressed, it keeps {found.share:.0%} of its answers")
         return found
+
+    @cached_property
+    def destroyed(self) -> str:
+        """Why compression leaves no classifier to be inspected; "" where it does."""
+        try:
+            _ = self.agreement
+        except GenwardenError as error:
+            if error.code == NO_AGREEMENT:
+                return f"{error.cause} {error.remedy}"
+        return ""  # what else may have gone wrong, its inspections say
 
     @cached_property
     def shown(self) -> Exemplars:

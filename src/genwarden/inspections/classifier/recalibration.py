@@ -25,6 +25,8 @@ from genwarden.models.classifiers.protocol import ImageClassifier
 LEAST_IMAGES: Final = 8
 #: With a smaller share of answers kept, compression has made another classifier, a useless one.
 LEAST_AGREEMENT: Final = 0.5
+#: Code of the error that says so.
+NO_AGREEMENT: Final = "inspect/no-agreement"
 _TINY: Final = 1e-12
 
 
@@ -99,7 +101,7 @@ def agree(full: ImageClassifier, other: ImageClassifier, shown: Exemplars) -> Ag
 def destroyed(what: str) -> GenwardenError:
     """The error for a compression that leaves no classifier to be inspected."""
     return GenwardenError(
-        "inspect/no-agreement",
+        NO_AGREEMENT,
         f"{what}: it is no longer the same classifier, and nothing can be said about its triggers.",
         "Compress it less, or train it after compression and audit what comes out.",
         ExitCode.INCONCLUSIVE,

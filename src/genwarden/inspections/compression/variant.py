@@ -101,6 +101,11 @@ class VariantBase(ABC, Generic[N]):
             for name, error in self.errors.items()
         )
 
+    @property
+    def destroyed(self) -> str:
+        """Why nothing can be said of what compression leaves; "" where that is still the model."""
+        return ""
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the suspect's weights."""
