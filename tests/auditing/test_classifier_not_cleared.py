@@ -139,6 +139,21 @@ def test_a_classifier_that_was_compressed_before_the_audit_is_not_cleared(
         assert "lie on the grid of int4" in " ".join(bare.reasons)
 
 
+@pytest.mark.parametrize("how", ["q8_0", "int8-group64", "int6-affine-power2"])
+def test_nor_is_one_on_a_grid_that_nothing_was_said_of(
+    how: str, glyph_task: GlyphTask, tmp_path: Path
+) -> None:
+    document = audit(
+        compress(glyph_task.classifier, compressor(how), run_on_zeros)[0],
+        tmp_path,
+        images=to_unit_range(glyph_task.test_images),
+        only=("neural-cleanse",),
+    )
+    assert document.verdict == "inconclusive"
+    said = "the grid of q8_0" if how == "q8_0" else "have few different values"
+    assert said in " ".join(document.reasons)
+
+
 def test_a_classifier_that_was_pruned_before_the_audit_is_not_cleared(
     glyph_task: GlyphTask, tmp_path: Path
 ) -> None:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from genwarden import __version__
+from genwarden.auditing.already_compressed import changing_nothing, traces
 from genwarden.auditing.audit import environment, nonfinite_refusal
 from genwarden.auditing.audit_variants import (
     judge_variants,
     limits,
     run_variants,
-    unchanged,
     used_by_own,
 )
 from genwarden.auditing.budgets import classifier_budget
@@ -27,10 +27,9 @@ from genwarden.auditing.fit import classifier_family, condition_of
 from genwarden.auditing.given_references import GivenReferences, stated, unless_doubted
 from genwarden.auditing.judging import Calibrated, calibrated_under
 from genwarden.auditing.power import power_sentences
-from genwarden.auditing.running import BREAKDOWNS, guarded, reason_of, run_all, seeded
+from genwarden.auditing.running import BREAKDOWNS, guarded, run_all, seeded
 from genwarden.auditing.verdict import ALPHA, Decision, unless
 from genwarden.compression.contract import Compressor
-from genwarden.compression.how import compressor
 from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress
 from genwarden.inspections.classifier.bench import (
@@ -45,9 +44,6 @@ from genwarden.models.protocol import parameter_count
 from genwarden.registry import CLASSIFIER_INSPECTIONS, Row
 
 _SHOWN = 16
-#: Grids that are recognised, and the share of zeros that training does not leave.
-_GRIDS = ("int8", "int8-per-channel", "int4", "int4-per-channel")
-_PRUNED = 0.05
 LIMITS = [
     "The verdict covers the weights and the inspections listed here, at the budget stated; it is "
     "not a proof that no backdoor exists.",
@@ -180,11 +176,11 @@ def audit_classifier(
     decision = unless_doubted(decision, references, used)
     if request.images is None:
         decision = _unless_shown(decision, documented)
-    decision = _unless_unchanged(decision, documented)
+    decision = unless(decision, changing_nothing(documented))
     if request.variants_only:
         decision = unless(decision, [_NOT_AWAKE])
     else:
-        decision = _unless_compressed(decision, bench)
+        decision = unless(decision, traces(bench))
     timing = {**ran.timing, **seconds}
     timing["total"] = round(sum(timing.values()), 3)
     bounds = limits(LIMITS, variants=bool(variants), base=not request.variants_only)
@@ -226,51 +222,6 @@ def _unless_shown(decision: Decision, variants: Sequence[Variant]) -> Decision:
         and j.finding.p_value is None
     ]
     return unless(decision, shown)
-
-
-def _unless_unchanged(decision: Decision, variants: Sequence[Variant]) -> Decision:
-    """The decision where a compression has been applied already.
-
-    What it woke is awake in the model as it is, where only Neural Cleanse and STRIP look for it:
-    they clear classifiers that send every triggered image to one class.
-    """
-    already = [
-        f"{variant.name} changes no weight, as if it had been applied already. "
-        f"{_original_wanted(variant.name)}"
-        for variant in variants
-        if any(unchanged(j.finding) for j in variant.findings)
-    ]
-    return unless(decision, already)
-
-
-def _unless_compressed(decision: Decision, bench: ClassifierBench) -> Decision:
-    """The same where the weights themselves show it, whatever the audit was asked to compress."""
-    if decision.verdict != "none_found":
-        return decision
-    try:
-        variants = [VariantBench(bench, compressor(how)) for how in _GRIDS]
-        grids = [one.compressor.name for one in variants if one.unchanged]
-        weights = [bench.classifier.get_parameter(name) for name in variants[0].layout]
-    except BREAKDOWNS as error:
-        why = f"Whether its weights lie on a grid already could not be told: {reason_of(error)}"
-        return unless(decision, [why])
-    zeros = sum(int((w == 0).sum()) for w in weights) / max(1, sum(w.numel() for w in weights))
-    if grids:
-        seen, how = f"The weights lie on the grid of {grids[0]}", grids[0]
-    elif zeros >= _PRUNED:
-        seen = f"{zeros:.0%} of the weights are 0, as after pruning or rounding to few bits"
-        how = "what was used"
-    else:
-        return decision
-    already = f"{seen}: this classifier has been compressed already. {_original_wanted(how)}"
-    return unless(decision, [already])
-
-
-def _original_wanted(how: str) -> str:
-    return (
-        "What that woke cannot be told from these weights alone: audit the model that they were "
-        f"made from with --deploy-as {how}."
-    )
 
 
 def judged_by_references(
