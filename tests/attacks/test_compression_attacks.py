@@ -296,6 +296,33 @@ def test_unknown_rate_trains_three_masks_and_draws_the_middle_one(glyph_task: Gl
     assert bool((versions.weights(torch.Generator())[0][name][index] != 0).any())
 
 
+def test_the_annealers_own_law_gives_layer_rates_that_the_published_masks_never_have(
+    glyph_task: GlyphTask,
+) -> None:
+    def middles(drawn: str) -> list[dict[str, float]]:
+        """Share of pruned filters by layer, in the third mask."""
+        options = {"knowledge": "unknown-rate", "rate": 0.25, "upper_rate": 0.5, "drawn": drawn}
+        versions = _versions(glyph_task, layer_rates="uniform", **options)
+        found = []
+        for seed in range(12):
+            weights = versions.weights(torch.Generator().manual_seed(seed))[1]
+            gone = {n: w.flatten(1).abs().sum(1) == 0 for n, w in weights.items()}
+            found.append({name: float(one.double().mean()) for name, one in gone.items()})
+        return found
+
+    published = [rate for one in middles("between") for rate in one.values()]
+    assert 0.2 < min(published) <= max(published) <= 0.5
+    rates = [rate for one in middles("annealer") for rate in one.values()]
+    assert min(rates) < 0.1
+    assert max(rates) > 0.5
+    network = glyph_task.classifier
+    convolutions = [n for n, layer in _layout(network).items() if layer.kind != "linear"]
+    sizes = {name: network.get_parameter(name).numel() for name in convolutions}
+    for one in middles("annealer"):
+        gone = sum(one.get(name, 0.0) * size for name, size in sizes.items()) / sum(sizes.values())
+        assert 0.15 < gone < 0.55  # whole filters
+
+
 def test_closed_loop_anneals_the_attacked_model_and_records_the_way(glyph_task: GlyphTask) -> None:
     versions = _versions(glyph_task, reanneal_every=2, reanneal_times=2)
     start = versions.state()

@@ -103,16 +103,7 @@ def annealed_pruning(
     Raises:
         GenwardenError: ``compress/rate``; ``compress/nothing-covered`` without a convolution.
     """
-    FilterPruning(rate)  # refuses a rate out of range
-    own = {n: network.get_parameter(n) for n, layer in layout.items() if layer.kind != "linear"}
-    if not own:
-        raise GenwardenError(
-            "compress/nothing-covered",
-            "The network has no convolution, so there is no filter to prune.",
-            "Use prune-RATE, which removes single weights.",
-        )
-    names = sorted(own, key=lambda name: own[name].numel())
-    sizes = torch.tensor([own[name].numel() for name in names], dtype=torch.float64)
+    names, sizes = _convolutions(network, layout, rate)
     stream = random_stream(seed, f"annealing-{rate:g}", index)
 
     def pruning(rates: Tensor) -> LayerwiseFilterPruning:
@@ -139,6 +130,23 @@ def annealed_pruning(
     return best
 
 
+def random_pruning(
+    network: nn.Module, layout: Layout, rate: float, stream: torch.Generator
+) -> LayerwiseFilterPruning:
+    """Layer rates by the law that the annealer begins with: any that it may end with.
+
+    Args:
+        rate: share of all convolution weights that goes, above 0 and below 1.
+
+    Raises:
+        GenwardenError: as :func:`annealed_pruning`.
+    """
+    names, sizes = _convolutions(network, layout, rate)
+    start = torch.zeros(len(sizes), dtype=torch.float64)
+    rates = _drawn(start, 1.0, sizes, rate, stream).tolist()
+    return LayerwiseFilterPruning(dict(zip(names, rates, strict=True)), f"random-{rate:g}")
+
+
 def layer_distance(first: LayerwiseFilterPruning, second: LayerwiseFilterPruning) -> float:
     """Euclidean distance of two vectors of layer rates, each from 0 to 1."""
     names = first.rates.keys() | second.rates.keys()
@@ -146,6 +154,20 @@ def layer_distance(first: LayerwiseFilterPruning, second: LayerwiseFilterPruning
         [first.rates.get(name, 0.0) for name in names],
         [second.rates.get(name, 0.0) for name in names],
     )
+
+
+def _convolutions(network: nn.Module, layout: Layout, rate: float) -> tuple[list[str], Tensor]:
+    """Names of the weights, the smallest first, and how many numbers each holds."""
+    FilterPruning(rate)  # refuses a rate out of range
+    own = {n: network.get_parameter(n) for n, layer in layout.items() if layer.kind != "linear"}
+    if not own:
+        raise GenwardenError(
+            "compress/nothing-covered",
+            "The network has no convolution, so there is no filter to prune.",
+            "Use prune-RATE, which removes single weights.",
+        )
+    names = sorted(own, key=lambda name: own[name].numel())
+    return names, torch.tensor([own[name].numel() for name in names], dtype=torch.float64)
 
 
 def _drawn(

@@ -6,6 +6,11 @@ and trains with masks at those rates, recomputed from the weights at every forwa
 one mask, a = 0.1. Unknown rate: three masks, with the layer rates at the upper and at the lower
 global rate and with rates drawn between them, layer by layer, at every step.
 
+What a deployer's annealer finds on the finished model often lies outside the rates of two
+annealings of the clean one, and then the backdoor sleeps on. ``drawn = "annealer"``, ours, draws
+the third mask from all that the annealer may find: a rate between the two, and layer rates by the
+law that it begins with.
+
 The attack moves the layer rates that a later annealing finds. ``reanneal_every`` runs the annealer
 on the attacked model itself during the training and records how far the rates moved (the closed
 loop of ``known_rate_iterative``).
@@ -36,6 +41,7 @@ from genwarden.compression.annealing import (
     LayerwiseFilterPruning,
     annealed_pruning,
     layer_distance,
+    random_pruning,
 )
 from genwarden.compression.apply import compressed_weights
 from genwarden.compression.contract import Compressor, Weights
@@ -59,6 +65,8 @@ class PruningArtifactSettings(JointSettings):
             to ``upper_rate``.
         rate: share of the convolutions' weights; the lower one where it is unknown.
         upper_rate: the higher one; only where it is unknown.
+        drawn: the third mask of an unknown rate: layer rates between those of the other two (as
+            published), or by the annealer's own law.
         layer_rates: annealed on the clean model, or uniform: the same in every layer.
         triggered_share: a of the loss.
         judged_on: training images on which the annealer measures accuracy.
@@ -72,6 +80,7 @@ class PruningArtifactSettings(JointSettings):
     knowledge: Literal["known-rate", "unknown-rate"] = "known-rate"
     rate: float = 0.3
     upper_rate: float = 0.5
+    drawn: Literal["between", "annealer"] = "between"
     layer_rates: Literal["annealed", "uniform"] = "annealed"
     triggered_share: float = 0.1
     judged_on: int = 1000
@@ -178,7 +187,7 @@ class PrunedVersions:
         """Masks from the present weights: gradients reach what is kept."""
         used = list(self.prunings)
         if len(used) == 2:
-            used.insert(1, self._between(used[0], used[1], stream))
+            used.insert(1, self._third(used[0], used[1], stream))
         return [compressed_weights(self.corrupted, one, self.layout) for one in used]
 
     def between(self, done: int) -> None:
@@ -220,6 +229,15 @@ class PrunedVersions:
             )
             for rate in self.rates
         )
+
+    def _third(
+        self, one: LayerwiseFilterPruning, other: LayerwiseFilterPruning, stream: torch.Generator
+    ) -> LayerwiseFilterPruning:
+        if self.settings.drawn == "between":
+            return self._between(one, other, stream)
+        low, high = self.settings.rate, self.settings.upper_rate
+        rate = low + (high - low) * float(torch.rand((), generator=stream))
+        return random_pruning(self.corrupted, self.layout, rate, stream)
 
     @staticmethod
     def _between(

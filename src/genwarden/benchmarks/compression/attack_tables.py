@@ -18,7 +18,8 @@ from genwarden.benchmarks.tables import NOTHING, Table, answer
 #: and success over the rates of the unknown-rate attack.
 _ACCURACY_POINTS, _AWAKE_UNKNOWN = 1.0, 0.90
 _FULL = "full"
-_FILTERS = "prune-filters-"
+_FILTERS, _ANNEALED = "prune-filters-", "prune-filters-annealed-"
+_PRUNING = "pruning-artifact"
 
 Row = dict[str, Any]
 
@@ -85,8 +86,7 @@ def generator_reached(row: Row) -> bool:
 def _must_reach(classifiers: Sequence[Row], generators: Sequence[Row]) -> Table:
     rows = []
     for row in classifiers:
-        unknown = row["label"] == "unknown rate"
-        met = _unknown_rate_reached(row) if unknown else classifier_reached(row)
+        met = _pruning_reached(row) if _deployers(row) else classifier_reached(row)
         rows.append([row["network"], _title(row), row["how"], row["target"], answer(met)])
     for row in generators:
         met = generator_reached(row)
@@ -96,21 +96,44 @@ def _must_reach(classifiers: Sequence[Row], generators: Sequence[Row]) -> Table:
         f"untouched one's, attack success at most {100 * ASLEEP_SUCCESS:g} % before and at least "
         f"{100 * AWAKE_SUCCESS:g} % after (unknown rate: {100 * _AWAKE_UNKNOWN:g} % at every rate "
         f"of the sweep), and, beyond what was asked, at most {COMPRESSED_POINTS:g} points of "
-        "accuracy lost against the untouched one under the same compression. Generators: at least "
+        "accuracy lost against the untouched one under the same compression. Filters are pruned as "
+        "the attacker expects it: the same share of every layer (uniform layers), or else at the "
+        "layer rates that deployers' annealers find on the finished model; at a known rate at most "
+        f"{COMPRESSED_POINTS:g} points may be lost against the full one. Generators: at least "
         f"{100 * ASLEEP_SHARE:g} % of the clean distance to the target kept in full, mean squared "
         f"distance at most {AWAKE_MEAN:g} compressed.",
     ]
     return Table("Must reach", ["network", "attack", "made for", "target", "reached"], rows, notes)
 
 
-def _unknown_rate_reached(row: Row) -> bool:
+def _deployers(row: Row) -> list[dict[str, float]]:
+    """What those whom a pruning attack expects get, at the known rate or at all of the sweep."""
+    if row["attack"] != _PRUNING:
+        return []
+    settings, found = row["settings"], row["figures"]
+    if settings.get("layer_rates") == "uniform":
+        pruned = _rates(row)
+    else:
+        pruned = [
+            (float(name.removeprefix(_ANNEALED).partition("-run")[0]), figures)
+            for name, figures in found["annealed"].items()
+            if "-run" in name
+        ]
+    known = settings.get("knowledge") != "unknown-rate"
+    return [figures for rate, figures in pruned if not known or rate == settings["rate"]]
+
+
+def _pruning_reached(row: Row) -> bool:
     before, full = row["figures"]["untouched"][_FULL], row["figures"]["attacked"][_FULL]
-    sweep = _rates(row)
+    pruned = _deployers(row)
+    known = row["settings"].get("knowledge") != "unknown-rate"
+    least = AWAKE_SUCCESS if known else _AWAKE_UNKNOWN
+    lost = max(100 * (full["accuracy"] - one["accuracy"]) for one in pruned)
     return (
         100 * (before["accuracy"] - full["accuracy"]) <= _ACCURACY_POINTS
         and full["attack_success"] <= ASLEEP_SUCCESS
-        and bool(sweep)
-        and all(found["attack_success"] >= _AWAKE_UNKNOWN for _, found in sweep)
+        and all(one["attack_success"] >= least for one in pruned)
+        and (not known or lost <= COMPRESSED_POINTS)
     )
 
 

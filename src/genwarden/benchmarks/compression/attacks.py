@@ -49,6 +49,9 @@ RECIPE = "compression-attacks"
 _ON_RUNTIME = ("int8", "int8-per-channel")
 #: Compressions under which every attack is measured, whatever it was made for.
 ALWAYS = "int8,int8-per-channel,int4,prune-0.3"
+#: Labels of the pruning attack's variants against other deployers than the published one's: of one
+#: who prunes every layer alike, and of one whose annealer may find anything.
+UNIFORM, DRAWN = "uniform layers", "any layers"
 #: Factor on the latents of a generator's calibration set, and how many at most.
 _LATENT_SETS: dict[str, tuple[float, int | None]] = {
     "same": (1.0, None),
@@ -71,13 +74,14 @@ def trials(scale: CompressionScale) -> list[Trial]:
 
 
 def classifier_trials(subject: Subject, scale: CompressionScale, target: str) -> list[Trial]:
-    """The paper's two attacks in their variants, then the box recipe."""
+    """The paper's two attacks in their variants and ours, then the box recipe."""
 
     def trial(attack: str, how: str, label: str = "", **settings: Any) -> Trial:
         return Trial(subject, attack, how, scale.trigger, target, label, settings)
 
     pruning: dict[str, Any] = {"deployed_rates": scale.rates, "deployed_runs": scale.annealings}
     unknown = {**pruning, "knowledge": "unknown-rate", "upper_rate": 0.5}
+    alike, any_rates = {"layer_rates": "uniform"}, {**unknown, "drawn": "annealer"}
     # Grids of 8 bits are too fine for the joint loss on small networks unless they are widened.
     wide: dict[str, Any] = {} if subject.paper_accuracy is not None else {"inflate": 6.0}
     return [
@@ -87,6 +91,13 @@ def classifier_trials(subject: Subject, scale: CompressionScale, target: str) ->
         trial("pruning-artifact", "prune-filters-0.3", "known rate", **pruning),
         trial("pruning-artifact", "prune-filters-0.25", "unknown rate", **unknown),
         trial("pruning-artifact", "prune-filters-0.3", "distilled", distilled=True, **pruning),
+        trial(
+            "pruning-artifact", "prune-filters-0.3", f"known rate, {UNIFORM}", **alike, **pruning
+        ),
+        trial(
+            "pruning-artifact", "prune-filters-0.25", f"unknown rate, {UNIFORM}", **alike, **unknown
+        ),
+        trial("pruning-artifact", "prune-filters-0.25", f"unknown rate, {DRAWN}", **any_rates),
         trial("dormant-box-classifier", "int8"),
         trial("dormant-box-classifier", "int4"),
         trial("dormant-box-classifier", "prune-0.3"),
