@@ -30,6 +30,7 @@ from genwarden.inspections.compression.variant import VariantBase
 from genwarden.models.classifiers.protocol import ImageClassifier
 
 _IMAGES_AT_ONCE = 256
+_RANDOM_ERRORS = "With errors of the same size and random signs"
 
 
 @dataclass(frozen=True)
@@ -279,7 +280,7 @@ class VariantBench(VariantBase[ImageClassifier]):
         shown = self.alone.shown
         return [
             self._invert(
-                agree(self.classifier, self.placebo(number), shown).network,
+                agree(self.classifier, self.placebo(number), shown, how=_RANDOM_ERRORS).network,
                 f"differential inversion, placebo {number + 1}",
             )
             for number in range(self.effort.placebos)
