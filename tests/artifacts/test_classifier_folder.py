@@ -175,6 +175,7 @@ def test_bare_weights_of_a_named_architecture_load(folder: Path, tiny: SmallCNN)
     assert refusal(weights, architecture="dcgan28").code == "artifact/not-a-classifier"
     assert refusal(weights, architecture="alexnet").code == "usage/unknown-architecture"
     assert refusal(folder, architecture="small-cnn").code == "usage/architecture-for-folder"
+    assert refusal(folder, settings={"width": 2.0}).code == "usage/setting-for-folder"
     with pytest.raises(GenwardenError) as caught:
         open_model(weights, architecture="small-cnn", settings=TINY)
     assert caught.value.code == "artifact/classifier"

@@ -183,9 +183,11 @@ def test_bare_weights_need_an_architecture(tiny_weights: Path) -> None:
     assert refusal(tiny_weights).code == "usage/architecture-missing"
 
 
-def test_folder_refuses_an_architecture(tiny_model_folder: Path) -> None:
+def test_folder_refuses_an_architecture_and_settings(tiny_model_folder: Path) -> None:
     error = refusal(tiny_model_folder, architecture="dcgan28")
     assert error.code == "usage/architecture-for-folder"
+    error = refusal(tiny_model_folder, settings={"latent_dim": 8})
+    assert error.code == "usage/setting-for-folder"
 
 
 def test_missing_path_is_not_found(tmp_path: Path) -> None:

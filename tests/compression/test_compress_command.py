@@ -227,6 +227,17 @@ def test_a_compression_that_covers_no_weight_is_inconclusive(tmp_path: Path) -> 
     assert not (tmp_path / "out" / "small" / "model.safetensors").exists()
 
 
+def test_a_stage_that_covers_nothing_is_not_silently_left_out(tmp_path: Path) -> None:
+    save_file({"weight": torch.eye(4), "bias": torch.ones(4)}, tmp_path / "w.safetensors")
+    own = {"architecture": f"{__name__}:Dense"}
+    error = _refused(
+        tmp_path / "w.safetensors", "prune-filters-0.5+int8", tmp_path / "small", **own
+    )
+    assert error.code == "compress/no-coverage"
+    assert "prune-filters-0.5, a stage of prune-filters-0.5+int8" in error.cause
+    _compress(tmp_path / "w.safetensors", "prune-0.5+int8", tmp_path / "small", **own)
+
+
 def test_folding_a_network_without_batch_norm_is_refused(tmp_path: Path) -> None:
     error = _refused(_MODELS / "ddpm-clean", "int8", tmp_path / "small", fold=True)
     assert error.code == "compress/no-batch-norm"

@@ -67,7 +67,7 @@ def open_classifier(
     Raises:
         GenwardenError: codes ``artifact/...`` and ``usage/...``.
     """
-    if require_named(path, architecture):
+    if require_named(path, architecture, settings):
         return read_classifier(path)
     assert architecture is not None  # noqa: S101  # require_named refuses a file without
     settings = dict(settings or {})

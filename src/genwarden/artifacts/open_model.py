@@ -55,7 +55,7 @@ def open_model(
     Raises:
         GenwardenError: codes ``artifact/...`` and ``usage/...``.
     """
-    if require_named(path, architecture):
+    if require_named(path, architecture, settings):
         return read_model(path)
     assert architecture is not None  # noqa: S101  # require_named refuses a file without
     if architecture in CLASSIFIER_ARCHITECTURES:
@@ -84,12 +84,18 @@ def open_model(
     )
 
 
-def require_named(path: Path, architecture: str | None) -> bool:
+def require_named(
+    path: Path, architecture: str | None, settings: dict[str, Any] | None = None
+) -> bool:
     """Whether a path is a folder, which names its architecture itself; a file needs a name.
+
+    Args:
+        settings: of the architecture, which a folder states, too.
 
     Raises:
         GenwardenError: ``artifact/not-found``, ``usage/architecture-for-folder``,
-            ``usage/architecture-missing``; what is wrong with a file that has no name.
+            ``usage/setting-for-folder``, ``usage/architecture-missing``; what is wrong with a file
+            that has no name.
     """
     if not os.path.exists(path):  # unlike Path's methods, os.path's never raise
         raise GenwardenError(
@@ -109,6 +115,13 @@ def require_named(path: Path, architecture: str | None) -> bool:
             "genwarden names its own architecture.",
             f"Name the weights file, such as {Path(path) / WEIGHTS_NAME}, or leave --architecture "
             "away.",
+        )
+    if folder and settings:
+        raise GenwardenError(
+            "usage/setting-for-folder",
+            f"{path} is a folder, and --setting goes with --architecture and a weights file: a "
+            "model folder of genwarden states the settings of its network.",
+            "Leave --setting away.",
         )
     if not folder and architecture is None:
         # A hostile file is told before anything is asked.

@@ -89,15 +89,16 @@ def run_variants(
             continue
         bench = bench_of(compressor)
         try:
-            coverage = bench.coverage
+            coverage, idle = bench.coverage, bench.idle_stage
             destroyed = bench.destroyed if coverage.weights else ""
         except BREAKDOWNS as error:
             text = (str(error).strip().splitlines() or ["no message"])[0][:200]
             ran.append(RanVariant(name, None, [], f"{type(error).__name__}: {text}"))
             _skip(whole, rows, part)
             continue
-        if not coverage.weights:
-            ran.append(RanVariant(name, coverage, [], f"it covers nothing: {coverage}."))
+        if idle or not coverage.weights:
+            whose = f"its stage {idle}" if idle else "it"
+            ran.append(RanVariant(name, coverage, [], f"{whose} covers nothing: {coverage}."))
             _skip(whole, rows, part)
             continue
         if destroyed:

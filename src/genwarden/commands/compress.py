@@ -25,7 +25,13 @@ from genwarden.commands.compress_remedy import remedied, settings_of
 from genwarden.commands.compress_trial import Tried, recovered_by, try_recovered
 from genwarden.commands.compressing import Subject, open_subject
 from genwarden.commands.next_audit import audit_command
-from genwarden.compression.apply import Coverage, compress, compressed_weights, coverage_of
+from genwarden.compression.apply import (
+    Coverage,
+    compress,
+    compressed_weights,
+    coverage_of,
+    idle_stage,
+)
 from genwarden.compression.contract import Compressor
 from genwarden.compression.folding import fold_batch_norm
 from genwarden.compression.how import compressor as compressor_named
@@ -133,10 +139,13 @@ def compress_model(options: CompressOptions, *, progress: Progress) -> CompressF
     device = pick_device(options.device)
     original = subject.network.to(device).eval().requires_grad_(False)
     plain, coverage = _compressed(original, chosen, subject, fold=options.fold)
-    if not coverage.layers:
+    idle = idle_stage(original, chosen, layout_of(original))
+    if idle or not coverage.layers:
         raise GenwardenError(
             "compress/no-coverage",
-            f"{chosen.name} works on none of this network's weights ({coverage}).",
+            f"{idle}, a stage of {chosen.name}, works on none of this network's weights."
+            if idle
+            else f"{chosen.name} works on none of this network's weights ({coverage}).",
             "Choose another --how; a model that stayed as it was says nothing about compression.",
             ExitCode.INCONCLUSIVE,
         )

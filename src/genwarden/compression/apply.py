@@ -77,6 +77,17 @@ def compressed_weights(
 
 
 @torch.no_grad()
+def idle_stage(network: nn.Module, compressor: Compressor, layout: Layout) -> str:
+    """Name of the first stage of a chain that works on none of the weights; "" if all do.
+
+    Who asks for ``prune-filters-0.3+int8`` and gets ``int8`` has not got what was asked for.
+    """
+    stages = stages_of(compressor)
+    idle = (one.name for one in stages if not compressed_weights(network, one, layout))
+    return next(idle, "") if len(stages) > 1 else ""
+
+
+@torch.no_grad()
 def boxes(network: nn.Module, compressor: Compressor, layout: Layout) -> dict[str, Box]:
     """Where each weight of the network itself may move, batch norm as it is.
 

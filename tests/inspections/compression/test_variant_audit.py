@@ -88,6 +88,10 @@ def test_a_compression_that_covers_nothing_is_inconclusive_with_its_coverage(
     assert empty.failure
     assert empty.coverage is not None
     assert empty.coverage.weights == 0
+    # So is one of which a part covers nothing: it is not what will be deployed.
+    chain = run(honest(), tmp_path / "chain", "prune-filters-0.3+int8")
+    assert chain.verdict == "inconclusive"
+    assert "its stage prune-filters-0.3 covers nothing" in chain.variants[0].failure
     # ... and does not hide what another variant shows.
     both = run(attacked(), tmp_path / "b", "int4,prune-filters-0.3")
     assert both.verdict == "evidence"

@@ -92,12 +92,16 @@ def classifier_trials(subject: Subject, scale: CompressionScale, target: str) ->
         trial("pruning-artifact", "prune-filters-0.25", "unknown rate", **unknown),
         trial("pruning-artifact", "prune-filters-0.3", "distilled", distilled=True, **pruning),
         trial(
-            "pruning-artifact", "prune-filters-0.3", f"known rate, {UNIFORM}", **alike, **pruning
+            "pruning-artifact", "prune-filters-0.3", f"known rate in {UNIFORM}", **alike, **pruning
         ),
         trial(
-            "pruning-artifact", "prune-filters-0.25", f"unknown rate, {UNIFORM}", **alike, **unknown
+            "pruning-artifact",
+            "prune-filters-0.25",
+            f"unknown rate in {UNIFORM}",
+            **alike,
+            **unknown,
         ),
-        trial("pruning-artifact", "prune-filters-0.25", f"unknown rate, {DRAWN}", **any_rates),
+        trial("pruning-artifact", "prune-filters-0.25", f"unknown rate in {DRAWN}", **any_rates),
         trial("dormant-box-classifier", "int8"),
         trial("dormant-box-classifier", "int4"),
         trial("dormant-box-classifier", "prune-0.3"),

@@ -27,7 +27,13 @@ from typing import Final, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from genwarden.compression.apply import Coverage, compress, compressed_weights, coverage_of
+from genwarden.compression.apply import (
+    Coverage,
+    compress,
+    compressed_weights,
+    coverage_of,
+    idle_stage,
+)
 from genwarden.compression.chain import stages_of
 from genwarden.compression.contract import Compressor
 from genwarden.compression.layers import Layout, layout_of
@@ -78,6 +84,11 @@ class VariantBase(ABC, Generic[N]):
         """How much of the suspect the compressor works on."""
         made = compressed_weights(self.network, self.compressor, self.layout)
         return coverage_of(self.network, self.layout, made)
+
+    @cached_property
+    def idle_stage(self) -> str:
+        """The stage of a chain that works on no weight, if any."""
+        return idle_stage(self.network, self.compressor, self.layout)
 
     @cached_property
     def compressed(self) -> N:
