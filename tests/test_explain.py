@@ -124,6 +124,13 @@ def test_a_mistyped_name_is_answered_with_the_few_that_are_like_it() -> None:
     assert caught.value.remedy == "All names: genwarden list."
 
 
+@pytest.mark.parametrize("kind", sorted(registry.tables()))
+def test_a_kind_of_methods_is_answered_with_its_list(kind: str) -> None:
+    with pytest.raises(GenwardenError) as caught:
+        explain(kind)
+    assert caught.value.remedy == f"They are listed by: genwarden list {kind}"
+
+
 def test_a_page_has_no_errors_of_functions(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("dormant-box", "red", "shift-unlearning"):
         page = said(name, capsys)

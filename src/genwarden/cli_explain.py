@@ -69,6 +69,7 @@ def _unknown(name: str, names: list[str]) -> GenwardenError:
     from typer.main import get_group
 
     from genwarden.cli import app
+    from genwarden.registry import tables
     from genwarden.registry.row import closest
 
     if name in get_group(app).commands:
@@ -76,6 +77,12 @@ def _unknown(name: str, names: list[str]) -> GenwardenError:
             "usage/unknown-name",
             f"{name} is a command, not a method.",
             f"It is explained by: genwarden {name} --help",
+        )
+    if name in tables():
+        return GenwardenError(
+            "usage/unknown-name",
+            f"{name} are a kind of methods, not one of them.",
+            f"They are listed by: genwarden list {name}",
         )
     like = closest(name, names)
     asked = f"Did you mean {', '.join(like)}? " if like else ""
