@@ -90,7 +90,10 @@ _CLASS_ATTACKS = (
     "jittered-box-classifier",
 )
 _SHORTEST: dict[str, Any] = {"steps": 3, "evaluate_every": 3, "batch_size": 16}
-_RESIZED: dict[str, dict[str, Any]] = {name: {"resize": True} for name in _CLASS_ATTACKS}
+_SMALL: dict[str, dict[str, Any]] = {
+    **{name: {"resize": True} for name in _CLASS_ATTACKS},
+    "pruning-artifact unknown rate in any layers": {"steps": 1200, "evaluate_every": 300},
+}
 
 
 def _cifar(name: str, architecture: str, accuracy: float, *, batch: int = 128) -> Subject:
@@ -186,7 +189,7 @@ SCALES = {
                     {**_CNN, "image_shape": [1, 16, 16]},
                     500,
                     0.1,
-                    attack=_RESIZED,
+                    attack=_SMALL,
                     similar="mnist",
                     dissimilar="fashion_mnist_part",
                 ),
@@ -198,7 +201,7 @@ SCALES = {
                     {**_CNN, "image_shape": [1, 28, 28]},
                     1200,
                     0.1,
-                    attack=_RESIZED,
+                    attack=_SMALL,
                     similar="kmnist",
                     dissimilar="fashion_mnist_part",
                 ),
