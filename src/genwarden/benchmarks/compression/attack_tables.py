@@ -86,7 +86,7 @@ def generator_reached(row: Row) -> bool:
 def _must_reach(classifiers: Sequence[Row], generators: Sequence[Row]) -> Table:
     rows = []
     for row in classifiers:
-        met = _pruning_reached(row) if _deployers(row) else classifier_reached(row)
+        met = pruning_reached(row) if _deployers(row) else classifier_reached(row)
         rows.append([row["network"], _title(row), row["how"], row["target"], answer(met)])
     for row in generators:
         met = generator_reached(row)
@@ -123,7 +123,8 @@ def _deployers(row: Row) -> list[dict[str, float]]:
     return [figures for rate, figures in pruned if not known or rate == settings["rate"]]
 
 
-def _pruning_reached(row: Row) -> bool:
+def pruning_reached(row: Row) -> bool:
+    """The same for attacks that pruned filters wake, with the deployers that they expect."""
     before, full = row["figures"]["untouched"][_FULL], row["figures"]["attacked"][_FULL]
     pruned = _deployers(row)
     known = row["settings"].get("knowledge") != "unknown-rate"
