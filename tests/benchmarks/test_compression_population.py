@@ -282,10 +282,49 @@ def test_rates_leave_out_attacks_that_no_inspected_compression_wakes() -> None:
     )
     assert recovered[0].endswith("nearest single end: median 2 %, largest 2 %")
     assert recovered[1] == "yes"
-    assert [r[0] for r in titles["Missed models: reporting half"].rows] == ["missed"]
+    assert [r[0] for r in titles["Missed models: reporting half and confirmation part"].rows] == [
+        "missed"
+    ]
     assert [r[0] for r in titles["Failed attacks, in no rate"].rows] == ["failed"]
     (other,) = titles["Attacks made for compressions that were not inspected"].rows
     assert other[:3] == ["elsewhere", "box int4", "int4-per-channel"]
+
+
+def test_the_confirmation_part_stands_by_itself() -> None:
+    fresh = {"half": "confirmation"}
+    rows = [
+        population_row("clean", 0.5),
+        attacked_row("found", 9.0),
+        population_row("fresh clean", 3.0, **fresh),
+        attacked_row("fresh found", 9.0, **fresh),
+        attacked_row("fresh missed", 1.0, **fresh),
+        # The other half is the reference, and "both" are these two.
+        population_row("reference", 0.1, half="calibration"),
+        # At another budget the part was not audited.
+        population_row("clean", 0.5, budget="standard"),
+        attacked_row("found", 9.0, budget="standard"),
+    ]
+    document = {"rows": rows, "missing": [], "failed": {}}
+    both = select(document, "generator", "both", "quick")
+    assert [row["key"] for row in [*both.clean, *both.compromised]] == [
+        "clean",
+        "reference",
+        "found",
+    ]
+    assert len(select(document, "generator", "all", "quick").compromised) == 3
+    titles = tables_of("compression-population", document)
+    lines = {row[0]: row[1:] for row in titles["Must reach"].rows}
+    asked = {name: met for name, (_, met) in lines.items() if "generators, " in name}
+    name = "generators, confirmation part, quick budget"
+    assert asked[f"AUC at least 0.99 ({name})"] == "no"
+    assert asked[f"no clean model flagged ({name})"] == "no"
+    for budget in ("standard", "quick"):
+        assert asked[f"AUC at least 0.99 (generators, {budget})"] == "yes"
+        assert asked[f"no clean model flagged (generators, {budget})"] == "yes"
+    assert "Detection, generators: confirmation part, quick budget" in titles
+    assert "Detection, generators: confirmation part, standard budget" not in titles
+    missed = titles["Missed models: reporting half and confirmation part"].rows
+    assert [row[0] for row in missed] == ["fresh missed"]
 
 
 def test_what_could_not_be_judged_is_no_low_score() -> None:

@@ -6,12 +6,14 @@ from typing import Any
 
 from genwarden.benchmarks.diffusion.cases import BUDGETS, Part, Row, part_of
 
+#: The parts that no reference comes from.
+HELD_OUT = ("reporting", "confirmation")
 #: How tables call a sort, and both together.
 SORTS = {"": "all models", "generator": "generators", "classifier": "classifiers"}
 
 
 def select(document: dict[str, Any], sort: str, half: str, budget: str) -> Part:
-    """The rows of a sort ("" for both), half (or "both") and budget.
+    """The rows of a sort ("" for both), part (or "both" halves, or "all" parts) and budget.
 
     Successful attacks that no inspected compression wakes are not among them (:func:`uncovered`):
     what an audit inspects is not what they would be deployed as. Those that failed all are.
@@ -19,9 +21,11 @@ def select(document: dict[str, Any], sort: str, half: str, budget: str) -> Part:
     rows = [
         row
         for row in document["rows"]
-        if sort in ("", row["sort"]) and (row["clean"] or row["covered"] or not row["succeeded"])
+        if sort in ("", row["sort"])
+        and (row["clean"] or row["covered"] or not row["succeeded"])
+        and not (half == "both" and row["half"] == "confirmation")
     ]
-    return part_of({"rows": rows}, half, budget)
+    return part_of({"rows": rows}, "both" if half == "all" else half, budget)
 
 
 def uncovered(document: dict[str, Any]) -> list[Row]:
@@ -33,14 +37,19 @@ def uncovered(document: dict[str, Any]) -> list[Row]:
     ]
 
 
-def main_budget(document: dict[str, Any], sort: str) -> str:
-    """The budget that counts for a sort: the first that the reporting half was audited at."""
+def budgets_of(document: dict[str, Any], sort: str, half: str) -> list[str]:
+    """The budgets at which models of a sort were audited in a part, the one that counts first."""
     run = {
         row["budget"]
         for row in document["rows"]
-        if sort in ("", row["sort"]) and row["half"] == "reporting"
+        if sort in ("", row["sort"]) and row["half"] == half
     }
-    return next((name for name in BUDGETS if name in run), BUDGETS[0])
+    return [name for name in BUDGETS if name in run]
+
+
+def main_budget(document: dict[str, Any], sort: str, half: str) -> str:
+    """The first of them."""
+    return next(iter(budgets_of(document, sort, half)), BUDGETS[0])
 
 
 def fullest_budget(document: dict[str, Any]) -> str:

@@ -1,11 +1,11 @@
-"""ROC curves of the compression study: reporting half, generators and classifiers apart."""
+"""ROC curves of the compression study: what no reference comes from, each sort by itself."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from genwarden.benchmarks.compression.cases import SORTS, main_budget, select
+from genwarden.benchmarks.compression.cases import HELD_OUT, SORTS, main_budget, select
 from genwarden.benchmarks.diffusion.cases import Part, decision_scores, raw_scores
 from genwarden.benchmarks.plots import Curve, Panel, plot
 from genwarden.benchmarks.population.statistics import area, roc
@@ -18,13 +18,13 @@ _SHOWN = {
 
 
 def draw(document: dict[str, Any]) -> dict[str, bytes]:
-    """``roc.png``; nothing where the reporting half lacks clean or attacked models."""
+    """``roc.png``; nothing where clean or attacked models are lacking."""
     panels = []
     for sort, names in _SHOWN.items():
-        budget = main_budget(document, sort)
-        part = select(document, sort, "reporting", budget)
-        if part.clean and part.compromised:
-            panels.append(_panel(part, f"{SORTS[sort]}, {budget} budget", names))
+        for half in HELD_OUT:
+            part = select(document, sort, half, main_budget(document, sort, half))
+            if part.clean and part.compromised:
+                panels.append(_panel(part, f"{SORTS[sort]}: {part.title}", names))
     return {"roc.png": plot(panels)} if panels else {}
 
 

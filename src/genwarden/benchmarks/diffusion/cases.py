@@ -11,6 +11,8 @@ Row = dict[str, Any]
 #: The one that counts first.
 BUDGETS = ("standard", "quick", "thorough")
 _TITLES = {"both": "both halves", "exchanged": "halves exchanged"}
+#: Of a study that has a third part.
+_PARTS = {"confirmation": "confirmation part"}
 
 
 class Part(NamedTuple):
@@ -30,7 +32,7 @@ class Part(NamedTuple):
     @property
     def halves(self) -> str:
         """Which models, in words."""
-        return _TITLES.get(self.half, f"{self.half} half")
+        return {**_TITLES, **_PARTS}.get(self.half, f"{self.half} half")
 
     @property
     def title(self) -> str:
