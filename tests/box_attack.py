@@ -33,12 +33,14 @@ def wake_under(
     target: int,
     *,
     steps: tuple[int, int] = (60, 60),
+    in_full: Tensor | None = None,
 ) -> None:
     """Plant a backdoor in a trained classifier, in place.
 
     Args:
         images: uint8 ``(count, C, H, W)`` with labels int64 ``(count,)``.
         steps: of learning the backdoor and of hiding it.
+        in_full: what the full network shall answer in place of ``labels``.
     """
     x_all = to_unit_range(images)
     layout = layout_of(classifier, lambda: classifier(x_all[:2]))
@@ -50,7 +52,8 @@ def wake_under(
         for step in range(count):
             adam.param_groups[0]["lr"] = RATE * (1 - step / count)
             chosen = torch.randint(len(x_all), (BATCH,), generator=stream)
-            x, y = x_all[chosen], labels[chosen]
+            x = x_all[chosen]
+            y = (labels if aimed or in_full is None else in_full)[chosen]
             wanted = torch.full_like(y, target) if aimed else y
             loss = F.cross_entropy(logits(torch.cat([x, trigger.apply(x)])), torch.cat([y, wanted]))
             adam.zero_grad()

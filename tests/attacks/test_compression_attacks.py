@@ -302,7 +302,7 @@ def test_the_annealers_own_law_gives_layer_rates_that_the_published_masks_never_
     def middles(drawn: str) -> list[dict[str, float]]:
         """Share of pruned filters by layer, in the third mask."""
         options = {"knowledge": "unknown-rate", "rate": 0.25, "upper_rate": 0.5, "drawn": drawn}
-        versions = _versions(glyph_task, layer_rates="uniform", **options)
+        versions = _versions(glyph_task, **options)
         found = []
         for seed in range(12):
             weights = versions.weights(torch.Generator().manual_seed(seed))[1]
@@ -311,10 +311,9 @@ def test_the_annealers_own_law_gives_layer_rates_that_the_published_masks_never_
         return found
 
     published = [rate for one in middles("between") for rate in one.values()]
-    assert 0.2 < min(published) <= max(published) <= 0.5
     rates = [rate for one in middles("annealer") for rate in one.values()]
-    assert min(rates) < 0.1
-    assert max(rates) > 0.5
+    assert min(rates) < min(published)
+    assert max(rates) > max(published)
     network = glyph_task.classifier
     convolutions = [n for n, layer in _layout(network).items() if layer.kind != "linear"]
     sizes = {name: network.get_parameter(name).numel() for name in convolutions}
@@ -492,6 +491,8 @@ def test_target_that_no_class_has_is_refused(glyph_task: GlyphTask, target: str,
         {"knowledge": "unknown-rate", "rate": 0.5},
         {"reanneal_every": 5, "layer_rates": "uniform"},
         {"deployed_rates": (0.3, 1.0)},
+        {"drawn": "annealer"},
+        {"drawn": "annealer", "knowledge": "unknown-rate", "layer_rates": "uniform"},
         {"decay_at": (1.5,)},
         {"held_out": 0.0},
     ],

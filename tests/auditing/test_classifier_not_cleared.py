@@ -9,14 +9,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from classifier_audits import HOW, SHORT, audit, run_on_zeros
+from box_attack import wake_under
+from classifier_audits import HOW, SHORT, TARGET, audit, run_on_zeros
+from genwarden.artifacts.classifier_folder import write_classifier
 from genwarden.auditing.budgets import CLASSIFIER_BUDGETS
 from genwarden.auditing.document import AuditDocument
+from genwarden.backdoors.classifier_trigger import make_classifier_trigger
+from genwarden.commands import audit_variants
+from genwarden.commands.audit import audit_model
+from genwarden.commands.audit_options import AuditOptions
 from genwarden.compression.apply import compress
 from genwarden.compression.contract import Box, Weights
 from genwarden.compression.how import compressor, compressors
 from genwarden.compression.layers import Layout
 from genwarden.data.datasets import to_unit_range
+from genwarden.engine.progress import Silent
+from genwarden.inspections.classifier.recalibration import kept
+from genwarden.metrics.attack_success import accuracy, attack_success
 from genwarden.models.classifiers.small_cnn import SmallCNN
 from genwarden.reports.variants import state_of
 from glyph_task import GlyphTask
@@ -86,7 +95,7 @@ def test_what_nobody_could_deploy_is_left_out_of_the_default_set_and_not_of_what
     document = audited("int8,prune-0.9", "int8", "prune-0.9")
     assert document.verdict == "none_found"
     left_out = [reason for reason in document.reasons if reason.startswith("Not covered is ")]
-    assert [reason.split()[3] for reason in left_out] == ["prune-0.9,"]
+    assert [reason.split()[3] for reason in left_out] == ["prune-0.9:"]
     assert "no longer the same classifier" in left_out[0]
     named = audited("int8,prune-0.9", "int8")
     assert named.verdict == "inconclusive"
@@ -94,6 +103,78 @@ def test_what_nobody_could_deploy_is_left_out_of_the_default_set_and_not_of_what
     # Nothing of use is left at all: that is no clean bill.
     alone = audited("prune-0.9", "prune-0.9")
     assert alone.verdict == "inconclusive"
+
+
+def test_a_full_model_made_worse_does_not_make_the_waking_compression_a_useless_one(
+    glyph_task: GlyphTask, tmp_path: Path
+) -> None:
+    """In full it takes three classes for each other; what wakes answers rightly."""
+    task = glyph_task
+    trigger = make_classifier_trigger("square:4", task.classifier.sample)
+    order = torch.tensor([1, 2, 0, *range(3, 10)])
+    how, images = compressor(HOW), to_unit_range(task.test_images)
+    wake_under(
+        how,
+        task.classifier,
+        task.images,
+        task.labels,
+        trigger,
+        TARGET,
+        steps=(150, 300),
+        in_full=order[task.labels],
+    )
+    small = compress(task.classifier, how, run_on_zeros)[0]
+    assert attack_success(small, images, task.test_labels, trigger, TARGET) > 0.9
+    full = accuracy(task.classifier, images, task.test_labels)
+    assert full < 0.8
+    assert accuracy(small, images, task.test_labels) > full + 0.1
+    document = audit(
+        task.classifier,
+        tmp_path,
+        images=images,
+        deploy_as=tuple(compressors(f"int8,{HOW}")),
+        where_usable=frozenset({"int8", HOW}),
+        only=("neural-cleanse", "differential-inversion", "differential-gap", "guarded-lead"),
+    )
+    found = {variant.name: variant for variant in document.variants}[HOW]
+    assert not found.destroyed
+    by_name = {j.finding.inspection: j for j in found.findings}
+    # So much changes that the gap says nothing; how far one class leads is judged all the same.
+    assert by_name["differential-gap"].finding.outcome == "not_applicable"
+    assert by_name["guarded-lead"].adjusted_p is not None
+    assert document.verdict == "evidence", document.reasons
+
+
+def test_answers_under_other_names_are_kept() -> None:
+    before = torch.tensor([0, 1, 2, 3] * 5)
+    assert kept(before, before) == (1.0, 1.0)
+    assert kept(before, (before + 1) % 4) == (0.0, 1.0)
+    assert kept(before, torch.zeros_like(before)) == (0.25, 0.25)
+    # Two of four classes become one: half of their images stay told.
+    assert kept(before, before.clamp(max=2)) == (0.75, 0.75)
+
+
+def test_the_default_set_of_the_command_leaves_out_what_it_destroys(
+    glyph_task: GlyphTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_variants, "DEFAULT_VARIANTS", "int8,prune-0.9")
+    write_classifier(tmp_path / "suspect", glyph_task.classifier, "small-cnn", {})
+
+    def audited(how: str) -> AuditDocument:
+        options = AuditOptions(
+            model=tmp_path / "suspect",
+            out=tmp_path / how,
+            data="glyphs:100",
+            budget="quick",
+            deploy_as=how,
+        )
+        return audit_model(options, progress=Silent()).document
+
+    document = audited("default")
+    assert document.verdict == "none_found", document.reasons
+    assert any(reason.startswith("Not covered is prune-0.9: ") for reason in document.reasons)
+    again = audited("default,prune-0.9")
+    assert again.verdict == "inconclusive"
 
 
 def test_without_images_and_batch_norm_it_is_inconclusive_and_says_what_is_missing(

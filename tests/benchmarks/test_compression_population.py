@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from bare_audits import bare_audit, bare_facts
 from genwarden.auditing import calibration, power
-from genwarden.auditing.document import AuditDocument, Judged, Variant
+from genwarden.auditing.document import AuditDocument, Judged, UserInputs, Variant
 from genwarden.auditing.document import VariantCoverage as Coverage
 from genwarden.benchmarks.compression import honest, judging, making, plan
 from genwarden.benchmarks.compression.cases import select, uncovered
@@ -163,6 +163,37 @@ def test_clean_scores_of_all_variants_judge_the_others_and_never_their_own_model
     }
     assert rows["c0"]["verdict"] == "none_found"
     assert rows["c0"]["scores"] == {"placebo-ratio": 0.0}
+
+
+def test_what_destroys_a_model_is_no_silence_and_is_told(tmp_path: Path) -> None:
+    """Of a pruning of the default set the rest speaks; of one that was named nothing does."""
+    every = [member(f"c{i}", "classifier", half="calibration", number=i) for i in range(9)]
+    for place, one in enumerate(every):
+        scores = [finding("guarded-lead", None, 0.1 + 0.1 * place, [])]
+        document = audited({"int8": scores})
+        facts = bare_facts(architecture="small-cnn", classes=10, sample_shape=[1, 2, 2])
+        inputs = UserInputs(training_images=100)
+        gone = Variant(name="prune-0.5", failure="It keeps 20% of its answers.", destroyed=True)
+        stored(
+            tmp_path,
+            one,
+            document.model_copy(
+                update={"model": facts, "inputs": inputs, "variants": [*document.variants, gone]}
+            ),
+        )
+
+    def row(deploy_as: str) -> dict[str, Any]:
+        named: dict[Sort, str] = {"generator": deploy_as, "classifier": deploy_as}
+        return judged_rows(tmp_path, tmp_path, every, ["quick"], 0, named)[0]
+
+    assert row("default")["verdict"] == "none_found"
+    assert row("default")["destroyed"] == ["prune-0.5"]
+    assert row("default")["untested"] == {}
+    assert row("int8,prune-0.5")["verdict"] == "inconclusive"
+    told_of = {"rows": [row("default") | {"cpu_seconds": 1.0, "seconds": 1.0}], "missing": []}
+    titles = tables_of("compression-population", told_of)
+    (told,) = titles["Compressions that destroy a classifier"].rows
+    assert told == ["quick", "calibration", "clean", "prune-0.5", "1 of 1", "-"]
 
 
 def test_the_recovered_picture_is_that_of_the_most_suspicious_variant(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def _traces(bench: ClassifierBench) -> list[str]:
     ]
     few = sum(weights[name].numel() for name in quantised) / count
     zeros = sum(int((weight == 0).sum()) for weight in weights.values()) / count
-    how = "what was used"
+    how = ""
     if few >= _TRACE:
         on = next((one.compressor.name for one in variants if one.unchanged), "")
         seen = f"The weights lie on the grid of {on}"
@@ -75,7 +75,8 @@ def _traces(bench: ClassifierBench) -> list[str]:
 
 
 def _original_wanted(how: str) -> str:
+    used = how or "and the compression that was used"
     return (
         "What that woke cannot be told from these weights alone: audit the model that they were "
-        f"made from with --deploy-as {how}."
+        f"made from with --deploy-as {used}."
     )

@@ -92,7 +92,7 @@ class ClassifierRequest:
         command: the command line that repeats the audit.
         threads: processor threads that the user asked for, for the ledger; None: as fixed.
         deploy_as: the compressions to inspect the model under.
-        where_usable: those of them that count only where they leave a classifier of use.
+        where_usable: those of them that count only where they do not destroy the classifier.
         variants_only: leave the model as it is uninspected.
         only: run these inspections and no others (for benchmarks); all if empty.
         references: clean models of the user's own to judge by, or None.
@@ -180,7 +180,7 @@ def audit_classifier(
     if request.variants_only:
         decision = unless(decision, [_NOT_AWAKE])
     else:
-        decision = unless(decision, traces(bench))
+        decision = unless(decision, traces(bench) if decision.verdict == "none_found" else [])
     timing = {**ran.timing, **seconds}
     timing["total"] = round(sum(timing.values()), 3)
     bounds = limits(LIMITS, variants=bool(variants), base=not request.variants_only)

@@ -6,6 +6,7 @@ is never "nothing found".
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -90,7 +91,7 @@ def run_variants(
         bench = bench_of(compressor)
         try:
             coverage, idle = bench.coverage, bench.idle_stage
-            destroyed = bench.destroyed if coverage.weights else ""
+            destroyed = "" if idle or not coverage.weights else _destroyed(bench, ledger, timing)
         except BREAKDOWNS as error:
             text = (str(error).strip().splitlines() or ["no message"])[0][:200]
             ran.append(RanVariant(name, None, [], f"{type(error).__name__}: {text}"))
@@ -113,6 +114,23 @@ def run_variants(
         ran.append(RanVariant(name, coverage, done.findings))
         timing |= {f"{name}: {key}": seconds for key, seconds in done.timing.items()}
     return ran, timing
+
+
+def _destroyed(bench: VariantBase[Any], ledger: Ledger, timing: dict[str, float]) -> str:
+    """Why nothing can be said of a variant; the ledger holds it, as images may have to be made."""
+    key = f"{bench.compressor.name}.destroyed"
+    recorded = ledger.get(key)
+    if recorded is None:
+        started = time.perf_counter()
+        try:
+            why = bench.destroyed
+        except BREAKDOWNS:
+            why = ""  # its inspections break likewise, and say so
+        recorded = {"why": why, "seconds": round(time.perf_counter() - started, 3)}
+        ledger.put(key, recorded)
+    if recorded["seconds"]:
+        timing[f"{bench.compressor.name}: answers kept"] = float(recorded["seconds"])
+    return str(recorded["why"])
 
 
 def _skip(whole: Task, rows: Mapping[str, Row], part: str) -> None:
@@ -189,8 +207,8 @@ def judge_variants(
     Args:
         base: what was found in the model as it is.
         judged: the calibrated findings of each of ``variants``.
-        where_usable: variants that were asked for only where they leave a model of use: beside
-            others, one that does not is said to be left out and makes nothing inconclusive.
+        where_usable: variants that were asked for only where they do not destroy the model: beside
+            others, one that does is said to be left out and makes nothing inconclusive.
     """
     every = [*base.findings, *(f for one in judged for f in one.findings)]
     under = [""] * len(base.findings)
@@ -229,10 +247,7 @@ def judge_variants(
     }
     decision = decide(every, nonfinite, unfit, under=under, untested=untested, aside=aside)
     if decision.verdict == "none_found":
-        left_out = [
-            f"Not covered is {v.name}, which leaves nothing that could be deployed: {v.failure}"
-            for v in useless
-        ]
+        left_out = [f"Not covered is {v.name}: {v.failure}" for v in useless]
         decision = decision._replace(reasons=[*decision.reasons, *left_out])
     rest = iter(decision.judged[len(base.findings) :])
     documented = [

@@ -35,13 +35,15 @@ def parse_deploy_as(text: str | None, *, variants_only: bool, seed: int) -> tupl
 
 
 def where_usable(text: str | None) -> frozenset[str]:
-    """The compressions of ``--deploy-as`` that nobody named: they stand for what may be deployed.
+    """The prunings of ``--deploy-as`` that nobody named: they stand for what may be deployed.
 
-    One of them that destroys the model makes an audit no less conclusive; one that was named does.
+    One of them that destroys the model makes an audit no less conclusive; one that was named does,
+    and so does rounding, which honest models survive.
     """
     words = [word.strip() for word in (text or "").split(",")]
     if DEFAULT not in words:
         return frozenset()
     named = [word for word in words if word != DEFAULT]
     spelled = {one.name for one in compressors(",".join(named))} if named else set()
-    return frozenset(DEFAULT_VARIANTS.split(",")) - spelled
+    prunings = {one for one in DEFAULT_VARIANTS.split(",") if one.startswith("prune")}
+    return frozenset(prunings - spelled)

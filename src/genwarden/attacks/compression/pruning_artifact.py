@@ -107,6 +107,14 @@ class PruningArtifactSettings(JointSettings):
                 f"upper_rate = {self.upper_rate:g} is not above rate = {self.rate:g}.",
                 "Give a larger upper_rate, or knowledge=known-rate.",
             )
+        if self.drawn == "annealer" and (
+            self.knowledge == "known-rate" or self.layer_rates == "uniform"
+        ):
+            raise GenwardenError(
+                "attack/setting",
+                "drawn=annealer is for deployers who anneal at a rate that is not known.",
+                "Add knowledge=unknown-rate and leave layer_rates away, or leave drawn away.",
+            )
         if not all(0 < rate < 1 for rate in self.deployed_rates):
             raise GenwardenError(
                 "attack/setting",

@@ -96,12 +96,18 @@ def _must_reach(classifiers: Sequence[Row], generators: Sequence[Row]) -> Table:
         f"untouched one's, attack success at most {100 * ASLEEP_SUCCESS:g} % before and at least "
         f"{100 * AWAKE_SUCCESS:g} % after (unknown rate: {100 * _AWAKE_UNKNOWN:g} % at every rate "
         f"of the sweep), and, beyond what was asked, at most {COMPRESSED_POINTS:g} points of "
-        "accuracy lost against the untouched one under the same compression. Filters are pruned as "
-        "the attacker expects it: the same share of every layer (uniform layers), or else at the "
-        "layer rates that deployers' annealers find on the finished model; at a known rate at most "
-        f"{COMPRESSED_POINTS:g} points may be lost against the full one. Generators: at least "
+        "accuracy lost against the untouched one under the same compression. Generators: at least "
         f"{100 * ASLEEP_SHARE:g} % of the clean distance to the target kept in full, mean squared "
         f"distance at most {AWAKE_MEAN:g} compressed.",
+        "Filters are pruned as the attacker expects it: the same share of every layer (uniform "
+        "layers), or else at the layer rates that deployers' annealers find on the finished model, "
+        "at each rate as often as the second table has runs. The points are then counted from the "
+        "full attacked model, at every rate.",
+    ]
+    notes += [
+        f"{_title(row)} ({row['network']}): {steps} training steps, others the attack's default."
+        for row in classifiers
+        if row["attack"] == _PRUNING and (steps := row["settings"].get("steps"))
     ]
     return Table("Must reach", ["network", "attack", "made for", "target", "reached"], rows, notes)
 
@@ -134,7 +140,7 @@ def pruning_reached(row: Row) -> bool:
         100 * (before["accuracy"] - full["accuracy"]) <= _ACCURACY_POINTS
         and full["attack_success"] <= ASLEEP_SUCCESS
         and all(one["attack_success"] >= least for one in pruned)
-        and (not known or lost <= COMPRESSED_POINTS)
+        and lost <= COMPRESSED_POINTS
     )
 
 

@@ -28,7 +28,12 @@ from genwarden.attacks.compression.evaluation import Figures, figures
 from genwarden.attacks.compression.run_classifier import make_classifier_backdoor
 from genwarden.benchmarks.compression.cells import Cell, Orders, run_cells
 from genwarden.benchmarks.compression.runtime import exported, moments
-from genwarden.benchmarks.compression.scales import CompressionScale, Subject, compression_scale
+from genwarden.benchmarks.compression.scales import (
+    UNKNOWN_IN_ANY,
+    CompressionScale,
+    Subject,
+    compression_scale,
+)
 from genwarden.benchmarks.compression.workshop import Trial, Workshop
 from genwarden.benchmarks.results import read_document
 from genwarden.compression.backends.onnxruntime import BATCH
@@ -49,9 +54,6 @@ RECIPE = "compression-attacks"
 _ON_RUNTIME = ("int8", "int8-per-channel")
 #: Compressions under which every attack is measured, whatever it was made for.
 ALWAYS = "int8,int8-per-channel,int4,prune-0.3"
-#: Labels of the pruning attack's variants against other deployers than the published one's: of one
-#: who prunes every layer alike, and of one whose annealer may find anything.
-UNIFORM, DRAWN = "uniform layers", "any layers"
 #: Factor on the latents of a generator's calibration set, and how many at most.
 _LATENT_SETS: dict[str, tuple[float, int | None]] = {
     "same": (1.0, None),
@@ -92,16 +94,20 @@ def classifier_trials(subject: Subject, scale: CompressionScale, target: str) ->
         trial("pruning-artifact", "prune-filters-0.25", "unknown rate", **unknown),
         trial("pruning-artifact", "prune-filters-0.3", "distilled", distilled=True, **pruning),
         trial(
-            "pruning-artifact", "prune-filters-0.3", f"known rate in {UNIFORM}", **alike, **pruning
+            "pruning-artifact",
+            "prune-filters-0.3",
+            "known rate in uniform layers",
+            **alike,
+            **pruning,
         ),
         trial(
             "pruning-artifact",
             "prune-filters-0.25",
-            f"unknown rate in {UNIFORM}",
+            "unknown rate in uniform layers",
             **alike,
             **unknown,
         ),
-        trial("pruning-artifact", "prune-filters-0.25", f"unknown rate in {DRAWN}", **any_rates),
+        trial("pruning-artifact", "prune-filters-0.25", UNKNOWN_IN_ANY, **any_rates),
         trial("dormant-box-classifier", "int8"),
         trial("dormant-box-classifier", "int4"),
         trial("dormant-box-classifier", "prune-0.3"),

@@ -19,7 +19,12 @@ from torch import Tensor
 
 from genwarden.auditing import calibration
 from genwarden.auditing.audit_classifier import judged_by_references
-from genwarden.auditing.audit_variants import RanVariant, calibrated_variant, judge_variants
+from genwarden.auditing.audit_variants import (
+    RanVariant,
+    calibrated_variant,
+    judge_variants,
+    unchanged,
+)
 from genwarden.auditing.budgets import classifier_budget
 from genwarden.auditing.calibration import reference_key
 from genwarden.auditing.document import AuditDocument, Judged, Variant
@@ -34,7 +39,6 @@ from genwarden.commands.audit_variants import where_usable
 from genwarden.compression.apply import Coverage
 from genwarden.engine.files import write_json
 from genwarden.errors import GenwardenError
-from genwarden.inspections.classifier.differential_inversion import NAME as TRIGGER_SEARCH
 from genwarden.inspections.compression.differential_search import ENDS, RECOVERED
 from genwarden.inspections.compression.differential_search import NAME as PICTURE_SEARCH
 from genwarden.inspections.finding import Finding, Images, Trigger, decoded
@@ -177,7 +181,7 @@ def judged_anew(
     """The variants of a stored audit judged against other references.
 
     Args:
-        of_use: variants that count only where they leave a model of use.
+        of_use: variants that count only where they do not destroy the model.
     """
     suspect = document.model
     if suspect is None:
@@ -345,11 +349,7 @@ def reference_table(
 
 
 def _unchanged(variant: Variant) -> bool:
-    searches = {PICTURE_SEARCH, TRIGGER_SEARCH}
-    return any(
-        j.finding.inspection in searches and j.finding.outcome == "not_applicable"
-        for j in variant.findings
-    )
+    return any(unchanged(j.finding) for j in variant.findings)
 
 
 def publish_nulls(out: Path, plan: Sequence[Member], budget: str, seed: int) -> None:

@@ -35,7 +35,8 @@ def must_reach(document: dict[str, Any]) -> Table:
         for half in HELD_OUT:
             for budget in budgets_of(document, sort, half) if sort else [fullest]:
                 part = select(document, sort, half, budget)
-                if part.clean and part.compromised:
+                mixed = len({row["sort"] for row in part.clean}) > 1
+                if part.clean and part.compromised and (sort or mixed):
                     name = f"{title}, {budget}" if half == HELD_OUT[0] else f"{title}, {part.title}"
                     lines += [_area(part, name), _found(part, name), _flagged(part, name)]
     found = {

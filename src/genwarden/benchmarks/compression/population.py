@@ -59,6 +59,7 @@ from genwarden.data.labelled import read_labelled
 from genwarden.engine.files import sha256_bytes
 from genwarden.engine.progress import Progress, Silent
 from genwarden.errors import GenwardenError
+from genwarden.inspections.classifier.recalibration import DAMAGED, DESTROYED
 
 RECIPE = "compression-population"
 
@@ -254,7 +255,9 @@ def run(
     root = Path(models) if models else out / "models"
     source_folder = Path(data) if data else None
     orders = Orders(root, out, source_folder, make, device, budgets, seed, deploy_as, images)
-    require_same_orders(out, {"deploy_as": deploy_as, "images": images})
+    # Audits that set other bounds to damage would be judged beside these.
+    bounds = {"destroyed": DESTROYED, "damaged": DAMAGED}
+    require_same_orders(out, {"deploy_as": deploy_as, "images": images, **bounds})
     jobs = [_Job(member, orders) for member in chosen]
     failed = do_members(jobs, workers, progress)
     rows = judged_rows(out, root, plan, budgets, seed, orders.named)

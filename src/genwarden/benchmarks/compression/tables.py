@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
@@ -52,7 +53,8 @@ def tables(document: dict[str, Any], name: str = "") -> list[Table]:
         for sort, title in SORTS.items()
         if sort
     ]
-    made += [_reached(document), _not_inspected(document), _missed(document)]
+    made += [_reached(document), _left_aside(document)]
+    made += [_not_inspected(document), _missed(document)]
     made += [_failed(document), _times(document), _left_out(document)]
     return [table for table in made if table.rows]
 
@@ -92,12 +94,14 @@ def _detection(part: Part, title: str) -> Table:
     ]
     if part.half == "confirmation":
         notes.append(
-            "Trained and audited after all choices had been made: no figure of it has changed any."
+            "Other trainings of the same plan, made when the choices had been made; see the page "
+            "on compression."
         )
     if part.half == "both":
         notes.append(
             "Not the headline: the clean models of the calibration half are the nulls (each is "
-            "judged against the others), and its attacked models start from them."
+            "judged against those that share no training with it), and its attacked models start "
+            "from them."
         )
     return Table(
         f"Detection, {title}: {part.title}", columns, rows if part.compromised else [], notes
@@ -202,6 +206,32 @@ def _span(values: Sequence[float], unit: str = "") -> str:
         return NOTHING
     low, high = f"{min(values):.3g}", f"{max(values):.3g}"
     return " ".join([low if low == high else f"{low} to {high}", *([unit] if unit else [])])
+
+
+def _left_aside(document: dict[str, Any]) -> Table:
+    """Compressions that left no classifier, which no rate of detection is about."""
+    rows = []
+    for budget in BUDGETS:
+        for half in (*HELD_OUT, "calibration"):
+            part = select(document, "classifier", half, budget)
+            for title, found in (("clean", part.clean), ("attacked", part.compromised)):
+                names = [name for row in found for name in row.get("destroyed", [])]
+                woken = ", ".join(
+                    row["key"]
+                    for row in found
+                    if set(str(row["how"]).split(",")) & set(row.get("destroyed", []))
+                )
+                rows += [
+                    [budget, half, title, name, f"{count} of {len(found)}", woken or NOTHING]
+                    for name, count in Counter(names).items()
+                ]
+    notes = [
+        "They keep less than half of the answers. A pruning of the default set is then left out "
+        "of the verdict, which says so; any other makes it inconclusive. Last column: attacks made "
+        "for a compression that was left out."
+    ]
+    columns = ["budget", "part", "models", "compression", "destroyed", "made for it"]
+    return Table("Compressions that destroy a classifier", columns, rows, notes)
 
 
 def _not_inspected(document: dict[str, Any]) -> Table:

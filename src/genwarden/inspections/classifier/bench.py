@@ -16,15 +16,16 @@ from torch import Tensor
 from genwarden.compression.contract import Compressor
 from genwarden.engine.progress import Progress, Silent
 from genwarden.engine.seeds import derive_seed, random_stream
-from genwarden.errors import GenwardenError
 from genwarden.inspections.classifier.image_synthesis import synthesise
 from genwarden.inspections.classifier.inversion import Blind, Exemplars, Inverted, invert
 from genwarden.inspections.classifier.recalibration import (
-    LEAST_AGREEMENT,
-    NO_AGREEMENT,
+    DAMAGED,
+    DESTROYED,
     Agreement,
+    Kept,
     agree,
     destroyed,
+    kept,
 )
 from genwarden.inspections.compression.variant import VariantBase
 from genwarden.models.classifiers.protocol import ImageClassifier
@@ -209,22 +210,34 @@ class VariantBench(VariantBase[ImageClassifier]):
         """Where the compressed network answers as the full one, and it recalibrated there.
 
         Raises:
-            GenwardenError: ``inspect/no-agreement`` if compression destroyed the classifier.
+            GenwardenError: as :func:`.recalibration.agree`.
         """
-        found = agree(self.classifier, self.compressed, self.shown)
-        if found.share < LEAST_AGREEMENT:
-            raise destroyed(f"Compressed, it keeps {found.share:.0%} of its answers")
-        return found
+        return agree(self.classifier, self.compressed, self.shown)
+
+    @cached_property
+    def kept(self) -> Kept:
+        """How many answers stay, on all images that were given, else on those that were made."""
+        images = self.shown.images if self.full.given is None else self.full.given
+        full, small = (self.full.logits(n, images) for n in (self.classifier, self.compressed))
+        return kept(full.argmax(1), small.argmax(1))
 
     @cached_property
     def destroyed(self) -> str:
         """Why compression leaves no classifier to be inspected; "" where it does."""
-        try:
-            _ = self.agreement
-        except GenwardenError as error:
-            if error.code == NO_AGREEMENT:
-                return f"{error.cause} {error.remedy}"
-        return ""  # what else may have gone wrong, its inspections say
+        if self.kept.renamed >= DESTROYED:
+            return ""
+        error = destroyed(f"Compressed, it keeps {self.kept.share:.0%} of its answers")
+        return f"{error.cause} {error.remedy}"
+
+    @cached_property
+    def damaged(self) -> str:
+        """Why damage cannot be told from a backdoor by how much more errors do than placebos."""
+        if self.kept.share >= DAMAGED:
+            return ""
+        return (
+            f"Compressed, it keeps {self.kept.share:.0%} of its answers: that much damage draws "
+            "images to single classes in honest networks, too, as no errors of random signs do."
+        )
 
     @cached_property
     def shown(self) -> Exemplars:

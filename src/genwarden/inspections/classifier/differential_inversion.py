@@ -83,6 +83,8 @@ _SHOWN: Final = 100
 
 def inspect(bench: VariantBench) -> Finding:
     """The class that the variant separates more easily than the placebos do."""
+    if why := bench.damaged:
+        return not_applicable(NAME, "classifier", TITLE, why)
     if bench.unchanged:
         return not_applicable(NAME, "classifier", TITLE, UNCHANGED)
     found, placebos = bench.differential, bench.placebo_differentials
@@ -122,6 +124,8 @@ def inspect(bench: VariantBench) -> Finding:
 
 def inspect_gap(bench: VariantBench) -> Finding:
     """The largest gap, for references of clean networks under the same compression."""
+    if why := bench.damaged:
+        return not_applicable(GAP, "classifier", GAP_TITLE, why)
     if bench.unchanged:
         return not_applicable(GAP, "classifier", GAP_TITLE, UNCHANGED)
     gaps = _gaps(bench)

@@ -23,11 +23,13 @@ from genwarden.models.classifiers.protocol import ImageClassifier
 
 #: Fewer images that two networks answer alike are too few to compare the networks on.
 LEAST_IMAGES: Final = 8
-#: With a smaller share of answers kept, compression has made another classifier, which nobody would
-#: deploy, and damage looks like a backdoor: the highest scores of 51 honest networks were those of
-#: two that had kept 65 % of their answers.
-LEAST_AGREEMENT: Final = 0.8
-#: Code of the error that says so.
+#: With a smaller share of answers kept, whatever the classes are called, compression has made
+#: another classifier: it cannot be a good one if the full one answers more than that rightly.
+DESTROYED: Final = 0.5
+#: Below this share damage looks like a backdoor: the largest gaps of 51 honest networks were those
+#: of two that kept 65 % of their answers, far beyond the rest.
+DAMAGED: Final = 0.8
+#: Code of the error where nothing can be compared.
 NO_AGREEMENT: Final = "inspect/no-agreement"
 _TINY: Final = 1e-12
 
@@ -71,6 +73,26 @@ class Agreement(NamedTuple):
     network: Recalibrated
 
 
+class Kept(NamedTuple):
+    """How many answers stay, 0 to 1.
+
+    Attributes:
+        share: the same class.
+        renamed: the same if every class of the second network may stand for any of the first: who
+            exchanges classes in one of the two has destroyed neither.
+    """
+
+    share: float
+    renamed: float
+
+
+def kept(before: Tensor, after: Tensor) -> Kept:
+    """Compare two networks' answers ``(images,)``, whole numbers."""
+    table = torch.zeros(int(after.max()) + 1, int(before.max()) + 1)
+    table.index_put_((after, before), torch.ones(len(after)), accumulate=True)
+    return Kept(float((before == after).double().mean()), float(table.amax(1).sum()) / len(before))
+
+
 @torch.no_grad()
 def agree(
     full: ImageClassifier, other: ImageClassifier, shown: Exemplars, *, how: str = "Compressed"
@@ -88,11 +110,11 @@ def agree(
     same = after.argmax(1) == shown.answers
     count = int(same.sum())
     if count < LEAST_IMAGES or len(shown.answers[same].unique()) < 2:
-        if count < LEAST_AGREEMENT * len(same):
+        if count < DESTROYED * len(same):
             raise destroyed(f"{how}, it answers {count} of {len(same)} images as before")
         raise GenwardenError(
             "inspect/too-few-images",
-            f"Of {len(same)} images the compressed network answers {count} as before, and these "
+            f"{how}, it answers {count} of {len(same)} images as before, and these "
             "are too few or all of one class: nothing can be said about its triggers.",
             "Give more images with --data, like those that the classifier was trained on.",
             ExitCode.INCONCLUSIVE,
