@@ -2,8 +2,9 @@
 
 Measured by ``genwarden benchmark population`` on the models that neither a null nor a choice of
 method has seen (its reporting half), and shipped as ``auditing/nulls/power.json``; for diffusion
-models by ``diffusion-population`` on both halves, each judged by the other's clean models. A report
-quotes it, so that "nothing found" says what would have been found.
+models by ``diffusion-population`` on both halves, each judged by the other's clean models, for
+classifiers by ``compression-population`` on its two parts that gave no null. A report quotes it, so
+that "nothing found" says what would have been found.
 """
 
 from __future__ import annotations

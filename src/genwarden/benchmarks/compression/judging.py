@@ -32,6 +32,7 @@ from genwarden.auditing.fit import classifier_family, condition_of
 from genwarden.auditing.judging import Calibrated
 from genwarden.auditing.power import CLASSIFIER_POWER, read_power
 from genwarden.auditing.verdict import Decision
+from genwarden.benchmarks.compression.cases import HELD_OUT
 from genwarden.benchmarks.compression.plan import DEPLOYED, Member, Sort
 from genwarden.benchmarks.member_files import Stored, facts_path, read_stored
 from genwarden.benchmarks.population.judging import power_of
@@ -397,7 +398,7 @@ def publish_nulls(out: Path, plan: Sequence[Member], budget: str, seed: int) -> 
 
 
 def publish_power(rows: Sequence[dict[str, Any]]) -> None:
-    """Write what audits found in the reporting half's classifiers.
+    """Write what audits found in the classifiers that gave no reference.
 
     See :mod:`genwarden.auditing.power`.
     """
@@ -406,7 +407,7 @@ def publish_power(rows: Sequence[dict[str, Any]]) -> None:
         mine = [
             row
             for row in rows
-            if (row["budget"], row["half"], row["sort"]) == (budget, "reporting", "classifier")
+            if row["budget"] == budget and row["sort"] == "classifier" and row["half"] in HELD_OUT
         ]
         if mine:
             found[budget] = power_of(mine, family_title)
