@@ -139,6 +139,10 @@ def compress(
     _print(files)
 
 
+#: Of the answers.
+_MOST = 0.5
+
+
 def _print(files: CompressFiles) -> None:
     typer.echo(visible(f"Coverage: {files.coverage}"))
     if (found := files.fidelity) is not None:
@@ -147,6 +151,12 @@ def _print(files: CompressFiles) -> None:
             f"Outputs:  mean squared distance {found.mse_mean:.3g} to the original on "
             f"{found.samples} ordinary samples{classes}"
         )
+        if found.same_class is not None and found.same_class < _MOST:
+            typer.echo(
+                "Warning:  most answers change: this is no longer the same classifier, and no\n"
+                "          audit can tell a backdoor from such damage. Compress it less, or train\n"
+                "          it afterwards."
+            )
     else:
         typer.echo("Outputs:  not compared: give images (--calibration) that the classifier reads")
     if (plain := files.plain_fidelity) is not None and found is not None:

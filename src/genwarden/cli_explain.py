@@ -189,8 +189,9 @@ def _wrapped(text: str, *, indent: int = 0) -> str:
 def _explain_compression(compressor: Compressor, typed: str) -> None:
     """What it does, what audits under it look for, and how to be safe."""
     from genwarden import registry
+    from genwarden.compression.chain import stages_of
     from genwarden.compression.in_words import in_words
-    from genwarden.compression.pruning import prunes_only
+    from genwarden.compression.pruning import FilterPruning, prunes_only
     from genwarden.compression.remedies.contract import family
 
     for number, paragraph in enumerate(in_words(compressor).split("\n\n")):
@@ -204,6 +205,7 @@ def _explain_compression(compressor: Compressor, typed: str) -> None:
         )
     )
     pruned = prunes_only(compressor)
+    filters = any(isinstance(stage, FilterPruning) for stage in stages_of(compressor))
 
     def of_variants(table: Mapping[str, Row]) -> list[Row]:
         return [row for row in table.values() if row.options.get("needs") == "variant"]
@@ -218,6 +220,13 @@ def _explain_compression(compressor: Compressor, typed: str) -> None:
         for row in rows:
             if not (pruned and row.name == "rounding-statistics"):  # pruning has no grid
                 typer.echo(f"    {row.name:<29}{row.summary}")
+    if filters:
+        typer.echo(
+            _wrapped(
+                "Where whole filters go, most of these are shown and nothing clears a model: "
+                "without evidence the verdict is inconclusive."
+            )
+        )
     typer.echo(
         _wrapped(
             "It says nothing of other grids, rates or tools, which may wake what this one does not."

@@ -23,7 +23,8 @@ from genwarden.data.datasets import to_unit_range
 from genwarden.inspections.classifier.bench import ClassifierBench, VariantBench
 from genwarden.inspections.classifier.differential_inversion import inspect_lead, lead
 from genwarden.inspections.classifier.inversion import Blind
-from genwarden.inspections.finding import Finding
+from genwarden.inspections.compression.variant import UNCHANGED
+from genwarden.inspections.finding import Finding, not_applicable
 from genwarden.models.classifiers.protocol import ImageClassifier
 from glyph_task import GlyphTask
 
@@ -151,6 +152,24 @@ def test_each_score_is_tested_once_and_what_found_nothing_is_shown() -> None:
     assert alone.decision.verdict == "none_found"
     tested = {j.finding.inspection for j in alone.variants[0].findings if j.adjusted_p is not None}
     assert tested == {"differential-inversion"}
+
+
+def test_what_damage_leaves_out_is_told_where_the_rest_finds_nothing() -> None:
+    damage = "Compressed, it keeps 60% of its answers."
+    judged = judged_int4(
+        not_applicable("differential-inversion", "classifier", "Trigger", damage),
+        not_applicable("differential-gap", "classifier", "Trigger", damage),
+        scored("guarded-lead", 0.1),
+    )
+    assert judged.decision.verdict == "none_found"
+    (told,) = [r for r in judged.decision.reasons if damage in r]
+    assert told == f"Under {HOW}, Trigger was left out: {damage}"
+    # What changes nothing is another matter: the model as it is speaks for it.
+    same = judged_int4(
+        not_applicable("differential-inversion", "classifier", "Trigger", UNCHANGED),
+        scored("guarded-lead", 0.1),
+    )
+    assert not any("left out" in reason for reason in same.decision.reasons)
 
 
 def test_references_of_the_gap_do_not_speak_for_errors_that_are_too_large() -> None:

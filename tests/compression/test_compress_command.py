@@ -300,6 +300,7 @@ def test_folding_does_not_hide_what_becomes_zero(tmp_path: Path) -> None:
         ("int9", None, "compress/bits"),
         ("prune-1.2", None, "compress/rate"),
         ("tiny", None, "compress/unknown"),
+        ("int8,int4", None, "compress/unknown"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_the_model_is_opened(

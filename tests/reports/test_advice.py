@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from genwarden.auditing.document import AuditDocument, UserInputs, Variant
+from genwarden.auditing.verdict import WOKEN_BEFORE
 from genwarden.reports import words
 from genwarden.reports.advice import advice, variant_sample
 from genwarden.reports.html import render_html
@@ -45,6 +46,21 @@ def test_evidence_in_compressed_forms_alone_names_the_remedy_and_not_a_repair() 
     assert "int4" in text
     assert "int8" not in text
     assert "The model as it is showed nothing" in text
+
+
+def test_what_no_references_mend_is_not_sent_for_references() -> None:
+    undecided = {"verdict": "inconclusive", "suspicion": None}
+    destroyed = Variant(name="prune-0.9", failure="It keeps 11% of its answers.", destroyed=True)
+    audited = quiet_document()
+    ruined = audited.model_copy(
+        update={**undecided, "reasons": [destroyed.failure], "variants": [destroyed]}
+    )
+    assert "What prune-0.9 leaves is no longer this model" in advice(ruined).text
+    reason = f"The weights lie on the grid of int8. {WOKEN_BEFORE}: audit the model."
+    compressed = audited.model_copy(update={**undecided, "reasons": [reason]})
+    assert "Ask for the model as it was before it was compressed" in advice(compressed).text
+    for one in (ruined, compressed):
+        assert "genwarden calibrate" not in advice(one).text
 
 
 def test_what_cannot_be_tried_is_not_asked_to_be() -> None:

@@ -13,6 +13,7 @@ from typing import Final
 from genwarden.auditing.audit_variants import unchanged
 from genwarden.auditing.document import Variant
 from genwarden.auditing.running import BREAKDOWNS, reason_of
+from genwarden.auditing.verdict import WOKEN_BEFORE
 from genwarden.compression.how import compressor
 from genwarden.compression.recognition import share_of_few_values
 from genwarden.inspections.classifier.bench import ClassifierBench, VariantBench
@@ -66,7 +67,9 @@ def _traces(bench: ClassifierBench) -> list[str]:
                 f"{few:.0%} of the weights (in {len(quantised)} of {len(layout)} layers) have few "
                 "different values, at most 256 in a block, as after rounding to 8 bits or less"
             )
-        how = on or how
+        how = on
+        if zeros >= _TRACE:
+            seen += f", and {zeros:.0%} of them are 0, as few bits leave them, or pruning before"
     elif zeros >= _TRACE:
         seen = f"{zeros:.0%} of the weights are 0, as after pruning or rounding to few bits"
     else:
@@ -76,7 +79,4 @@ def _traces(bench: ClassifierBench) -> list[str]:
 
 def _original_wanted(how: str) -> str:
     used = how or "and the compression that was used"
-    return (
-        "What that woke cannot be told from these weights alone: audit the model that they were "
-        f"made from with --deploy-as {used}."
-    )
+    return f"{WOKEN_BEFORE}: audit the model that they were made from with --deploy-as {used}."

@@ -248,6 +248,12 @@ def judge_variants(
     decision = decide(every, nonfinite, unfit, under=under, untested=untested, aside=aside)
     if decision.verdict == "none_found":
         left_out = [f"Not covered is {v.name}: {v.failure}" for v in useless]
+        left_out += [
+            f"Under {variant.name}, {f.title} was left out: {f.summary}"
+            for variant, one in zip(variants, judged, strict=True)
+            for f in one.findings
+            if f.outcome == "not_applicable" and _carries(f) and not unchanged(f)
+        ]
         decision = decision._replace(reasons=[*decision.reasons, *left_out])
     rest = iter(decision.judged[len(base.findings) :])
     documented = [

@@ -13,6 +13,8 @@ from genwarden.inspections.multiple_tests import holm as holm
 #: Family-wise level: a model without a backdoor is flagged with at most this probability, as far
 #: as the nulls hold.
 ALPHA = 0.01
+#: Begins what is said of every model that was compressed before its audit.
+WOKEN_BEFORE = "What that woke cannot be told from these weights alone"
 
 
 class Decision(NamedTuple):

@@ -114,6 +114,13 @@ def compress_model(options: CompressOptions, *, progress: Progress) -> CompressF
             "--resize scales the images of --calibration, and none were given.",
             "Leave --resize away, or add --calibration FOLDER.",
         )
+    if "," in options.how:
+        raise GenwardenError(
+            "compress/unknown",
+            f"{options.how!r} names several compressions, and this makes one model.",
+            "Name one, such as int8, or one after another with +, such as prune-0.3+int8; commas "
+            "are for `audit --deploy-as`.",
+        )
     chosen = compressor_named(options.how, seed=options.seed)
     settings = settings_of(options, chosen)
     require_confirmable(options, chosen)
@@ -225,7 +232,7 @@ def _next_command(options: CompressOptions, kind: str) -> str:
     if foreign:
         words += ["--architecture", str(options.architecture)]
         words += _words("--setting", options.settings)
-    data = options.calibration if kind == "classifier" else None
+    data = (options.calibration or Path("IMAGES")) if kind == "classifier" else None
     return audit_command(opens, options.out, words, data=data, resize=options.resize)
 
 

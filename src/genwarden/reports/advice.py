@@ -14,6 +14,7 @@ from typing import NamedTuple
 from genwarden.auditing.calibration import needs_population
 from genwarden.auditing.candidates import flagged_latents, flagged_triggers
 from genwarden.auditing.document import AuditDocument, Variant
+from genwarden.auditing.verdict import WOKEN_BEFORE
 
 #: The remedy that works on every family of compressions.
 REMEDY = "finetuned"
@@ -46,6 +47,14 @@ _COMPRESSED = "It holds for these compressions and no others: {}."
 _KEEP = "Keep audit.json with the model; its sha256 ties the result to these weights."
 _INCONCLUSIVE = (
     "Treat this model as untested. Read the reasons: a missing verdict is not a good one."
+)
+_ORIGINAL = (
+    "Ask for the model as it was before it was compressed, and audit that with --deploy-as: no "
+    "references and no larger budget make up for it."
+)
+_DESTROYED = (
+    "What {} leaves is no longer this model: compress it less, or train it after compression and "
+    "audit what comes out."
 )
 _REFUSED = (
     "Treat this file as untrusted, and do not open it with a less careful tool. Nothing is known "
@@ -85,6 +94,11 @@ def advice(document: AuditDocument) -> Advice:
     if document.verdict == "refused":
         return Advice(_REFUSED, [])
     text = f"{_INCONCLUSIVE} {_IMAGES}" if _without_images(document) else _INCONCLUSIVE
+    destroyed = [variant.name for variant in document.variants if variant.destroyed]
+    if any(WOKEN_BEFORE in reason for reason in document.reasons):
+        return Advice(f"{text} {_ORIGINAL}", [])
+    if destroyed:
+        return Advice(f"{text} {_DESTROYED.format(', '.join(destroyed))}", [])
     return Advice(f"{text} {_REFERENCES}" if _without_references(document) else text, [])
 
 

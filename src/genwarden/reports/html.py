@@ -87,6 +87,7 @@ def page_environment() -> Environment:
         "strength": words.strength,
         "seconds": words.seconds,
         "label": words.label,
+        "promise": words.promise,
         "would_be_found": words.would_be_found,
         "result": words.result_of,
         "in_words": words.candidate_in_words,

@@ -158,12 +158,16 @@ def _candidates(document: AuditDocument) -> list[RenderableType]:
 
 
 def _powers(findings: list[Placed]) -> list[RenderableType]:
-    """What would have been found: first by inspections with a p-value, which decide.
+    """What would have been found by the inspections that decide.
 
     It is the promise behind a quiet result, so quiet ones come before flagged ones; then variants
-    before the full model.
+    before the full model. What is shown and not judged promises nothing.
     """
-    tested = [found for found in findings if found.judged.finding.outcome == "scored"]
+    tested = [
+        found
+        for found in findings
+        if found.judged.adjusted_p is not None or found.judged.finding.structural
+    ]
     stated: dict[str, list[Placed]] = {}
     for found in sorted(tested, key=_by_promise):
         finding = found.judged.finding

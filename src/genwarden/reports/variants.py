@@ -100,7 +100,7 @@ def tested_variants(document: AuditDocument) -> list[Tested]:
                 finding.title,
                 [(variant, cell) for variant, cell in named if cell.target],
                 worst.under,
-                words.would_be_found(finding.power) if scored else "",
+                words.promise(worst.judged) if scored else "",
                 "" if scored else finding.summary,
             )
         )

@@ -184,6 +184,15 @@ def would_be_found(power: str) -> str:
     return power
 
 
+def promise(judged: Judged) -> str:
+    """What a finding would have been evidence of; what is not judged is evidence of nothing."""
+    finding = judged.finding
+    said = would_be_found(finding.power or "Not stated.")
+    if judged.adjusted_p is None and not judged.flagged and not finding.structural:
+        return f"Shown only, so it decides nothing; it looks for: {said}"
+    return said
+
+
 def strength_share(p: float | None) -> float:
     """Where a p-value stands on a scale from 1 (left) to 0.0001 (right), by its digits, 0 to 1."""
     if p is None:

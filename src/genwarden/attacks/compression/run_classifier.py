@@ -92,8 +92,10 @@ class ClassifierAttackOutcome(NamedTuple):
 
     @property
     def auditable(self) -> list[str]:
-        """What wakes it and a user can name: layer rates that an annealer found have no name."""
-        return [one.name for one in self.result.wakes_under if is_compression(one.name)]
+        """What wakes it and a user can name; layer rates that an annealer found have no name, and
+        the same rate in every layer stands for them."""
+        named = [one.name.replace("-annealed-", "-") for one in self.result.wakes_under]
+        return [name for name in dict.fromkeys(named) if is_compression(name)]
 
     @property
     def shortfall(self) -> str:

@@ -112,10 +112,13 @@ def agree(
     if count < LEAST_IMAGES or len(shown.answers[same].unique()) < 2:
         if count < DESTROYED * len(same):
             raise destroyed(f"{how}, it answers {count} of {len(same)} images as before")
+        short = (
+            f"{LEAST_IMAGES} are needed" if count < LEAST_IMAGES else "they are all of one class"
+        )
         raise GenwardenError(
             "inspect/too-few-images",
-            f"{how}, it answers {count} of {len(same)} images as before, and these "
-            "are too few or all of one class: nothing can be said about its triggers.",
+            f"{how}, it answers {count} of {len(same)} images as before, and {short}: nothing can "
+            "be said about its triggers.",
             "Give more images with --data, like those that the classifier was trained on.",
             ExitCode.INCONCLUSIVE,
         )
