@@ -114,13 +114,6 @@ def compress_model(options: CompressOptions, *, progress: Progress) -> CompressF
             "--resize scales the images of --calibration, and none were given.",
             "Leave --resize away, or add --calibration FOLDER.",
         )
-    if "," in options.how:
-        raise GenwardenError(
-            "compress/unknown",
-            f"{options.how!r} names several compressions, and this makes one model.",
-            "Name one, such as int8, or one after another with +, such as prune-0.3+int8; commas "
-            "are for `audit --deploy-as`.",
-        )
     chosen = compressor_named(options.how, seed=options.seed)
     settings = settings_of(options, chosen)
     require_confirmable(options, chosen)

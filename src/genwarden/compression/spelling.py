@@ -41,6 +41,13 @@ def stages(text: str) -> list[Spelled]:
         GenwardenError: ``compress/unknown`` (the remedy lists the names), ``compress/bits``,
             ``compress/group``, ``compress/scale``, ``compress/rate``.
     """
+    if "," in text:
+        raise GenwardenError(
+            "compress/unknown",
+            f"{text!r} names several compressions, and one is asked for.",
+            "Name one, such as int8, or one after another with +, as in prune-0.3+int8; commas are "
+            "for `audit --deploy-as`.",
+        )
     return [_one(part.strip().lower(), text) for part in text.split("+")]
 
 

@@ -128,6 +128,8 @@ def _as(wanted: Any, value: Any, key: str, what: str) -> Any:
     if get_origin(wanted) is tuple:
         values = value if isinstance(value, list | tuple) else [value]
         return tuple(_as(get_args(wanted)[0], item, key, what) for item in values)
+    if wanted is str and isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return ",".join(value)  # a text with commas, such as how=int8,int4
     allowed = get_args(wanted) if get_origin(wanted) is Literal else None
     if (
         allowed is None
