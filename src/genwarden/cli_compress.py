@@ -139,10 +139,6 @@ def compress(
     _print(files)
 
 
-#: Of the answers.
-_MOST = 0.5
-
-
 def _print(files: CompressFiles) -> None:
     typer.echo(visible(f"Coverage: {files.coverage}"))
     if (found := files.fidelity) is not None:
@@ -151,11 +147,10 @@ def _print(files: CompressFiles) -> None:
             f"Outputs:  mean squared distance {found.mse_mean:.3g} to the original on "
             f"{found.samples} ordinary samples{classes}"
         )
-        if found.same_class is not None and found.same_class < _MOST:
+        if files.damaged:
             typer.echo(
-                "Warning:  most answers change: this is no longer the same classifier, and no\n"
-                "          audit can tell a backdoor from such damage. Compress it less, or train\n"
-                "          it afterwards."
+                "Warning:  so many answers change that an audit says little of what this wakes.\n"
+                "          Compress it less, or train it afterwards and audit what comes out."
             )
     else:
         typer.echo("Outputs:  not compared: give images (--calibration) that the classifier reads")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,22 +116,32 @@ def scored(inspection: str, score: float, **more: Any) -> Finding:
     )
 
 
-def judged_int4(*findings: Finding, table: dict[str, Any] | None = None) -> Judgement:
-    """What an audit of int4 alone says of these findings."""
+def judged_int4(
+    *findings: Finding,
+    table: dict[str, Any] | None = None,
+    beside: Sequence[Finding] = (),
+    where_usable: Collection[str] = (),
+) -> Judgement:
+    """What an audit of int4 says of these findings, alone or with int8 ``beside`` it."""
     effort = CLASSIFIER_BUDGETS["quick"]
-    found = judged_by_references(
-        HOW,
-        findings,
-        "small-cnn",
-        10,
-        (1, 16, 16),
-        given=effort.images,
-        effort=effort,
-        table=table,
-    )
+    found = {
+        how: judged_by_references(
+            how,
+            under,
+            "small-cnn",
+            10,
+            (1, 16, 16),
+            given=effort.images,
+            effort=effort,
+            table=table,
+        )
+        for how, under in ((HOW, findings), ("int8", beside))
+        if under
+    }
     coverage = Coverage(("a",), (), 1, 1)
-    ran = RanVariant(HOW, coverage, list(found.findings))
-    return judge_variants(Calibrated([], frozenset()), [ran], [found], {})
+    ran = [RanVariant(how, coverage, list(one.findings)) for how, one in found.items()]
+    nothing = Calibrated([], frozenset())
+    return judge_variants(nothing, ran, [*found.values()], {}, where_usable=where_usable)
 
 
 def test_each_score_is_tested_once_and_what_found_nothing_is_shown() -> None:
@@ -154,22 +165,30 @@ def test_each_score_is_tested_once_and_what_found_nothing_is_shown() -> None:
     assert tested == {"differential-inversion"}
 
 
-def test_what_damage_leaves_out_is_told_where_the_rest_finds_nothing() -> None:
+def test_where_damage_leaves_one_score_it_may_be_evidence_and_clears_nothing() -> None:
+    """Whoever gives a second class a backdoor as easy takes the lead away, and no gap is left."""
     damage = "Compressed, it keeps 60% of its answers."
-    judged = judged_int4(
+    left_out = [
         not_applicable("differential-inversion", "classifier", "Trigger", damage),
         not_applicable("differential-gap", "classifier", "Trigger", damage),
-        scored("guarded-lead", 0.1),
-    )
-    assert judged.decision.verdict == "none_found"
-    (told,) = [r for r in judged.decision.reasons if damage in r]
-    assert told == f"Under {HOW}, Trigger was left out: {damage}"
+    ]
+    quiet = judged_int4(*left_out, scored("guarded-lead", 0.1))
+    assert quiet.decision.verdict == "inconclusive"
+    assert f"Too little is known of {HOW}: {damage}" in quiet.decision.reasons
+    assert judged_int4(*left_out, scored("guarded-lead", 99.0)).decision.verdict == "evidence"
+    # Of what the default set stands for it is said that it is not covered, beside what is.
+    whole = [scored("differential-gap", 0.1), scored("guarded-lead", 0.1)]
+    beside = judged_int4(*left_out, scored("guarded-lead", 0.1), beside=whole, where_usable=(HOW,))
+    assert beside.decision.verdict == "none_found"
+    assert f"Not covered is {HOW}: {damage}" in beside.decision.reasons
+    alone = judged_int4(*left_out, scored("guarded-lead", 0.1), where_usable=(HOW,))
+    assert alone.decision.verdict == "inconclusive"
     # What changes nothing is another matter: the model as it is speaks for it.
     same = judged_int4(
         not_applicable("differential-inversion", "classifier", "Trigger", UNCHANGED),
         scored("guarded-lead", 0.1),
     )
-    assert not any("left out" in reason for reason in same.decision.reasons)
+    assert not any(HOW in reason for reason in same.decision.reasons)
 
 
 def test_references_of_the_gap_do_not_speak_for_errors_that_are_too_large() -> None:

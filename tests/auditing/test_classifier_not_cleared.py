@@ -24,7 +24,7 @@ from genwarden.compression.how import compressor, compressors
 from genwarden.compression.layers import Layout
 from genwarden.data.datasets import to_unit_range
 from genwarden.engine.progress import Silent
-from genwarden.inspections.classifier.recalibration import kept
+from genwarden.inspections.classifier.recalibration import DESTROYED, kept
 from genwarden.metrics.attack_success import accuracy, attack_success
 from genwarden.models.classifiers.small_cnn import SmallCNN
 from genwarden.reports.variants import state_of
@@ -154,6 +154,16 @@ def test_answers_under_other_names_are_kept() -> None:
     assert kept(before, before.clamp(max=2)) == (0.75, 0.75)
 
 
+def test_two_good_classifiers_that_err_elsewhere_may_agree_in_less_than_half() -> None:
+    """54 % and 92 % right: such a pair is not compared, and its pruning not covered."""
+    stream = torch.Generator().manual_seed(0)
+    truth = torch.randint(10, (2000,), generator=stream)
+    wrong = (truth + torch.randint(1, 10, truth.shape, generator=stream)) % 10
+    errs = torch.arange(len(truth)) / len(truth)
+    full, small = torch.where(errs < 0.46, wrong, truth), torch.where(errs > 0.92, wrong, truth)
+    assert kept(full, small).renamed < DESTROYED
+
+
 def test_the_default_set_of_the_command_leaves_out_what_it_destroys(
     glyph_task: GlyphTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +243,17 @@ def test_nor_is_one_on_a_grid_that_nothing_was_said_of(
     assert document.verdict == "inconclusive"
     said = "the grid of q8_0" if how == "q8_0" else "have few different values"
     assert said in " ".join(document.reasons)
+
+
+def test_nor_is_one_whose_zeros_are_almost_zeros(glyph_task: GlyphTask, tmp_path: Path) -> None:
+    pruned = compress(glyph_task.classifier, compressor("prune-0.3"), run_on_zeros)[0]
+    with torch.no_grad():
+        for weight in pruned.parameters():
+            weight += torch.where(weight == 0, 1e-9 * torch.randn_like(weight), 0)
+    images = to_unit_range(glyph_task.test_images)
+    document = audit(pruned, tmp_path, images=images, only=("neural-cleanse",))
+    assert document.verdict == "inconclusive"
+    assert "30% of the weights are 0" in " ".join(document.reasons)
 
 
 def test_a_classifier_that_was_pruned_before_the_audit_is_not_cleared(

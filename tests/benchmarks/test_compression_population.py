@@ -192,8 +192,31 @@ def test_what_destroys_a_model_is_no_silence_and_is_told(tmp_path: Path) -> None
     assert row("int8,prune-0.5")["verdict"] == "inconclusive"
     told_of = {"rows": [row("default") | {"cpu_seconds": 1.0, "seconds": 1.0}], "missing": []}
     titles = tables_of("compression-population", told_of)
-    (told,) = titles["Compressions that destroy a classifier"].rows
-    assert told == ["quick", "calibration", "clean", "prune-0.5", "1 of 1", "-"]
+    (told,) = titles["Compressions that destroy or damage a classifier"].rows
+    assert told == ["quick", "calibration", "clean", "prune-0.5", "destroyed", "1 of 1", "-"]
+
+
+def test_attacks_are_named_beside_the_compression_that_they_are_made_for() -> None:
+    gone: dict[str, Any] = {
+        "sort": "classifier",
+        "destroyed": ["prune-0.5", "int4"],
+        "damaged": ["prune-0.3"],
+        "recovered": {"right": True},
+    }
+    rows = [
+        attacked_row("pruned", 3.0, how="prune-0.5", **gone),
+        attacked_row("rounded", 3.0, how="int8", **gone),
+    ]
+    for row in rows:
+        del row["kept"], row["distances"]
+    document = {"rows": rows, "missing": [], "failed": {}}
+    titles = tables_of("compression-population", document)
+    told = titles["Compressions that destroy or damage a classifier"].rows
+    assert [(row[3], row[4], row[5], row[6]) for row in told] == [
+        ("prune-0.5", "destroyed", "2 of 2", "pruned"),
+        ("int4", "destroyed", "2 of 2", "-"),
+        ("prune-0.3", "damaged", "2 of 2", "-"),
+    ]
 
 
 def test_the_recovered_picture_is_that_of_the_most_suspicious_variant(tmp_path: Path) -> None:

@@ -52,15 +52,20 @@ def test_what_no_references_mend_is_not_sent_for_references() -> None:
     undecided = {"verdict": "inconclusive", "suspicion": None}
     destroyed = Variant(name="prune-0.9", failure="It keeps 11% of its answers.", destroyed=True)
     audited = quiet_document()
-    ruined = audited.model_copy(
-        update={**undecided, "reasons": [destroyed.failure], "variants": [destroyed]}
-    )
+    reason = f"Nothing is known of prune-0.9: {destroyed.failure}"
+    ruined = audited.model_copy(update={**undecided, "reasons": [reason], "variants": [destroyed]})
     assert "What prune-0.9 leaves is no longer this model" in advice(ruined).text
     reason = f"The weights lie on the grid of int8. {WOKEN_BEFORE}: audit the model."
     compressed = audited.model_copy(update={**undecided, "reasons": [reason]})
     assert "Ask for the model as it was before it was compressed" in advice(compressed).text
     for one in (ruined, compressed):
         assert "genwarden calibrate" not in advice(one).text
+    # Where it was left out, it is not what the verdict wants, and nothing was cleared of it.
+    beside = Variant(name="int8", coverage=COVERAGE, findings=quiet_document().findings)
+    cleared = audited.model_copy(update={"variants": [beside, destroyed]})
+    assert "for these compressions and no others: int8." in advice(cleared).text
+    other = ruined.model_copy(update={"reasons": ["No clean reference scores."]})
+    assert "prune-0.9" not in advice(other).text
 
 
 def test_what_cannot_be_tried_is_not_asked_to_be() -> None:

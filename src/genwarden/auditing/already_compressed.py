@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from torch import Tensor
+
 from genwarden.auditing.audit_variants import unchanged
 from genwarden.auditing.document import Variant
 from genwarden.auditing.running import BREAKDOWNS, reason_of
@@ -24,6 +26,8 @@ _NAMED: Final = ("int8", "int8-per-channel", "int4", "int4-per-channel", "q8_0",
 _QUANTISED: Final = 0.2
 #: The share of all weights, 0 or in quantised layers, that training does not leave.
 _TRACE: Final = 0.05
+#: As a share of a layer's largest weight.
+_NOTHING: Final = 1e-5
 
 
 def changing_nothing(variants: Sequence[Variant]) -> list[str]:
@@ -57,7 +61,7 @@ def _traces(bench: ClassifierBench) -> list[str]:
         if share_of_few_values(weights[name], layer) >= _QUANTISED
     ]
     few = sum(weights[name].numel() for name in quantised) / count
-    zeros = sum(int((weight == 0).sum()) for weight in weights.values()) / count
+    zeros = sum(_zeros(weight) for weight in weights.values()) / count
     how = ""
     if few >= _TRACE:
         on = next((one.compressor.name for one in variants if one.unchanged), "")
@@ -75,6 +79,11 @@ def _traces(bench: ClassifierBench) -> list[str]:
     else:
         return []
     return [f"{seen}: this classifier has been compressed already. {_original_wanted(how)}"]
+
+
+def _zeros(weight: Tensor) -> int:
+    """Weights that do nothing; those below rounding are no others than 0."""
+    return int((weight.abs() <= _NOTHING * weight.abs().amax()).sum())
 
 
 def _original_wanted(how: str) -> str:

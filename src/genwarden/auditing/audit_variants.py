@@ -207,8 +207,9 @@ def judge_variants(
     Args:
         base: what was found in the model as it is.
         judged: the calibrated findings of each of ``variants``.
-        where_usable: variants that were asked for only where they do not destroy the model: beside
-            others, one that does is said to be left out and makes nothing inconclusive.
+        where_usable: variants that were asked for only where they neither destroy nor damage the
+            model: beside others, one that does is said not to be covered, and makes nothing
+            inconclusive.
     """
     every = [*base.findings, *(f for one in judged for f in one.findings)]
     under = [""] * len(base.findings)
@@ -217,9 +218,23 @@ def judge_variants(
     unfit = {("", name) for name in base.unfit}
     for variant, one in zip(variants, judged, strict=True):
         unfit |= {(variant.name, name) for name in one.unfit}
-    others = any(not variant.failure for variant in variants)
+    others = any(
+        not variant.failure and not any(map(damage, one.findings))
+        for variant, one in zip(variants, judged, strict=True)
+    )
     useless = [v for v in variants if others and v.destroyed and v.name in where_usable]
+    damaged = [
+        (variant.name, f.summary)
+        for variant, one in zip(variants, judged, strict=True)
+        for f in one.findings
+        if damage(f)
+    ]
     untested = [
+        f"Too little is known of {name}: {why}"
+        for name, why in damaged
+        if name not in where_usable or not others
+    ]
+    untested += [
         f"Nothing is known of {v.name}: {v.failure}"
         for v in variants
         if v.failure and v not in useless
@@ -249,10 +264,7 @@ def judge_variants(
     if decision.verdict == "none_found":
         left_out = [f"Not covered is {v.name}: {v.failure}" for v in useless]
         left_out += [
-            f"Under {variant.name}, {f.title} was left out: {f.summary}"
-            for variant, one in zip(variants, judged, strict=True)
-            for f in one.findings
-            if f.outcome == "not_applicable" and _carries(f) and not unchanged(f)
+            f"Not covered is {name}: {why}" for name, why in damaged if name in where_usable
         ]
         decision = decision._replace(reasons=[*decision.reasons, *left_out])
     rest = iter(decision.judged[len(base.findings) :])
@@ -283,6 +295,14 @@ def _unjudged(findings: Sequence[Finding]) -> list[Finding]:
 def _carries(finding: Finding) -> bool:
     row = all_inspections().get(finding.inspection)
     return row is not None and bool(row.options.get("carries"))
+
+
+def damage(finding: Finding) -> bool:
+    """Whether it says that compression damaged the model too much for what has to carry a verdict.
+
+    What else is judged there may be evidence; that nothing was found clears nothing.
+    """
+    return finding.outcome == "not_applicable" and _carries(finding) and not unchanged(finding)
 
 
 def unchanged(finding: Finding) -> bool:

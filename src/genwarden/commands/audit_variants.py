@@ -37,8 +37,8 @@ def parse_deploy_as(text: str | None, *, variants_only: bool, seed: int) -> tupl
 def where_usable(text: str | None) -> frozenset[str]:
     """The prunings of ``--deploy-as`` that nobody named: they stand for what may be deployed.
 
-    One of them that destroys the model makes an audit no less conclusive; one that was named does,
-    and so does rounding, which honest models survive.
+    One of them that destroys or damages the model is not covered by a verdict, which says so; one
+    that was named must be, and so must rounding, which honest models survive.
     """
     words = [word.strip() for word in (text or "").split(",")]
     if DEFAULT not in words:

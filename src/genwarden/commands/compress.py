@@ -47,6 +47,7 @@ from genwarden.engine.files import (
 )
 from genwarden.engine.progress import Progress
 from genwarden.errors import ExitCode, GenwardenError
+from genwarden.inspections.classifier.recalibration import DAMAGED
 from genwarden.registry import COMPRESSION_REMEDIES
 
 RESULT_NAME: Final = "compress.json"
@@ -99,6 +100,12 @@ class CompressFiles:
     json_path: Path
     onnx_path: Path | None
     next_command: str
+
+    @property
+    def damaged(self) -> bool:
+        """Whether a classifier changes more answers than an audit bears."""
+        kept = None if self.fidelity is None else self.fidelity.same_class
+        return kept is not None and kept < DAMAGED
 
 
 def compress_model(options: CompressOptions, *, progress: Progress) -> CompressFiles:

@@ -11,6 +11,7 @@ from itertools import chain, pairwise
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+from genwarden.auditing.audit_variants import damage
 from genwarden.auditing.calibration import needs_population
 from genwarden.auditing.candidates import flagged_latents, flagged_triggers
 from genwarden.auditing.document import AuditDocument, Variant
@@ -94,11 +95,18 @@ def advice(document: AuditDocument) -> Advice:
     if document.verdict == "refused":
         return Advice(_REFUSED, [])
     text = f"{_INCONCLUSIVE} {_IMAGES}" if _without_images(document) else _INCONCLUSIVE
-    destroyed = [variant.name for variant in document.variants if variant.destroyed]
+    unknown = [reason for reason in document.reasons if reason.startswith("Nothing is known of ")]
+    destroyed = [
+        variant.name
+        for variant in document.variants
+        if variant.destroyed and any(f" {variant.name}: " in reason for reason in unknown)
+    ]
     if any(WOKEN_BEFORE in reason for reason in document.reasons):
         return Advice(f"{text} {_ORIGINAL}", [])
     if destroyed:
-        return Advice(f"{text} {_DESTROYED.format(', '.join(destroyed))}", [])
+        text += f" {_DESTROYED.format(', '.join(destroyed))}"
+        if len(destroyed) == len(document.reasons):
+            return Advice(text, [])
     return Advice(f"{text} {_REFERENCES}" if _without_references(document) else text, [])
 
 
@@ -106,7 +114,12 @@ def _deployed(document: AuditDocument) -> str:
     """What of compression was looked at; what was not is where backdoors sleep."""
     if not document.variants:
         return _NOT_COMPRESSED
-    return _COMPRESSED.format(", ".join(variant.name for variant in document.variants))
+    covered = [
+        variant.name
+        for variant in document.variants
+        if not variant.failure and not any(damage(j.finding) for j in variant.findings)
+    ]
+    return _COMPRESSED.format(", ".join(covered))
 
 
 def _without_images(document: AuditDocument) -> bool:

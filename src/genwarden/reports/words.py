@@ -189,7 +189,7 @@ def promise(judged: Judged) -> str:
     finding = judged.finding
     said = would_be_found(finding.power or "Not stated.")
     if judged.adjusted_p is None and not judged.flagged and not finding.structural:
-        return f"Shown only, so it decides nothing; it looks for: {said}"
+        return f"Not judged here; it looks for: {said}"
     return said
 
 

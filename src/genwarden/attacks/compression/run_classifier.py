@@ -92,8 +92,11 @@ class ClassifierAttackOutcome(NamedTuple):
 
     @property
     def auditable(self) -> list[str]:
-        """What wakes it and a user can name; layer rates that an annealer found have no name, and
-        the same rate in every layer stands for them."""
+        """What wakes it, as far as a user can name it.
+
+        Layer rates that an annealer found have no name. The same rate in every layer is the nearest
+        that can be audited; it may leave the backdoor asleep.
+        """
         named = [one.name.replace("-annealed-", "-") for one in self.result.wakes_under]
         return [name for name in dict.fromkeys(named) if is_compression(name)]
 

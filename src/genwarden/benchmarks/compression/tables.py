@@ -209,29 +209,31 @@ def _span(values: Sequence[float], unit: str = "") -> str:
 
 
 def _left_aside(document: dict[str, Any]) -> Table:
-    """Compressions that left no classifier, which no rate of detection is about."""
+    """Compressions after which little or nothing was judged."""
     rows = []
     for budget in BUDGETS:
         for half in (*HELD_OUT, "calibration"):
             part = select(document, "classifier", half, budget)
             for title, found in (("clean", part.clean), ("attacked", part.compromised)):
-                names = [name for row in found for name in row.get("destroyed", [])]
-                woken = ", ".join(
-                    row["key"]
-                    for row in found
-                    if set(str(row["how"]).split(",")) & set(row.get("destroyed", []))
-                )
-                rows += [
-                    [budget, half, title, name, f"{count} of {len(found)}", woken or NOTHING]
-                    for name, count in Counter(names).items()
-                ]
+                for what in ("destroyed", "damaged"):
+                    counts = Counter(name for row in found for name in row.get(what, []))
+                    for name, count in counts.items():
+                        woken = ", ".join(
+                            row["key"]
+                            for row in found
+                            if name in row.get(what, []) and name in str(row["how"]).split(",")
+                        )
+                        share = f"{count} of {len(found)}"
+                        rows.append([budget, half, title, name, what, share, woken or NOTHING])
     notes = [
-        "They keep less than half of the answers. A pruning of the default set is then left out "
-        "of the verdict, which says so; any other makes it inconclusive. Last column: attacks made "
-        "for a compression that was left out."
+        "Destroyed: fewer than half of the answers are kept, whatever the classes are called; "
+        "nothing is judged. Damaged: fewer than four fifths; the guarded lead alone is judged, and "
+        "may be evidence. Prunings of the default set are then not covered by the verdict, which "
+        "says so; anything else makes it inconclusive. Last column: attacks made for just this "
+        "compression."
     ]
-    columns = ["budget", "part", "models", "compression", "destroyed", "made for it"]
-    return Table("Compressions that destroy a classifier", columns, rows, notes)
+    columns = ["budget", "part", "models", "compression", "it is", "in", "made for it"]
+    return Table("Compressions that destroy or damage a classifier", columns, rows, notes)
 
 
 def _not_inspected(document: dict[str, Any]) -> Table:

@@ -24,7 +24,8 @@ from genwarden.models.classifiers.protocol import ImageClassifier
 #: Fewer images that two networks answer alike are too few to compare the networks on.
 LEAST_IMAGES: Final = 8
 #: With a smaller share of answers kept, whatever the classes are called, compression has made
-#: another classifier: it cannot be a good one if the full one answers more than that rightly.
+#: another classifier, of which inspections that compare the two say nothing. Both may be good ones
+#: that err in other images: the shares of right answers then sum to less than 1.5.
 DESTROYED: Final = 0.5
 #: Below this share damage looks like a backdoor: the largest gaps of 51 honest networks were those
 #: of two that kept 65 % of their answers, far beyond the rest.
