@@ -249,7 +249,7 @@ def test_nor_is_one_whose_zeros_are_almost_zeros(glyph_task: GlyphTask, tmp_path
     pruned = compress(glyph_task.classifier, compressor("prune-0.3"), run_on_zeros)[0]
     with torch.no_grad():
         for weight in pruned.parameters():
-            weight += torch.where(weight == 0, 1e-9 * torch.randn_like(weight), 0)
+            weight.add_(torch.where(weight == 0, 1e-9 * torch.randn_like(weight), 0))
     images = to_unit_range(glyph_task.test_images)
     document = audit(pruned, tmp_path, images=images, only=("neural-cleanse",))
     assert document.verdict == "inconclusive"
