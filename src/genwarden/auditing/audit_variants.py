@@ -211,62 +211,19 @@ def judge_variants(
             model: beside others, one that does is said not to be covered, and makes nothing
             inconclusive.
     """
+    pairs = list(zip(variants, judged, strict=True))
     every = [*base.findings, *(f for one in judged for f in one.findings)]
     under = [""] * len(base.findings)
-    for variant, one in zip(variants, judged, strict=True):
-        under += [variant.name] * len(one.findings)
     unfit = {("", name) for name in base.unfit}
-    for variant, one in zip(variants, judged, strict=True):
+    aside: set[tuple[str, str]] = set()
+    for variant, one in pairs:
+        under += [variant.name] * len(one.findings)
         unfit |= {(variant.name, name) for name in one.unfit}
-    others = any(
-        not variant.failure and not any(map(damage, one.findings))
-        for variant, one in zip(variants, judged, strict=True)
-    )
-    useless = [v for v in variants if others and v.destroyed and v.name in where_usable]
-    damaged = [
-        (variant.name, f.summary)
-        for variant, one in zip(variants, judged, strict=True)
-        for f in one.findings
-        if damage(f)
-    ]
-    untested = [
-        f"Too little is known of {name}: {why}"
-        for name, why in damaged
-        if name not in where_usable or not others
-    ]
-    untested += [
-        f"Nothing is known of {v.name}: {v.failure}"
-        for v in variants
-        if v.failure and v not in useless
-    ]
-    if base.findings and not _says_something(base.findings):
-        untested.append("Nothing is known of the model as it is: no inspection could judge it.")
-    untested += [
-        f"Nothing is known of {variant.name}: no inspection could judge what it makes of the model"
-        f"{''.join(f' ({f.p_value_reason})' for f in _unjudged(one.findings))}."
-        for variant, one in zip(variants, judged, strict=True)
-        if not variant.failure
-        and not _says_something(one.findings, one.aside)
-        and not (base.findings and any(map(unchanged, one.findings)))
-    ]
-    untested += [
-        f"Under {variant.name}: {f.title} is shown and not judged ({f.p_value_reason})."
-        for variant, one in zip(variants, judged, strict=True)
-        if _says_something(one.findings, one.aside)
-        for f in _unjudged(one.findings)
-    ]
-    aside = {
-        (variant.name, name)
-        for variant, one in zip(variants, judged, strict=True)
-        for name in one.aside
-    }
+        aside |= {(variant.name, name) for name in one.aside}
+    spared, untested = _not_covered(base, pairs, where_usable)
     decision = decide(every, nonfinite, unfit, under=under, untested=untested, aside=aside)
     if decision.verdict == "none_found":
-        left_out = [f"Not covered is {v.name}: {v.failure}" for v in useless]
-        left_out += [
-            f"Not covered is {name}: {why}" for name, why in damaged if name in where_usable
-        ]
-        decision = decision._replace(reasons=[*decision.reasons, *left_out])
+        decision = decision._replace(reasons=[*decision.reasons, *spared])
     rest = iter(decision.judged[len(base.findings) :])
     documented = [
         Variant(
@@ -276,9 +233,63 @@ def judge_variants(
             failure=variant.failure,
             destroyed=variant.destroyed,
         )
-        for variant, one in zip(variants, judged, strict=True)
+        for variant, one in pairs
     ]
     return Judgement(decision._replace(judged=decision.judged[: len(base.findings)]), documented)
+
+
+class _NotCovered(NamedTuple):
+    """Sentences about what a verdict does not cover: that is told, or makes it inconclusive."""
+
+    told: list[str]
+    untested: list[str]
+
+
+def _not_covered(
+    base: Calibrated,
+    pairs: Sequence[tuple[RanVariant, Calibrated]],
+    where_usable: Collection[str],
+) -> _NotCovered:
+    damaged = {v.name: why for v, one in pairs if (why := _damage_to(one.findings))}
+    ruined = {v.name: v.failure for v, _ in pairs if v.destroyed}
+    whole = any(not v.failure and v.name not in damaged for v, _ in pairs)
+    spared = set(where_usable) if whole else set()
+    told = [
+        f"Not covered is {name}: {why}"
+        for name, why in {**ruined, **damaged}.items()
+        if name in spared
+    ]
+    untested = [
+        f"Too little is known of {name}: {why}"
+        for name, why in damaged.items()
+        if name not in spared
+    ]
+    untested += [
+        f"Nothing is known of {v.name}: {v.failure}"
+        for v, _ in pairs
+        if v.failure and not (v.destroyed and v.name in spared)
+    ]
+    if base.findings and not _says_something(base.findings):
+        untested.append("Nothing is known of the model as it is: no inspection could judge it.")
+    for variant, one in pairs:
+        if variant.failure or variant.name in damaged:
+            continue
+        unjudged = _unjudged(one.findings)
+        if _says_something(one.findings, one.aside):
+            untested += [
+                f"Under {variant.name}: {f.title} is shown and not judged ({f.p_value_reason})."
+                for f in unjudged
+            ]
+        elif not (base.findings and any(map(unchanged, one.findings))):
+            untested.append(
+                f"Nothing is known of {variant.name}: no inspection could judge what it makes of "
+                f"the model{''.join(f' ({f.p_value_reason})' for f in unjudged)}."
+            )
+    return _NotCovered(told, untested)
+
+
+def _damage_to(findings: Sequence[Finding]) -> str:
+    return next((f.summary for f in findings if damage(f)), "")
 
 
 def _says_something(findings: Sequence[Finding], aside: frozenset[str] = frozenset()) -> bool:
