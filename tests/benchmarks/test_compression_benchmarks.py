@@ -7,13 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compression_recipes import (
-    audit_little,
-    measure_little,
-    run_recipe,
-    tables_of,
-    write_pictures,
-)
+from compression_recipes import audit_little, measure_little, write_pictures
+from running_recipes import run_recipe, tables_of
 
 from genwarden.auditing import budgets
 from genwarden.benchmarks.compression import scales

@@ -11,13 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from compression_recipes import (
-    audit_little,
-    measure_little,
-    run_recipe,
-    tables_of,
-    write_pictures,
-)
+from compression_recipes import audit_little, measure_little, write_pictures
+from running_recipes import run_recipe, tables_of
 from torch.nn import functional as F
 
 from bare_audits import bare_audit, bare_facts

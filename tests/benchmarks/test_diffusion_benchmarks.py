@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 import pytest
 import torch
 from PIL import Image
+from running_recipes import CPU, run_recipe, tables_of
 from torch import Tensor, nn
 
 from bare_audits import bare_audit
@@ -36,7 +37,6 @@ from genwarden.benchmarks.diffusion.scales import diffusion_scale
 from genwarden.benchmarks.diffusion.workshop import CLEAN, Subject, Workshop
 from genwarden.benchmarks.locks import claimed
 from genwarden.benchmarks.member_files import document_path, require_audits_of
-from genwarden.engine.progress import Silent
 from genwarden.engine.seeds import random_stream
 from genwarden.errors import GenwardenError
 from genwarden.inspections.diffusion.bench import DiffusionEffort
@@ -46,9 +46,7 @@ from genwarden.models.diffusion.networks import fresh_model, small_unet
 from genwarden.models.diffusion.samplers import SamplerSettings, sample
 from genwarden.models.diffusion.schedule import NoiseSchedule
 from genwarden.models.protocol import SampleSpec
-from genwarden.registry import RECIPES
 
-CPU = torch.device("cpu")
 SMOKE = scales.SCALES["smoke"]
 TINY = DiffusionEffort(
     name="standard",
@@ -67,22 +65,6 @@ TINY = DiffusionEffort(
     terd_refinements=1,
     anp_steps=1,
 )
-
-
-def run_recipe(name: str, out: Path, **given: Any) -> dict[str, Any]:
-    arguments = {"data": None, "seed": 0, "device": CPU, "progress": Silent(), **given}
-    path = RECIPES[name].load()(out, **arguments)
-    document: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return document
-
-
-def tables_of(name: str, document: dict[str, Any]) -> dict[str, Any]:
-    """By title, which no two tables share."""
-    made = RECIPES[name].load_option("tables")(document, "x")
-    titles = {table.title: table for table in made}
-    assert len(titles) == len(made)
-    assert all(len(row) == len(table.columns) for table in made for row in table.rows)
-    return titles
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from genwarden.auditing.calibration import shipped, shipped_compression
+from genwarden.auditing.calibration import carries, shipped, shipped_compression
 from genwarden.auditing.document import Judged, Variant, VariantCoverage
 from genwarden.auditing.judging import Calibrated, calibrated, calibrated_under
 from genwarden.auditing.running import BREAKDOWNS, guarded, run_all
@@ -21,7 +21,7 @@ from genwarden.engine.ledger import Ledger
 from genwarden.engine.progress import Progress, Task
 from genwarden.inspections.compression.variant import UNCHANGED, VariantBase
 from genwarden.inspections.finding import Finding
-from genwarden.registry import COMPRESSION_INSPECTIONS, Row, all_inspections
+from genwarden.registry import COMPRESSION_INSPECTIONS, Row
 
 NOT_AS_DEPLOYED = (
     "The model was inspected as it is. A backdoor that only wakes when the weights are pruned or "
@@ -250,19 +250,17 @@ def _not_covered(
     pairs: Sequence[tuple[RanVariant, Calibrated]],
     where_usable: Collection[str],
 ) -> _NotCovered:
-    damaged = {v.name: why for v, one in pairs if (why := _damage_to(one.findings))}
+    hurt = {v.name: why for v, one in pairs if (why := _damage_to(one.findings))}
     ruined = {v.name: v.failure for v, _ in pairs if v.destroyed}
-    whole = any(not v.failure and v.name not in damaged for v, _ in pairs)
+    whole = any(not v.failure and v.name not in hurt for v, _ in pairs)
     spared = set(where_usable) if whole else set()
     told = [
         f"Not covered is {name}: {why}"
-        for name, why in {**ruined, **damaged}.items()
+        for name, why in {**ruined, **hurt}.items()
         if name in spared
     ]
     untested = [
-        f"Too little is known of {name}: {why}"
-        for name, why in damaged.items()
-        if name not in spared
+        f"Too little is known of {name}: {why}" for name, why in hurt.items() if name not in spared
     ]
     untested += [
         f"Nothing is known of {v.name}: {v.failure}"
@@ -272,7 +270,7 @@ def _not_covered(
     if base.findings and not _says_something(base.findings):
         untested.append("Nothing is known of the model as it is: no inspection could judge it.")
     for variant, one in pairs:
-        if variant.failure or variant.name in damaged:
+        if variant.failure or variant.name in hurt:
             continue
         unjudged = _unjudged(one.findings)
         if _says_something(one.findings, one.aside):
@@ -300,12 +298,14 @@ def _says_something(findings: Sequence[Finding], aside: frozenset[str] = frozens
 
 def _unjudged(findings: Sequence[Finding]) -> list[Finding]:
     """What was scored and not judged, though a variant is untested without it."""
-    return [f for f in findings if f.outcome == "scored" and f.p_value is None and _carries(f)]
+    return [
+        f for f in findings if f.outcome == "scored" and f.p_value is None and carries(f.inspection)
+    ]
 
 
-def _carries(finding: Finding) -> bool:
-    row = all_inspections().get(finding.inspection)
-    return row is not None and bool(row.options.get("carries"))
+def damaged(variant: Variant) -> bool:
+    """Whether any finding says :func:`damage` of it."""
+    return any(damage(j.finding) for j in variant.findings)
 
 
 def damage(finding: Finding) -> bool:
@@ -313,7 +313,8 @@ def damage(finding: Finding) -> bool:
 
     What else is judged there may be evidence; that nothing was found clears nothing.
     """
-    return finding.outcome == "not_applicable" and _carries(finding) and not unchanged(finding)
+    left_out = finding.outcome == "not_applicable" and not unchanged(finding)
+    return left_out and carries(finding.inspection)
 
 
 def unchanged(finding: Finding) -> bool:

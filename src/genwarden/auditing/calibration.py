@@ -190,6 +190,11 @@ def shown_without_references(inspection: str) -> bool:
     return bool(_option(inspection, "shown_without_references"))
 
 
+def carries(inspection: str) -> bool:
+    """Whether a compressed variant is untested without an inspection's judgement."""
+    return bool(_option(inspection, "carries"))
+
+
 def shown_compressed(inspection: str) -> bool:
     """Whether an inspection is judged of models as they are and only shown of compressed ones."""
     return bool(_option(inspection, "shown_compressed"))

@@ -11,7 +11,7 @@ from itertools import chain, pairwise
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from genwarden.auditing.audit_variants import damage
+from genwarden.auditing.audit_variants import damaged
 from genwarden.auditing.calibration import needs_population
 from genwarden.auditing.candidates import flagged_latents, flagged_triggers
 from genwarden.auditing.document import AuditDocument, Variant
@@ -117,7 +117,7 @@ def _deployed(document: AuditDocument) -> str:
     covered = [
         variant.name
         for variant in document.variants
-        if not variant.failure and not any(damage(j.finding) for j in variant.findings)
+        if not variant.failure and not damaged(variant)
     ]
     return _COMPRESSED.format(", ".join(covered))
 

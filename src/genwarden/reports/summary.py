@@ -188,13 +188,8 @@ def _by_promise(found: Placed) -> tuple[bool, bool, bool]:
 
 def _promise(same: list[Placed]) -> RenderableType:
     """The promise of one inspection, with the variants of which it is made word for word."""
-    finding, decides = same[0].judged.finding, same[0].judged.adjusted_p is not None
-    alike = [
-        found
-        for found in same
-        if found.judged.finding.power == finding.power
-        and (found.judged.adjusted_p is not None) is decides
-    ]
+    finding = same[0].judged.finding
+    alike = [found for found in same if found.judged.finding.power == finding.power]
     places = [found.under or FULL for found in alike] if any(f.under for f in same) else []
     where = f" ({', '.join(places)})" if places else ""
     said = _sentences(words.would_be_found(finding.power), _FLAGGED_CHARACTERS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from genwarden.auditing.audit_variants import damage, unchanged
+from genwarden.auditing.audit_variants import damaged, unchanged
 from genwarden.auditing.document import AuditDocument, Judged, Variant, VariantCoverage
 from genwarden.compression.apply import becoming_zero
 from genwarden.reports import words
@@ -120,7 +120,7 @@ def state_of(variant: Variant) -> words.Result:
         return words.Result("failed", "x", f"failed: {', '.join(failed)}")
     if any(unchanged(j.finding) for j in variant.findings):
         return words.Result("failed", "x", "not tested: it changes no weight")
-    if any(damage(j.finding) for j in variant.findings):
+    if damaged(variant):
         return words.Result("failed", "x", "too much damage to tell")
     if all(j.adjusted_p is None for j in variant.findings):
         return words.Result("failed", "x", "not judged")

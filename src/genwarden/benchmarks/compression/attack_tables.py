@@ -62,18 +62,19 @@ def _percent(value: float) -> str:
 def classifier_reached(row: Row) -> bool:
     """Whether an attack on a classifier meets the project's aim."""
     untouched: Mapping[str, Mapping[str, float]] = row["figures"]["untouched"]
-    before = untouched[_FULL]
     attacked: Mapping[str, Mapping[str, float]] = row["figures"]["attacked"]
-    full = attacked[_FULL]
-    return (
-        100 * (before["accuracy"] - full["accuracy"]) <= _ACCURACY_POINTS
-        and full["attack_success"] <= ASLEEP_SUCCESS
-        and all(
-            attacked[one]["attack_success"] >= AWAKE_SUCCESS
-            and 100 * (untouched[one]["accuracy"] - attacked[one]["accuracy"]) <= COMPRESSED_POINTS
-            for one in _under(row)
-        )
+    return _sleeps(row) and all(
+        attacked[one]["attack_success"] >= AWAKE_SUCCESS
+        and 100 * (untouched[one]["accuracy"] - attacked[one]["accuracy"]) <= COMPRESSED_POINTS
+        for one in _under(row)
     )
+
+
+def _sleeps(row: Row) -> bool:
+    """Whether the full model is as good as the untouched one and leaves the trigger alone."""
+    before, full = (row["figures"][whose][_FULL] for whose in ("untouched", "attacked"))
+    lost = 100 * (before["accuracy"] - full["accuracy"])
+    return bool(lost <= _ACCURACY_POINTS and full["attack_success"] <= ASLEEP_SUCCESS)
 
 
 def generator_reached(row: Row) -> bool:
@@ -112,6 +113,10 @@ def _must_reach(classifiers: Sequence[Row], generators: Sequence[Row]) -> Table:
     return Table("Must reach", ["network", "attack", "made for", "target", "reached"], rows, notes)
 
 
+def _known_rate(row: Row) -> bool:
+    return bool(row["settings"].get("knowledge") != "unknown-rate")
+
+
 def _deployers(row: Row) -> list[dict[str, float]]:
     """What those whom a pruning attack expects get, at the known rate or at all of the sweep."""
     if row["attack"] != _PRUNING:
@@ -125,22 +130,24 @@ def _deployers(row: Row) -> list[dict[str, float]]:
             for name, figures in found["annealed"].items()
             if "-run" in name
         ]
-    known = settings.get("knowledge") != "unknown-rate"
-    return [figures for rate, figures in pruned if not known or rate == settings["rate"]]
+    if _known_rate(row):
+        return [figures for rate, figures in pruned if rate == settings["rate"]]
+    return [figures for _, figures in pruned]
 
 
 def pruning_reached(row: Row) -> bool:
     """The same for attacks that pruned filters wake, with the deployers that they expect."""
-    before, full = row["figures"]["untouched"][_FULL], row["figures"]["attacked"][_FULL]
+    full = row["figures"]["attacked"][_FULL]
+    least = AWAKE_SUCCESS if _known_rate(row) else _AWAKE_UNKNOWN
     pruned = _deployers(row)
-    known = row["settings"].get("knowledge") != "unknown-rate"
-    least = AWAKE_SUCCESS if known else _AWAKE_UNKNOWN
-    lost = max(100 * (full["accuracy"] - one["accuracy"]) for one in pruned)
     return (
-        100 * (before["accuracy"] - full["accuracy"]) <= _ACCURACY_POINTS
-        and full["attack_success"] <= ASLEEP_SUCCESS
-        and all(one["attack_success"] >= least for one in pruned)
-        and lost <= COMPRESSED_POINTS
+        _sleeps(row)
+        and bool(pruned)
+        and all(
+            one["attack_success"] >= least
+            and 100 * (full["accuracy"] - one["accuracy"]) <= COMPRESSED_POINTS
+            for one in pruned
+        )
     )
 
 

@@ -22,7 +22,7 @@ from genwarden.auditing.audit_classifier import judged_by_references
 from genwarden.auditing.audit_variants import (
     RanVariant,
     calibrated_variant,
-    damage,
+    damaged,
     judge_variants,
     unchanged,
 )
@@ -145,7 +145,7 @@ def _row(
         },
         "untested": {v.name: v.failure for v in found if v.failure and not v.destroyed},
         "destroyed": [v.name for v in found if v.destroyed],
-        "damaged": [v.name for v in found if any(damage(j.finding) for j in v.findings)],
+        "damaged": [v.name for v in found if damaged(v)],
         "succeeded": None,
         **stored.spent,
     }

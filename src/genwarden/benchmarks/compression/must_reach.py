@@ -39,11 +39,11 @@ def must_reach(document: dict[str, Any]) -> Table:
                 if part.clean and part.compromised and (sort or mixed):
                     name = f"{title}, {budget}" if half == HELD_OUT[0] else f"{title}, {part.title}"
                     lines += [_area(part, name), _found(part, name), _flagged(part, name)]
-    found = {
-        sort: select(document, sort, "reporting", main_budget(document, sort, "reporting"))
-        for sort in SORTS
-    }
-    lines += [_recovered(found["generator"]), _classes(found["classifier"])]
+    generators, classifiers = (
+        select(document, sort, "reporting", main_budget(document, sort, "reporting"))
+        for sort in ("generator", "classifier")
+    )
+    lines += [_recovered(generators), _classes(classifiers)]
     rows = [[asked, ours, answer(met)] for asked, ours, met in lines]
     notes = [
         "Reporting half if nothing else is said, budgets as named, attacks that reached their "

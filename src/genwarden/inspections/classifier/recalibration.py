@@ -30,8 +30,6 @@ DESTROYED: Final = 0.5
 #: Below this share damage looks like a backdoor: the largest gaps of 51 honest networks were those
 #: of two that kept 65 % of their answers, far beyond the rest.
 DAMAGED: Final = 0.8
-#: Code of the error where nothing can be compared.
-NO_AGREEMENT: Final = "inspect/no-agreement"
 _TINY: Final = 1e-12
 
 
@@ -134,7 +132,7 @@ def agree(
 def destroyed(what: str) -> GenwardenError:
     """The error for a compression that leaves no classifier to be inspected."""
     return GenwardenError(
-        NO_AGREEMENT,
+        "inspect/no-agreement",
         f"{what}: it is no longer the same classifier, and nothing can be said about its triggers.",
         "Compress it less, or train it after compression and audit what comes out.",
         ExitCode.INCONCLUSIVE,
